@@ -1,0 +1,1 @@
+"""Chattable: a self-hosted, multi-user chat platform for LLM agents."""

@@ -1,0 +1,115 @@
+"""What a file in `agents/` declares."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar, overload
+
+from pydantic import BaseModel
+
+from app.agent.history import History
+from app.agent.plain import canonical
+from app.agent.stream import Stream
+from app.agent.threads import Threads
+from app.domain import Message, Session
+from app.journal.recorder import Recorder
+
+if TYPE_CHECKING:
+    from app.llm.llm import LLM
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """What the platform gives one instance for the one message it answers."""
+
+    session: Session
+    history: History
+    llm: LLM
+    recorder: Recorder
+    state: Mapping[str, Any] | None = None
+    """The agent's state as it was stored with the last answer of this branch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """What an agent's class declares, as values for this instance."""
+
+    params: BaseModel | None
+    settings: BaseModel | None
+    state: BaseModel | None
+
+
+class Chattable:
+    """An agent. A subclass in `agents/` has an `id` and a `chat`; its docstring is the description users see.
+
+    Pydantic annotations are filled in: `params: P` by the user, for each session; `settings: S` by the operator, from
+    the variables `AGENT_<ID>_<FIELD>`; `state: T` is the agent's own, kept with each answer. An instance lives for one
+    message.
+    """
+
+    id: ClassVar[str]
+
+    session: Session
+    history: History
+    llm: LLM
+    stream: Stream
+
+    _recorder: Recorder
+    _threads: Threads
+
+    def __init__(self, session: Session | None = None) -> None:
+        if session is not None:
+            self.session = session
+
+    def chat(self, message: Message, /) -> Any:
+        """Answer `message`: the one duty.
+
+        May be `def` (which runs in a thread), `async def`, or either as a generator of `str | Chunk`. The answer is all
+        that was sent or yielded as text, code or result; if that is nothing, what is returned: text, a Message, a
+        Completion, a Reply, or anything with `.content`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no chat")
+
+    @classmethod
+    def agent(cls) -> str:
+        """The id, as seed 003 asks for it."""
+        return cls.id
+
+    @overload
+    async def step(self, fn: Callable[P, Awaitable[R]], /, *args: P.args, **kwargs: P.kwargs) -> R: ...
+    @overload
+    async def step(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R: ...
+    async def step(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Call `fn` as a recorded step named `fn.__name__`; a function that is not async runs in a thread.
+
+        Time, randomness and side effects belong in steps. Arguments and result are recorded where they have a form in
+        JSON.
+        """
+        name = getattr(fn, "__name__", type(fn).__name__)
+        given = canonical({"args": args, "kwargs": kwargs})
+        with self._recorder.step("step", name, input=given, nested=True) as step:
+            if inspect.iscoroutinefunction(fn):
+                result = await fn(*args, **kwargs)
+            else:
+                result = await self._threads.run(lambda: fn(*args, **kwargs), wait=True)
+                if inspect.isawaitable(result):
+                    result = await result
+            step.output = canonical(result)
+        return result
+
+    def bind(self, binding: Binding, stream: Stream, own: Own, threads: Threads) -> None:
+        """Give the instance what it works with; for the platform, after `__init__`."""
+        self.session = binding.session
+        self.history = binding.history
+        self.llm = binding.llm
+        self.stream = stream
+        self._recorder = binding.recorder
+        self._threads = threads
+        for name in ("params", "settings", "state"):
+            if (value := getattr(own, name)) is not None:
+                setattr(self, name, value)

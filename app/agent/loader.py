@@ -1,0 +1,306 @@
+"""The folder of agents: loads what is there, and follows what changes, without ever stopping the server."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.abc import MetaPathFinder
+from importlib.machinery import FileFinder, ModuleSpec, SourceFileLoader
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import CodeType, ModuleType
+from typing import Any
+
+from app.agent.threads import Threads
+from app.agent.version import AgentVersion, Code, declared_in
+from app.errors import NotFound, PluginError
+
+log = logging.getLogger(__name__)
+
+POLL = 0.3
+"""Seconds between two looks at the folder."""
+DEADLINE = 10.0
+"""Seconds a file may take to be imported."""
+IMPORTS = 64
+"""Files that may be importing at once, those past their deadline included."""
+
+Signature = tuple[tuple[str, int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """An agent, or a file that gave none, as users see it. `id` None: nothing of the file could be loaded."""
+
+    id: str | None
+    source: str
+    description: str = ""
+    params_schema: Mapping[str, Any] | None = None
+    error: str | None = None
+    """Why the newest text of the file could not be used. While an earlier one is in service the agent still answers."""
+    available: bool = True
+
+
+@dataclass(slots=True)
+class _Unit:
+    """A file or package, as it was last looked at."""
+
+    path: Path
+    signature: Signature | None = None
+    versions: dict[str, AgentVersion] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    """The reason for each id whose newest version cannot be used."""
+    error: str | None = None
+    """The reason why the file as a whole cannot."""
+    waits: bool = False
+    """Whether the reason is an id that another file has."""
+
+
+class Agents:
+    """The agents of one folder. All of it belongs to the event loop; only imports leave it."""
+
+    def __init__(self, folder: Path, variables: Mapping[str, str], *, deadline: float = DEADLINE) -> None:
+        self._folder = folder
+        self._variables = variables
+        self._deadline = deadline
+        self._units: dict[str, _Unit] = {}
+        self._agents: dict[str, AgentVersion] = {}
+        self._numbers = itertools.count(1)
+        self._threads = Threads("agent import", IMPORTS)
+        self._refreshing = asyncio.Lock()
+        self._finder = _Finder()
+
+    async def load(self) -> None:
+        """Load the folder for the first time; `PluginError` when it is none."""
+        if not await asyncio.to_thread(self._folder.is_dir):
+            raise PluginError("The folder of agents is not there; AGENTS_DIR names it.")
+        sys.meta_path.insert(0, self._finder)
+        await self.refresh()
+
+    def close(self) -> None:
+        """Let go of all modules."""
+        for unit in self._units.values():
+            self._replace(unit, {})
+        self._units.clear()
+        if self._finder in sys.meta_path:
+            sys.meta_path.remove(self._finder)
+
+    async def watch(self) -> None:
+        """Follow the folder until cancelled: an edit is live within a second."""
+        while True:
+            await asyncio.sleep(POLL)
+            try:
+                await self.refresh()
+            except OSError as error:
+                log.warning("the folder of agents cannot be read: %s", error.strerror)
+
+    async def refresh(self) -> None:
+        """Load what is new or changed, forget what is gone."""
+        async with self._refreshing:
+            there = await asyncio.to_thread(_scan, self._folder)
+            gone = [name for name in self._units if name not in there]
+            for name in gone:
+                self._replace(self._units.pop(name), {})
+                log.info("agents/%s is gone", name)
+            changed = bool(gone)
+            for name, signature in there.items():
+                unit = self._units.setdefault(name, _Unit(self._folder / name))
+                if unit.signature != signature:
+                    unit.signature = signature
+                    changed = await self._load(name, unit) or changed
+            if changed:  # an id may be free now
+                for unit in self._units.values():
+                    unit.signature = None if unit.waits else unit.signature
+
+    @property
+    def ids(self) -> frozenset[str]:
+        """The ids of all agents that can answer."""
+        return frozenset(self._agents)
+
+    def get(self, agent_id: str) -> AgentVersion:
+        """The agent as it is now, or `NotFound`."""
+        try:
+            return self._agents[agent_id]
+        except KeyError:
+            raise NotFound("agent", param="agent.id") from None
+
+    @contextmanager
+    def lease(self, agent_id: str) -> Iterator[AgentVersion]:
+        """The agent for one run: this version stays whole until the run has ended, whatever happens to its file."""
+        version = self.get(agent_id)
+        version.code.hold()
+        try:
+            yield version
+        finally:
+            version.code.release()
+
+    def listing(self) -> Sequence[Listed]:
+        """Every agent and every file that could not be loaded, by source."""
+        return [row for name, unit in sorted(self._units.items()) for row in _rows(name, unit)]
+
+    async def _load(self, name: str, unit: _Unit) -> bool:
+        """Put the newest version of a file in service; False, with the reason kept, when it cannot be used."""
+        code = Code(self._free_name(unit.path))
+        code.hold()
+        try:
+            async with asyncio.timeout(self._deadline):  # not wait_for: its task would let SystemExit end the loop
+                found = await self._threads.run(lambda: self._import(name, unit.path, code), wait=True)
+            self._check_free(unit, found)
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError) and _is_cancelled():
+                raise
+            unit.error, unit.waits = _reason(error, unit.path), isinstance(error, _IdTakenError)
+            log.warning("agents/%s is not loaded: %s", name, unit.error, exc_info=None if unit.waits else error)
+            return False
+        else:
+            unit.error, unit.waits = None, False
+            unit.failed = {key: value for key, value in found.items() if isinstance(value, str)}
+            kept = {key: unit.versions[key] for key in unit.failed if key in unit.versions}
+            self._replace(unit, kept | {key: value for key, value in found.items() if isinstance(value, AgentVersion)})
+            for agent_id, reason in unit.failed.items():
+                log.warning("agent %s in agents/%s is not loaded: %s", agent_id, name, reason)
+            log.info("agents/%s is loaded: %s", name, ", ".join(unit.versions) or "no agent")
+            return True
+        finally:
+            code.release()
+
+    def _import(self, name: str, path: Path, code: Code) -> dict[str, AgentVersion | str]:
+        module = _import(code.name, path)
+        found = declared_in(code.name, vars(module))
+        if not found:
+            raise PluginError("declares no Chattable with an id")
+        agents: dict[str, AgentVersion | str] = {}
+        for cls in found:
+            try:
+                agents[cls.id] = AgentVersion(cls, name, code, self._variables)
+            except PluginError as error:
+                agents[cls.id] = str(error)
+        return agents
+
+    def _check_free(self, unit: _Unit, found: Mapping[str, object]) -> None:
+        for agent_id in found:
+            for name, other in self._units.items():
+                if other is not unit and (agent_id in other.versions or agent_id in other.failed):
+                    raise _IdTakenError(f"the id {agent_id} is taken by {name}")
+
+    def _replace(self, unit: _Unit, versions: dict[str, AgentVersion]) -> None:
+        old, unit.versions = unit.versions, versions
+        for version in versions.values():
+            version.code.hold()
+        for agent_id, version in old.items():
+            self._agents.pop(agent_id, None)
+            version.code.release()
+        self._agents.update(versions)
+
+    def _free_name(self, path: Path) -> str:
+        stem = re.sub(r"\W", "_", path.name.removesuffix(".py"))
+        return next(name for number in self._numbers if (name := f"agents_{stem}_v{number}") not in sys.modules)
+
+
+class _IdTakenError(PluginError):
+    """Another file has the id."""
+
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _scan(folder: Path) -> dict[str, Signature]:
+    """The files and packages of agents, each with what tells a change."""
+    there = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(("_", ".")):
+            continue
+        if (path.suffix == ".py" and path.is_file()) or (path / "__init__.py").is_file():
+            there[path.name] = _signature(path)
+    return there
+
+
+def _signature(path: Path) -> Signature:
+    files = [path] if path.is_file() else sorted(path.rglob("*"))
+    found = []
+    for file in files:
+        if "__pycache__" in file.parts:
+            continue
+        try:
+            status = file.stat()
+        except OSError:  # gone since it was listed
+            continue
+        if file.is_file():
+            found.append((str(file), status.st_mtime_ns, status.st_size))
+    return tuple(found)
+
+
+class _Source(SourceFileLoader):
+    """Compiles the text as it is: the byte-code cache takes two edits in one second for the same."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        path = self.get_filename(fullname)
+        return self.source_to_code(self.get_data(path), path)
+
+
+class _Finder(MetaPathFinder):
+    """Finds what packages of agents import from inside themselves, past every cache."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if path is None or not fullname.startswith("agents_"):
+            return None
+        specs = (FileFinder(folder, (_Source, [".py"])).find_spec(fullname) for folder in path)
+        return next((spec for spec in specs if spec), None)
+
+
+def _import(name: str, path: Path) -> ModuleType:
+    file = path / "__init__.py" if path.is_dir() else path
+    inside = [str(path)] if path.is_dir() else None
+    spec = spec_from_file_location(name, file, loader=_Source(name, str(file)), submodule_search_locations=inside)
+    if spec is None or spec.loader is None:
+        raise PluginError("is not a Python file")
+    module = module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _rows(name: str, unit: _Unit) -> Iterator[Listed]:
+    for agent_id, version in unit.versions.items():
+        error = unit.error or unit.failed.get(agent_id)
+        yield Listed(agent_id, name, version.description, version.params_schema, error)
+    for agent_id, reason in unit.failed.items():
+        if agent_id not in unit.versions:
+            yield Listed(agent_id, name, error=reason, available=False)
+    if unit.error and not unit.versions:
+        yield Listed(None, name, error=unit.error, available=False)
+
+
+def _reason(error: BaseException, path: Path) -> str:
+    """Why a file could not be loaded, in words that hold no path and no value."""
+    match error:
+        case PluginError():
+            return str(error)
+        case TimeoutError():
+            return "takes too long to import"
+        case ModuleNotFoundError(name=str(missing)):
+            return f"needs {missing.partition('.')[0]}"
+        case ImportError() if known := re.match(r"cannot import name '\w+' from '[\w.]+'", str(error)):
+            return known[0].replace("'", "")
+        case SyntaxError():
+            return f"has a syntax error in line {error.lineno}" if error.lineno else "has a syntax error"
+    return f"{type(error).__name__} while importing{_line(error, path)}"
+
+
+def _line(error: BaseException, path: Path) -> str:
+    """The last line of the agent's own that took part."""
+    line, trace = None, error.__traceback__
+    while trace:
+        if Path(trace.tb_frame.f_code.co_filename).is_relative_to(path):
+            line = f", line {trace.tb_lineno}"
+        trace = trace.tb_next
+    return line or ""

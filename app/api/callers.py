@@ -1,0 +1,60 @@
+"""Who calls, as routes declare it, and the platform they call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import Depends, Request
+from fastapi.routing import APIRoute
+from starlette.responses import Response
+
+from app.domain import Principal, Scope
+from app.errors import InvalidInput, NotAllowed
+from app.usecases.platform import Platform
+
+
+def _platform(request: Request) -> Platform:
+    platform: Platform = request.app.state.platform
+    return platform
+
+
+def _with(scope: Scope) -> Callable[[Request], Principal]:
+    def caller(request: Request) -> Principal:
+        principal: Principal = request.state.principal
+        if scope not in principal.scopes:
+            raise NotAllowed(f"This credential lacks the scope {scope}.")
+        return principal
+
+    return caller
+
+
+Here = Annotated[Platform, Depends(_platform)]
+Chat = Annotated[Principal, Depends(_with(Scope.CHAT))]
+Account = Annotated[Principal, Depends(_with(Scope.ACCOUNT))]
+Admin = Annotated[Principal, Depends(_with(Scope.ADMIN))]
+
+
+class _StrictRequest(Request):
+    async def json(self) -> Any:
+        """The body, decoded by a parser that refuses NaN, infinite numbers and broken Unicode."""
+        try:
+            return msgspec.json.decode(await self.body())
+        except RecursionError:
+            raise InvalidInput("The body is nested too deep.") from None
+        except (msgspec.MsgspecError, UnicodeError):
+            raise InvalidInput("The body is not valid JSON.") from None
+
+
+class StrictRoute(APIRoute):
+    """A route whose JSON body is read strictly."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """FastAPI's handler on a request that decodes strictly."""
+        handler = super().get_route_handler()
+
+        async def strict(request: Request) -> Response:
+            return await handler(_StrictRequest(request.scope, request.receive))
+
+        return strict

@@ -1,0 +1,100 @@
+"""The types of input, each with its bounds: what passes here can be stored, sent on and given back."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import Query
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, WithJsonSchema
+
+from app.domain import MAX_TEXT
+
+MAX_JSON_DEPTH = 32
+MAX_JSON_NODES = 20_000
+MAX_INTEGER = 2**63 - 1
+NOBODY = UUID(int=0)
+"""Stands for every malformed id: no object has it, so such an id is answered like any unknown one."""
+
+
+def _no_control(value: str) -> str:
+    if "\x00" in value:
+        raise ValueError("must not contain the NUL character")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError("must be valid Unicode") from None
+    return value
+
+
+def _visible(value: str) -> str:
+    value = value.strip()
+    if not value or not value.isprintable():
+        raise ValueError("must have visible characters only")
+    return value
+
+
+def _to_id(value: Any) -> Any:
+    if isinstance(value, UUID):
+        return value
+    try:
+        return UUID(value) if isinstance(value, str) and len(value) <= 45 else NOBODY
+    except ValueError:
+        return NOBODY
+
+
+def _to_user(value: Any) -> UUID | str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str):
+        raise ValueError("must be a user's id or name")
+    name = _no_control(_visible(value))
+    if len(name) > 100:
+        raise ValueError("must have at most 100 characters")
+    try:
+        return UUID(name)
+    except ValueError:
+        return name
+
+
+def _bounded_json(value: dict[str, Any]) -> dict[str, Any]:
+    waiting: list[tuple[Any, int]] = [(value, 1)]
+    for nodes, (item, depth) in enumerate(iter_pop(waiting)):
+        if depth > MAX_JSON_DEPTH or nodes > MAX_JSON_NODES:
+            raise ValueError("is nested too deep or has too many values")
+        if isinstance(item, dict):
+            waiting += [(part, depth + 1) for pair in item.items() for part in pair]
+        elif isinstance(item, list):
+            waiting += [(part, depth + 1) for part in item]
+        elif isinstance(item, str):
+            _no_control(item)
+        elif isinstance(item, int) and abs(item) > MAX_INTEGER:
+            raise ValueError("has a number that is too large")
+    return value
+
+
+def iter_pop(waiting: list[tuple[Any, int]]) -> Any:
+    """What waits, last first, with what is added meanwhile."""
+    while waiting:
+        yield waiting.pop()
+
+
+Id = Annotated[UUID, BeforeValidator(_to_id)]
+Content = Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT), AfterValidator(_no_control)]
+Text = Annotated[str, StringConstraints(max_length=4000), AfterValidator(_no_control)]
+Title = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(_no_control)]
+Name = Annotated[
+    str, StringConstraints(min_length=1, max_length=100), AfterValidator(_visible), AfterValidator(_no_control)
+]
+Secret = Annotated[str, StringConstraints(min_length=1, max_length=512), AfterValidator(_no_control)]
+AgentId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_][a-z0-9_.-]{0,63}$")]
+AgentOrAll = Annotated[str, StringConstraints(pattern=r"^(\*|[a-z0-9_][a-z0-9_.-]{0,63})$")]
+UserRef = Annotated[
+    UUID | str,
+    BeforeValidator(_to_user),
+    WithJsonSchema({"anyOf": [{"type": "integer"}, {"type": "string", "maxLength": 100}]}),
+]
+JsonObject = Annotated[dict[str, Any], AfterValidator(_bounded_json)]
+Temperature = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
+Limit = Annotated[int, Query(ge=1, le=100, description="how many at most")]
+After = Annotated[Id | None, Query(description="the id of the last one already seen")]

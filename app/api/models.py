@@ -1,0 +1,327 @@
+"""What goes in and comes out of the REST routes, as pydantic models; together they are the OpenAPI document."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from decimal import Decimal
+from typing import Annotated, Any, Generic, Literal, TypeVar
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from app import domain
+from app.api.fields import AgentId, Content, Id, JsonObject, Name, Secret, Temperature, Text, Title, UserRef
+from app.domain import Role, RunStatus, Scope
+
+T = TypeVar("T", bound=BaseModel)
+
+
+class In(BaseModel):
+    """What comes in: unknown fields are refused by name."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Out(BaseModel):
+    """What goes out, made from the domain's values."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+
+class ListOf(Out, Generic[T]):
+    """A page of a list."""
+
+    object: Literal["list"] = "list"
+    data: list[T]
+    first_id: UUID | None = None
+    last_id: UUID | None = None
+    has_more: bool = False
+
+
+def page(make: Callable[[Any], T], found: domain.Page[Any]) -> ListOf[T]:
+    """A page of domain values as the edge gives it, each made by `make`."""
+    data = [make(item) for item in found.items]
+    ids = [item.id for item in found.items]
+    return ListOf(
+        data=data, first_id=ids[0] if ids else None, last_id=ids[-1] if ids else None, has_more=found.has_more
+    )
+
+
+class UsageOut(Out):
+    """Tokens and cost. `estimated` marks counts the upstream did not give."""
+
+    prompt: int
+    completion: int
+    cached: int
+    reasoning: int
+    total: int
+    cost: Decimal
+    estimated: bool
+
+
+# Accounts
+
+
+class UserIn(In):
+    """A new account."""
+
+    name: Name
+    role: Role = Role.USER
+    password: Secret | None = None
+
+
+class UserChange(In):
+    """Any of role, status and password."""
+
+    role: Role | None = None
+    status: Literal["active", "suspended"] | None = None
+    password: Secret | None = None
+
+
+class PasswordChange(In):
+    """One's own password."""
+
+    old_password: Secret
+    new_password: Secret
+
+
+class UserOut(Out):
+    """An account."""
+
+    id: UUID
+    name: str
+    role: Role
+    status: Literal["active", "suspended"]
+    created_at: datetime | None = None
+
+
+class KeyIn(In):
+    """A new API key; without `scopes` it can do what the credential that makes it can."""
+
+    name: Name
+    scopes: list[Scope] | None = Field(None, max_length=10)
+    days: int | None = Field(None, ge=1, le=3650, description="days until it expires; without it, it does not")
+
+
+class KeyOut(Out):
+    """An API key; `hint` is the end of its secret."""
+
+    id: UUID
+    name: str
+    hint: str
+    scopes: list[Scope]
+    created_at: datetime | None = None
+    expires_at: datetime | None = None
+
+
+class NewKeyOut(KeyOut):
+    """A key with its secret, which is shown this once."""
+
+    key: str
+
+
+class TokensOut(BaseModel):
+    """The answer to a login (RFC 6749, section 5.1)."""
+
+    access_token: str
+    token_type: Literal["bearer"] = "bearer"  # noqa: S105 - a kind, not a secret
+    expires_in: int
+    refresh_token: str
+
+
+class RefreshIn(In):
+    """A refresh token to exchange."""
+
+    refresh_token: Secret
+
+
+class GroupIn(In):
+    """A new group."""
+
+    name: Name
+
+
+class GroupOut(Out):
+    """A group and the agents it may use; `*` stands for all."""
+
+    id: UUID
+    name: str
+    agents: list[str]
+
+
+# Sessions and messages
+
+
+class SessionParamsIn(In):
+    """What holds for one session, whichever agent answers."""
+
+    model: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    temperature: Temperature | None = None
+
+    def to_domain(self) -> domain.SessionParams:
+        """The same as a domain value."""
+        return domain.SessionParams(model=self.model, temperature=self.temperature)
+
+
+class SessionParamsOut(Out):
+    """What holds for one session, whichever agent answers."""
+
+    model: str | None
+    temperature: float | None
+
+
+class AgentChoice(In):
+    """An agent and its parameters."""
+
+    id: AgentId
+    params: JsonObject = Field(default_factory=dict)
+
+
+class SessionIn(In):
+    """A new session."""
+
+    agent: AgentChoice
+    session_params: SessionParamsIn = Field(default_factory=SessionParamsIn)
+    title: Title | None = None
+    user_id: UserRef | None = Field(
+        None, description="for whom; the caller by default, another user only by an administrator"
+    )
+
+
+class SessionChange(In):
+    """Any of these; what is left out stays."""
+
+    title: Title | None = None
+    session_params: SessionParamsIn | None = None
+    agent: AgentChoice | None = None
+    archived: bool | None = None
+    leaf_id: Id | None = Field(None, description="the message whose branch becomes the active one")
+
+    def changes(self) -> dict[str, Any]:
+        """What was given, in the words of the use case."""
+        given = self.model_fields_set
+        found: dict[str, Any] = {name: getattr(self, name) for name in ("title",) if name in given}
+        found |= {name: getattr(self, name) for name in ("archived", "leaf_id") if getattr(self, name) is not None}
+        if self.session_params is not None:
+            found["params"] = self.session_params.to_domain()
+        if self.agent is not None:
+            found["agent_id"] = self.agent.id
+            if "params" in self.agent.model_fields_set:
+                found["agent_params"] = self.agent.params
+        return found
+
+
+class AgentOfSession(BaseModel):
+    """The session's agent and its parameters."""
+
+    id: str
+    params: dict[str, Any]
+
+
+class SessionOut(BaseModel):
+    """A conversation. `leaf_id` is the last message of its active branch."""
+
+    id: UUID
+    user_id: UUID
+    title: str | None
+    agent: AgentOfSession
+    session_params: SessionParamsOut
+    leaf_id: UUID | None
+    created_at: datetime | None
+    updated_at: datetime | None
+    archived_at: datetime | None
+    usage: UsageOut | None = None
+
+    @classmethod
+    def of(cls, session: domain.Session, usage: domain.Usage | None = None) -> SessionOut:
+        """A session as the edge gives it."""
+        return cls(
+            id=session.id,
+            user_id=session.user.id,
+            title=session.title,
+            agent=AgentOfSession(id=session.agent_id, params=dict(session.agent_params)),
+            session_params=SessionParamsOut.model_validate(session.params),
+            leaf_id=session.leaf_id,
+            created_at=session.created_at,
+            updated_at=session.updated_at,
+            archived_at=session.archived_at,
+            usage=UsageOut.model_validate(usage) if usage else None,
+        )
+
+
+class SendIn(In):
+    """A message. `parent_id` edits: the message follows that one (null: nothing) instead of the active branch's last."""
+
+    content: Content
+    stream: bool = False
+    additional_kwargs: JsonObject = Field(default_factory=dict)
+    parent_id: Id | None = None
+
+
+class RegenerateIn(In):
+    """How to answer once more."""
+
+    stream: bool = False
+
+
+class MessageOut(Out):
+    """A node in its session's tree; `seq` numbers all messages of the session without gaps."""
+
+    id: UUID
+    session_id: UUID
+    parent_id: UUID | None
+    seq: int
+    role: Literal["user", "assistant", "system", "tool"]
+    type: Literal["human", "ai", "system", "tool"]
+    content: str
+    name: str | None
+    run_id: UUID | None
+    agent_id: str | None
+    additional_kwargs: dict[str, Any]
+    rating: int | None
+    comment: str | None
+    created_at: datetime | None
+
+
+class FeedbackIn(In):
+    """A thumb and a comment; what is left out stays, null takes it back."""
+
+    rating: Literal[-1, 1] | None = None
+    comment: Text | None = None
+
+
+class AnswerOut(BaseModel):
+    """The answer to a message. `additional_kwargs.create_at` is when it was made; `.status` stands there when it is not complete."""
+
+    content: str
+    type: Literal["ai"] = "ai"
+    additional_kwargs: dict[str, Any]
+    run_id: UUID
+    message_id: UUID | None
+    usage: UsageOut
+
+
+class RunOut(Out):
+    """A message being answered, or answered."""
+
+    id: UUID
+    session_id: UUID
+    agent_id: str
+    message_id: UUID
+    kind: str
+    status: RunStatus
+    usage: UsageOut
+    error: dict[str, Any] | None
+    created_at: datetime | None
+    ended_at: datetime | None
+
+
+class AgentOut(BaseModel):
+    """An agent that can be picked; or, with `error`, a file that could not be loaded (an older version may still be in use)."""
+
+    id: str | None
+    description: str
+    params_schema: dict[str, Any] | None
+    source: str
+    error: str | None = None

@@ -1,0 +1,84 @@
+"""Errors as answers: `application/problem+json` (RFC 9457) with a stable `code`, small, and never with the input in it."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from app.errors import AppError, InvalidInput, TooLarge, Unavailable
+from app.store.database import is_passing
+
+log = logging.getLogger(__name__)
+
+STATUS_CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
+MAX_RETRY_AFTER = 900
+
+
+def problem(error: Mapping[str, Any], *, retry_after: float | None = None, **extra: Any) -> Response:
+    """The answer for an error as `AppError.to_dict` gives it."""
+    body = {"type": "about:blank", "title": error["code"], "status": error["status"], "detail": error["message"]}
+    body |= {"code": error["code"], **({"param": error["param"]} if error.get("param") else {}), **extra}
+    headers = {}
+    if retry_after is not None:
+        headers["retry-after"] = str(min(MAX_RETRY_AFTER, max(1, math.ceil(retry_after))))
+    if error["status"] == 401:
+        headers["www-authenticate"] = "Bearer"
+    content = msgspec.json.encode(body, enc_hook=str)
+    return Response(content, error["status"], headers, media_type="application/problem+json")
+
+
+def from_exception(error: Exception) -> Response:
+    """The answer for anything that was raised; what nobody expected is logged and told as 500."""
+    if isinstance(error, AppError):
+        return problem(error.to_dict(), retry_after=error.retry_after)
+    if is_passing(error):
+        return from_exception(Unavailable("The database is not available at the moment.", retry_after=1))
+    log.error("unexpected error", exc_info=error)
+    return problem(AppError("Something went wrong in the server.").to_dict())
+
+
+def sentence(errors: Sequence[Any]) -> InvalidInput:
+    """The first problem that pydantic found, as one sentence that names the field."""
+    first = errors[0]
+    place = [str(part)[:64] for part in first["loc"] if part not in ("body", "query", "path", "header", "form")]
+    name = ".".join(place) or "body"
+    text = str(first["msg"]).removeprefix("Value error, ")
+    return InvalidInput(f"{name}: {text[:200]}.".replace("..", "."), param=name[:200])
+
+
+def install(app: FastAPI) -> None:
+    """Render every error of the routes here."""
+
+    @app.exception_handler(AppError)
+    async def _app_error(_request: Request, error: AppError) -> Response:
+        return from_exception(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def _invalid(_request: Request, error: RequestValidationError) -> Response:
+        return from_exception(sentence(error.errors()))
+
+    @app.exception_handler(ValidationError)
+    async def _broken(_request: Request, error: ValidationError) -> Response:
+        return from_exception(error)
+
+    @app.exception_handler(HTTPException)
+    async def _http(_request: Request, error: HTTPException) -> Response:
+        if isinstance(error.__cause__, AppError):
+            return from_exception(error.__cause__)
+        if error.status_code == 413:
+            return from_exception(TooLarge())
+        if error.status_code == 400:
+            return from_exception(InvalidInput("The body could not be read."))
+        code = STATUS_CODES.get(error.status_code, "http_error")
+        answer = problem({"code": code, "status": error.status_code, "message": str(error.detail)[:200]})
+        answer.headers.update(error.headers or {})
+        return answer

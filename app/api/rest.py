@@ -1,0 +1,155 @@
+"""REST: sessions, messages, runs and agents under `/api/v1`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+from starlette.responses import Response
+
+from app.agent.loader import Listed
+from app.api import wire
+from app.api.callers import Chat, Here, StrictRoute
+from app.api.fields import After, Id, Limit, Text, Title
+from app.api.models import (
+    AgentOut,
+    AnswerOut,
+    FeedbackIn,
+    ListOf,
+    MessageOut,
+    RegenerateIn,
+    RunOut,
+    SendIn,
+    SessionChange,
+    SessionIn,
+    SessionOut,
+    page,
+)
+from app.usecases import agents, messages, runs, sessions
+
+router = APIRouter(prefix="/api/v1", route_class=StrictRoute)
+ANSWER: dict[int | str, dict[str, Any]] = {200: {"content": wire.EVENT_STREAM}}
+
+
+@router.post("/sessions", status_code=201, tags=["sessions"])
+async def create_session(here: Here, caller: Chat, body: SessionIn) -> SessionOut:
+    """Begin a conversation with an agent."""
+    user = await sessions.resolve_user(here, caller, body.user_id)
+    params = body.session_params.to_domain()
+    agent = body.agent
+    created = await sessions.create(
+        here, user, agent_id=agent.id, agent_params=agent.params, params=params, title=body.title
+    )
+    return SessionOut.of(created)
+
+
+@router.get("/sessions", tags=["sessions"])
+async def list_sessions(
+    here: Here, caller: Chat, limit: Limit = 20, after: After = None, archived: bool = False, title: Title | None = None
+) -> ListOf[SessionOut]:
+    """The caller's sessions, the last active first; `title` finds those that contain it."""
+    found = await sessions.list_page(here, caller.user, after=after, limit=limit, archived=archived, title=title)
+    return page(SessionOut.of, found)
+
+
+@router.get("/sessions/{session_id}", tags=["sessions"])
+async def get_session(here: Here, caller: Chat, session_id: Id) -> SessionOut:
+    """A session and what it has used."""
+    return SessionOut.of(*await sessions.get(here, caller, session_id))
+
+
+@router.patch("/sessions/{session_id}", tags=["sessions"])
+async def update_session(here: Here, caller: Chat, session_id: Id, body: SessionChange) -> SessionOut:
+    """Change a session's title, parameters, agent, archive mark or active branch."""
+    return SessionOut.of(await sessions.update(here, caller, session_id, body.changes()))
+
+
+@router.delete("/sessions/{session_id}", status_code=204, tags=["sessions"])
+async def delete_session(here: Here, caller: Chat, session_id: Id) -> None:
+    """Erase a session with everything in it."""
+    await sessions.delete(here, caller, session_id)
+
+
+@router.post("/sessions/{session_id}/messages", response_model=AnswerOut, responses=ANSWER, tags=["messages"])
+async def send_message(here: Here, caller: Chat, session_id: Id, body: SendIn) -> Response:
+    """Send a message and get its answer: whole, or as server-sent events with `stream`."""
+    live = await messages.send(
+        here,
+        caller,
+        session_id,
+        body.content,
+        additional_kwargs=body.additional_kwargs,
+        parent_id=body.parent_id,
+        at_leaf="parent_id" not in body.model_fields_set,
+    )
+    return await wire.respond(live, stream=body.stream)
+
+
+@router.get("/sessions/{session_id}/messages", tags=["messages"])
+async def list_messages(
+    here: Here, caller: Chat, session_id: Id, limit: Limit = 50, after: After = None
+) -> ListOf[MessageOut]:
+    """A session's messages, every branch, oldest first."""
+    return page(MessageOut.model_validate, await messages.list_page(here, caller, session_id, after=after, limit=limit))
+
+
+@router.get("/sessions/{session_id}/runs", tags=["runs"])
+async def list_runs(here: Here, caller: Chat, session_id: Id, limit: Limit = 20, after: After = None) -> ListOf[RunOut]:
+    """A session's runs, oldest first."""
+    return page(RunOut.model_validate, await runs.list_page(here, caller, session_id, after=after, limit=limit))
+
+
+@router.get("/messages", tags=["messages"])
+async def search_messages(
+    here: Here, caller: Chat, q: Annotated[Text, Query(min_length=1)], limit: Limit = 20, after: After = None
+) -> ListOf[MessageOut]:
+    """The caller's messages that have every word of `q`, newest first."""
+    return page(MessageOut.model_validate, await messages.find(here, caller, q, after=after, limit=limit))
+
+
+@router.get("/messages/{message_id}", tags=["messages"])
+async def get_message(here: Here, caller: Chat, message_id: Id) -> MessageOut:
+    """One message."""
+    return MessageOut.model_validate(await messages.get(here, caller, message_id))
+
+
+@router.patch("/messages/{message_id}/feedback", tags=["messages"])
+async def rate_message(here: Here, caller: Chat, message_id: Id, body: FeedbackIn) -> MessageOut:
+    """Set thumb and comment of an answer."""
+    changes = body.model_dump(include=body.model_fields_set)
+    return MessageOut.model_validate(await messages.rate(here, caller, message_id, changes))
+
+
+@router.post("/messages/{message_id}/regenerate", response_model=AnswerOut, responses=ANSWER, tags=["messages"])
+async def regenerate_message(here: Here, caller: Chat, message_id: Id, body: RegenerateIn) -> Response:
+    """Answer a message once more; the new answer becomes a sibling."""
+    return await wire.respond(await messages.regenerate(here, caller, message_id), stream=body.stream)
+
+
+@router.get("/runs/{run_id}", tags=["runs"])
+async def get_run(here: Here, caller: Chat, run_id: Id) -> RunOut:
+    """A run: its state, usage and error."""
+    return RunOut.model_validate(await runs.get(here, caller, run_id))
+
+
+@router.post("/runs/{run_id}/cancel", tags=["runs"])
+async def cancel_run(here: Here, caller: Chat, run_id: Id) -> RunOut:
+    """End an answer early; what was said so far is kept."""
+    return RunOut.model_validate(await runs.cancel(here, caller, run_id))
+
+
+@router.get("/agents", tags=["agents"])
+async def list_agents(here: Here, caller: Chat) -> list[AgentOut]:
+    """The agents that can be picked, with the schema of their parameters."""
+    return [agent_out(item) for item in await agents.list_all(here, caller)]
+
+
+def agent_out(listed: Listed) -> AgentOut:
+    """An agent as the edge gives it."""
+    return AgentOut(
+        id=listed.id,
+        description=listed.description,
+        params_schema=listed.params_schema,
+        source=listed.source,
+        error=listed.error,
+    )

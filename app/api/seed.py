@@ -1,0 +1,227 @@
+"""The verbs of seed 003, and others in the same style."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from fastapi import APIRouter
+from pydantic import BaseModel, Field, computed_field
+from starlette.responses import Response
+
+from app import domain
+from app.api import wire
+from app.api.callers import Chat, Here, StrictRoute
+from app.api.fields import Content, Id, JsonObject, UserRef
+from app.api.models import (
+    AgentOfSession,
+    AgentOut,
+    AnswerOut,
+    In,
+    MessageOut,
+    RunOut,
+    SessionChange,
+    SessionIn,
+    UsageOut,
+)
+from app.api.rest import agent_out
+from app.usecases import agents, messages, runs, sessions
+
+router = APIRouter(route_class=StrictRoute, tags=["verbs"])
+
+
+class SessionId(In):
+    """Which session."""
+
+    session_id: Id
+
+
+class RunId(In):
+    """Which run."""
+
+    run_id: Id
+
+
+class ListIn(In):
+    """A page: how many at most, after the id of the last one already seen."""
+
+    limit: int = Field(20, ge=1, le=100)
+    after: Id | None = None
+
+
+class ListSessionsIn(ListIn):
+    """Whose sessions."""
+
+    user_id: UserRef | None = None
+    archived: bool = False
+
+
+class ListMessagesIn(ListIn):
+    """Which session's messages."""
+
+    session_id: Id
+    limit: int = Field(50, ge=1, le=100)
+
+
+class SendMessageIn(In):
+    """A message. With `parent_id` it follows that message (null: nothing) instead of the active branch's last."""
+
+    session_id: Id
+    content: Content
+    stream: bool = False
+    additional_kwargs: JsonObject = Field(default_factory=dict)
+    parent_id: Id | None = None
+
+
+class UpdateSessionIn(SessionChange):
+    """Which session, and what to change."""
+
+    session_id: Id
+
+
+class Created(BaseModel):
+    """The new session's id."""
+
+    id: UUID
+
+
+class SessionItem(BaseModel):
+    """A session in the words of seed 003. `user_id` is the user's name, as a number when it is one."""
+
+    id: UUID
+    user_id: int | str
+    session_params: dict[str, Any]
+    agent: AgentOfSession
+    title: str | None
+    leaf_id: UUID | None
+    create_at: datetime | None
+    update_at: datetime | None
+    archived: bool
+    usage: UsageOut | None = None
+
+    @classmethod
+    def of(cls, session: domain.Session, usage: domain.Usage | None = None) -> SessionItem:
+        """A session as this edge gives it."""
+        params = {"model": session.params.model, "temperature": session.params.temperature}
+        return cls(
+            id=session.id,
+            user_id=_user_id(session.user.name),
+            session_params={name: value for name, value in params.items() if value is not None},
+            agent=AgentOfSession(id=session.agent_id, params=dict(session.agent_params)),
+            title=session.title,
+            leaf_id=session.leaf_id,
+            create_at=session.created_at,
+            update_at=session.updated_at,
+            archived=session.archived_at is not None,
+            usage=UsageOut.model_validate(usage) if usage else None,
+        )
+
+
+class SessionItems(BaseModel):
+    """A page of sessions."""
+
+    items: list[SessionItem]
+    has_more: bool
+
+
+class MessageItem(MessageOut):
+    """A message, with its time under the seed's name too."""
+
+    @computed_field  # type: ignore[prop-decorator]  # mypy does not know decorated properties
+    @property
+    def create_at(self) -> datetime | None:
+        """When it was made."""
+        return self.created_at
+
+
+class MessageItems(BaseModel):
+    """A page of messages, oldest first."""
+
+    items: list[MessageItem]
+    has_more: bool
+
+
+class AgentItems(BaseModel):
+    """Agents that can be picked, and files that failed to load."""
+
+    items: list[AgentOut]
+
+
+def _user_id(name: str) -> int | str:
+    return int(name) if name.isascii() and name.isdigit() and str(int(name)) == name else name
+
+
+@router.post("/CreateSession")
+async def create_session(here: Here, caller: Chat, body: SessionIn) -> Created:
+    """Begin a conversation with an agent."""
+    user = await sessions.resolve_user(here, caller, body.user_id)
+    session = await sessions.create(
+        here,
+        user,
+        agent_id=body.agent.id,
+        agent_params=body.agent.params,
+        params=body.session_params.to_domain(),
+        title=body.title,
+    )
+    return Created(id=session.id)
+
+
+@router.post("/ListSessions")
+async def list_sessions(here: Here, caller: Chat, body: ListSessionsIn) -> SessionItems:
+    """A user's sessions, the last active first."""
+    user = await sessions.resolve_user(here, caller, body.user_id)
+    found = await sessions.list_page(here, user, after=body.after, limit=body.limit, archived=body.archived)
+    return SessionItems(items=[SessionItem.of(session) for session in found.items], has_more=found.has_more)
+
+
+@router.post("/GetSession")
+async def get_session(here: Here, caller: Chat, body: SessionId) -> SessionItem:
+    """A session and what it has used."""
+    return SessionItem.of(*await sessions.get(here, caller, body.session_id))
+
+
+@router.post("/UpdateSession")
+async def update_session(here: Here, caller: Chat, body: UpdateSessionIn) -> SessionItem:
+    """Change a session's title, parameters, agent, archive mark or active branch."""
+    return SessionItem.of(await sessions.update(here, caller, body.session_id, body.changes()))
+
+
+@router.post("/DeleteSession", status_code=204)
+async def delete_session(here: Here, caller: Chat, body: SessionId) -> None:
+    """Erase a session with everything in it."""
+    await sessions.delete(here, caller, body.session_id)
+
+
+@router.post("/SendMessage", response_model=AnswerOut, responses={200: {"content": wire.EVENT_STREAM}})
+async def send_message(here: Here, caller: Chat, body: SendMessageIn) -> Response:
+    """Send a message and get its answer: whole, or as server-sent events with `stream`."""
+    live = await messages.send(
+        here,
+        caller,
+        body.session_id,
+        body.content,
+        additional_kwargs=body.additional_kwargs,
+        parent_id=body.parent_id,
+        at_leaf="parent_id" not in body.model_fields_set,
+    )
+    return await wire.respond(live, stream=body.stream)
+
+
+@router.post("/ListMessages")
+async def list_messages(here: Here, caller: Chat, body: ListMessagesIn) -> MessageItems:
+    """A session's messages, every branch, oldest first."""
+    found = await messages.list_page(here, caller, body.session_id, after=body.after, limit=body.limit)
+    return MessageItems(items=[MessageItem.model_validate(item) for item in found.items], has_more=found.has_more)
+
+
+@router.post("/ListAgents")
+async def list_agents(here: Here, caller: Chat) -> AgentItems:
+    """The agents that can be picked, with the schema of their parameters."""
+    return AgentItems(items=[agent_out(item) for item in await agents.list_all(here, caller)])
+
+
+@router.post("/CancelRun")
+async def cancel_run(here: Here, caller: Chat, body: RunId) -> RunOut:
+    """End an answer early; what was said so far is kept."""
+    return RunOut.model_validate(await runs.cancel(here, caller, body.run_id))

@@ -1,0 +1,286 @@
+"""The nouns of the house as frozen values. No I/O, no framework."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from decimal import Decimal
+from enum import StrEnum
+from typing import Any, Generic, Literal, TypeVar
+from uuid import UUID
+
+T = TypeVar("T")
+
+MAX_TEXT = 1_000_000
+"""The longest message content, in characters."""
+
+
+def new_id() -> UUID:
+    """A time-ordered id: UUID version 7 (RFC 9562, section 5.7), made here because PostgreSQL has it only from 18 on."""
+    value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10), "big")
+    value = value & ~(0xF << 76) | 0x7 << 76
+    return UUID(int=value & ~(0x3 << 62) | 0x2 << 62)
+
+
+def now() -> datetime:
+    """The present moment, with its time zone."""
+    return datetime.now(UTC)
+
+
+class Role(StrEnum):
+    """What a user may do: administrators also manage users, groups and agents."""
+
+    ADMIN = "admin"
+    USER = "user"
+
+
+class Scope(StrEnum):
+    """What a credential may be used for, within what its user may do."""
+
+    CHAT = "chat"
+    ACCOUNT = "account"
+    ADMIN = "admin"
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """An account."""
+
+    id: UUID
+    name: str
+    role: Role = Role.USER
+    status: Literal["active", "suspended"] = "active"
+    created_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """A user as proved by a credential. `acts_for_all` is the local caller under `AUTH=open`, who proves nothing."""
+
+    user: User
+    scopes: frozenset[Scope]
+    credential_id: UUID | None = None
+    login_id: UUID | None = None
+    acts_for_all: bool = False
+
+    @property
+    def owner(self) -> UUID | None:
+        """Whose objects this caller sees: its user's, or everybody's (None) when it acts for all."""
+        return None if self.acts_for_all else self.user.id
+
+    @property
+    def is_admin(self) -> bool:
+        """Whether administrator's verbs are open to this credential."""
+        return self.user.role is Role.ADMIN and Scope.ADMIN in self.scopes
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """An API key, or a token of a password login; the secret is shown once and never stored. `hint` is its last characters."""
+
+    id: UUID
+    user_id: UUID
+    kind: Literal["key", "access", "refresh"]
+    name: str
+    hint: str
+    scopes: frozenset[Scope]
+    login_id: UUID | None = None
+    created_at: datetime | None = None
+    expires_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Users who may use the same agents; `*` stands for every agent."""
+
+    id: UUID
+    name: str
+    agents: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens and money of one or more LLM calls. `estimated` marks counts the upstream did not give."""
+
+    prompt: int = 0
+    completion: int = 0
+    cached: int = 0
+    reasoning: int = 0
+    cost: Decimal = Decimal(0)
+    estimated: bool = False
+
+    @property
+    def total(self) -> int:
+        """Prompt and completion tokens together."""
+        return self.prompt + self.completion
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.prompt + other.prompt,
+            self.completion + other.completion,
+            self.cached + other.cached,
+            self.reasoning + other.reasoning,
+            self.cost + other.cost,
+            self.estimated or other.estimated,
+        )
+
+
+ANSWER_TYPES = frozenset({"text", "code", "result"})
+"""The content types that make up an answer; all others are shown beside it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of an answer while it streams."""
+
+    content: str
+    content_type: str = "text"
+
+
+MESSAGE_TYPES = {"user": "human", "assistant": "ai", "system": "system", "tool": "tool"}
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """Role and content; when stored, a node in its session's tree (`parent_id`), numbered by `seq`."""
+
+    role: str
+    content: str
+    parts: Sequence[Mapping[str, Any]] = ()
+    name: str | None = None
+    id: UUID | None = None
+    additional_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    session_id: UUID | None = None
+    parent_id: UUID | None = None
+    seq: int | None = None
+    run_id: UUID | None = None
+    agent_id: str | None = None
+    tokens: int = 0
+    state: Mapping[str, Any] | None = None
+    rating: int | None = None
+    comment: str | None = None
+    created_at: datetime | None = None
+
+    @property
+    def type(self) -> str:
+        """The role in the words of seed 003: `human`, `ai`, `system` or `tool`."""
+        return MESSAGE_TYPES[self.role]
+
+    @classmethod
+    def system(cls, content: str, **fields: Any) -> Message:
+        """A message that instructs the model."""
+        return cls("system", content, **fields)
+
+    @classmethod
+    def user(cls, content: str, **fields: Any) -> Message:
+        """A message from the person."""
+        return cls("user", content, **fields)
+
+    @classmethod
+    def assistant(cls, content: str, **fields: Any) -> Message:
+        """A message from an agent or model."""
+        return cls("assistant", content, **fields)
+
+    def to_openai(self) -> dict[str, Any]:
+        """The message as the OpenAI protocol has it."""
+        body: dict[str, Any] = {"role": self.role, "content": list(self.parts) if self.parts else self.content}
+        if self.name:
+            body["name"] = self.name
+        return body
+
+
+@dataclass(frozen=True, slots=True)
+class SessionParams:
+    """What a user sets for one session, whichever agent answers. `None` leaves the agent's or the model's own default."""
+
+    model: str | None = None
+    temperature: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """One conversation of a user with an agent."""
+
+    id: UUID
+    user: User
+    agent_id: str
+    agent_params: Mapping[str, Any] = field(default_factory=dict)
+    params: SessionParams = field(default_factory=SessionParams)
+    title: str | None = None
+    participants: Sequence[str] = ()
+    leaf_id: UUID | None = None
+    created_at: datetime | None = None
+    updated_at: datetime | None = None
+    archived_at: datetime | None = None
+
+
+class RunStatus(StrEnum):
+    """The states of a run; all but the first three are final."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    WAITING = "waiting"
+    COMPLETED = "completed"
+    PARTIAL = "partial"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing can follow."""
+        return self not in (RunStatus.QUEUED, RunStatus.RUNNING, RunStatus.WAITING)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One message being answered."""
+
+    id: UUID
+    session_id: UUID
+    user_id: UUID
+    agent_id: str
+    message_id: UUID
+    status: RunStatus = RunStatus.RUNNING
+    kind: str = "chat"
+    usage: Usage = field(default_factory=Usage)
+    error: Mapping[str, Any] | None = None
+    created_at: datetime | None = None
+    ended_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One recorded act in a run. Input and output are kept by the hash of their bytes, as are `parts`, which the input names by hash."""
+
+    seq: int
+    path: str
+    kind: str
+    name: str
+    status: Literal["completed", "partial", "failed", "cancelled"]
+    started_at: datetime
+    ended_at: datetime
+    input: bytes | None = None
+    output: bytes | None = None
+    parts: Sequence[bytes] = ()
+    model: str | None = None
+    usage: Usage = field(default_factory=Usage)
+    error: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended: its final state and the messages it gave."""
+
+    run: Run
+    messages: Sequence[Message] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[T]):
+    """A slice of a list, and whether more follows."""
+
+    items: Sequence[T]
+    has_more: bool

@@ -1,0 +1,1 @@
+"""Runs, steps and values: what happened, recorded. Logic and Protocols only."""

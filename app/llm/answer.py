@@ -1,0 +1,176 @@
+"""Reads one answer of the OpenAI chat protocol, streamed or whole, from its bytes."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import msgspec
+
+from app.domain import Chunk, Usage
+from app.errors import LLMError, LLMUnavailable
+from app.llm.llm import Finish
+from app.llm.refusals import upstream_message
+from app.llm.sse import Events
+from app.llm.tokens import count, count_messages
+
+MAX_TOKENS = 100_000_000
+"""More tokens than this are no count of one call."""
+
+_LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
+_WORD = re.compile(r"[a-z][a-z0-9_-]{0,39}", re.IGNORECASE)
+
+
+class _Text(msgspec.Struct):
+    content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+
+
+class _Choice(msgspec.Struct):
+    delta: _Text | None = None
+    message: _Text | None = None
+    finish_reason: str | None = None
+
+
+class _Event(msgspec.Struct):
+    choices: list[_Choice] | None = None
+    usage: Any = None
+    model: str | None = None
+    error: Any = None
+
+
+_decoder = msgspec.json.Decoder(_Event)
+
+
+class Answer:
+    """What has come of one answer so far.
+
+    The first byte tells its form, whatever the content type says: `{` is a whole completion, which some servers send to
+    a streamed request; `<` is a web page; all else is a stream of events.
+    """
+
+    def __init__(self, messages: Any, *, max_bytes: int, max_line: int) -> None:
+        """`messages` are those sent, to be counted if the upstream does not. More bytes than that: `LLMError`."""
+        self.done = False
+        """Whether `[DONE]` has come."""
+        self.said: list[str] = []
+        self._messages = messages
+        self._room = max_bytes
+        self._events: Events | None = Events(max_line)
+        self._whole: list[bytes] = []
+        self._begun = False
+        self._seen = False
+        self._reason: str | None = None
+        self._usage: Any = None
+        self._model: str | None = None
+
+    def feed(self, piece: bytes) -> Iterator[Chunk]:
+        """The chunks that `piece` completes; `LLMError` if it is not of the protocol or tells of an error."""
+        self._room -= len(piece)
+        if self._room < 0:
+            raise LLMError("The language model's answer is too long.")
+        if not self._begun:
+            self._begin(piece)
+        if self._events is None:
+            self._whole.append(piece)
+            return
+        for data in self._events.feed(piece):
+            yield from self._take(data)
+
+    def end(self) -> Iterator[Chunk]:
+        """The chunks that the end of the connection completes."""
+        if self._events is None:
+            yield from self._take(b"".join(self._whole))
+            self.done = True
+        elif not self.done:
+            try:
+                yield from self._take(b"\n".join(self._events.end()))
+            except LLMError:
+                if not self._seen:
+                    raise  # otherwise it is half an event: the connection was cut
+
+    def finish(self) -> Finish:
+        """How it ended; `LLMError` if there was no answer at all."""
+        reason = self._reason or ("stop" if self.done else "cut")
+        if not self._seen:
+            raise LLMError("The language model's server answered nothing: check OPENAI_BASE_URL.")
+        if not self.said and reason == "cut":
+            raise LLMUnavailable("The language model's server broke off before the answer began.")
+        if not self.said and reason == "stop":
+            raise LLMError("The language model gave an empty answer.")
+        return Finish(reason, self._counted(), self._model)
+
+    def _begin(self, piece: bytes) -> None:
+        head = piece.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+        self._begun = bool(head)
+        if head == b"<":
+            raise LLMError("The language model's server sent a web page: check OPENAI_BASE_URL.")
+        if head == b"{":
+            self._events = None
+
+    def _take(self, data: bytes) -> Iterator[Chunk]:
+        if self.done or not data:
+            return
+        if data == b"[DONE]":
+            self.done = self._seen = True
+            return
+        event = _decode(data)
+        if event.error is not None:
+            said = upstream_message(event.error)
+            raise LLMError(f"The language model's server failed: {said}" if said else None)
+        self._seen = True
+        if event.usage is not None:
+            self._usage = event.usage
+        if self._model is None and event.model and len(event.model) <= 200 and event.model.isprintable():
+            self._model = event.model
+        if event.choices:
+            yield from self._choice(event.choices[0])
+
+    def _choice(self, choice: _Choice) -> Iterator[Chunk]:
+        if text := choice.delta or choice.message:
+            if thought := text.reasoning_content or text.reasoning:
+                self.said.append(thought)
+                yield Chunk(thought, "thinking")
+            if text.content:
+                self.said.append(text.content)
+                yield Chunk(text.content)
+        if choice.finish_reason:
+            self._reason = choice.finish_reason if _WORD.fullmatch(choice.finish_reason) else "stop"
+
+    def _counted(self) -> Usage:
+        given = self._usage if isinstance(self._usage, Mapping) else {}
+        prompt, completion = _tokens(given, "prompt_tokens"), _tokens(given, "completion_tokens")
+        if not prompt or completion is None or (self.said and not completion):
+            return Usage(
+                prompt or count_messages(self._messages),
+                completion or count("".join(self.said)),
+                estimated=True,
+            )
+        return Usage(
+            prompt,
+            completion,
+            cached=min(_tokens(given.get("prompt_tokens_details"), "cached_tokens") or 0, prompt),
+            reasoning=_tokens(given.get("completion_tokens_details"), "reasoning_tokens") or 0,
+        )
+
+
+def _decode(data: bytes) -> _Event:
+    try:
+        return _decoder.decode(data)
+    except ValueError:
+        if rb"\ud" not in data.lower():
+            raise LLMError("The language model's server sent what is not of the OpenAI protocol.") from None
+    # Some servers cut the escaped pair of an emoji in two: what is left of it is shown as U+FFFD.
+    try:
+        text = json.dumps(json.loads(data), ensure_ascii=False)
+        return _decoder.decode(_LONE_SURROGATE.sub("\ufffd", text))
+    except (ValueError, RecursionError):
+        raise LLMError("The language model's server sent what is not of the OpenAI protocol.") from None
+
+
+def _tokens(given: Any, name: str) -> int | None:
+    value = given.get(name) if isinstance(given, Mapping) else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_TOKENS else None

@@ -1,0 +1,269 @@
+"""A language model, as agents see it: something that streams chunks for messages, and the live answer it gives.
+
+`generate` is the one method to implement. Every public verb of an LLM goes through `_open`, where the platform's own
+LLM adds what a run needs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn, Self, TypeVar
+
+from app.domain import ANSWER_TYPES, Chunk, Usage
+from app.errors import LLMError
+from app.llm.bridge import LoopThread, wait
+from app.llm.messages import Messages, normalise
+from app.llm.tokens import count, count_messages
+
+T = TypeVar("T")
+
+CLOSE_SECONDS = 1.0
+"""How long closing an answer waits for a reader elsewhere to let go of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The last thing a stream gives. `reason` is the upstream's own word, or `cut` when the stream broke off."""
+
+    reason: str
+    usage: Usage
+    model: str | None = None
+
+
+class Completion(str):
+    """A whole answer: its text, and what is known about it. Cannot be changed."""
+
+    __slots__ = ("finish_reason", "reasoning", "usage")
+    reasoning: str
+    finish_reason: str | None
+    usage: Usage
+
+    def __new__(
+        cls, text: str = "", *, reasoning: str = "", finish_reason: str | None = None, usage: Usage | None = None
+    ) -> Completion:
+        self = super().__new__(cls, text)
+        for name, value in (("reasoning", reasoning), ("finish_reason", finish_reason), ("usage", usage or Usage())):
+            object.__setattr__(self, name, value)
+        return self
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"a Completion cannot be changed: {name}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _completion, (str(self), self.reasoning, self.finish_reason, self.usage)
+
+
+def _completion(text: str, reasoning: str, finish_reason: str | None, usage: Usage) -> Completion:
+    return Completion(text, reasoning=reasoning, finish_reason=finish_reason, usage=usage)
+
+
+class Reply:
+    """A live answer. It may be read several times and by several readers at once: all see the same chunks.
+
+    Whoever needs the next chunk fetches it, so there is no task behind a reply. A reader that is cancelled while
+    fetching ends the answer. An answer that is not read to its end is ended by `close`.
+    """
+
+    def __init__(self, source: AsyncIterator[Chunk | Finish]) -> None:
+        self._source = source
+        self._chunks: list[Chunk] = []
+        self._finish: Finish | None = None
+        self._error: Exception | None = None
+        self._ended = False
+        self._reader: asyncio.Task[Any] | None = None
+        self._turn = asyncio.Lock()
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will come."""
+        return self._ended
+
+    @property
+    def response(self) -> Completion:
+        """The whole answer, once it has been read to its end; the call's error if it failed."""
+        if not self._ended:
+            raise RuntimeError("The answer has not been read to its end: use `await reply.text()`.")
+        if self._error is not None:
+            raise self._error
+        text = "".join(chunk.content for chunk in self._chunks if chunk.content_type in ANSWER_TYPES)
+        reasoning = "".join(chunk.content for chunk in self._chunks if chunk.content_type == "thinking")
+        finish = self._finish or Finish("stop", Usage())
+        return Completion(text, reasoning=reasoning, finish_reason=finish.reason, usage=finish.usage)
+
+    async def text(self) -> Completion:
+        """Read to the end and give the whole answer."""
+        at = 0
+        while chunks := await self.since(at):
+            at += len(chunks)
+        return self.response
+
+    async def __aiter__(self) -> AsyncIterator[Chunk]:
+        at = 0
+        while chunks := await self.since(at):
+            for chunk in chunks:
+                yield chunk
+            at += len(chunks)
+
+    async def since(self, at: int) -> Sequence[Chunk]:
+        """The chunks from position `at` on, waiting for one; none at the end. Raises the call's error."""
+        if at >= len(self._chunks) and not self._ended:
+            async with self._turn:
+                while at >= len(self._chunks) and not self._ended:
+                    await self._fetch()
+        if at >= len(self._chunks) and self._error is not None:
+            raise self._error
+        return self._chunks[at:]
+
+    async def close(self) -> None:
+        """End the answer now, and with it the upstream's work. What was read stays readable."""
+        if self._reader is not None and self._reader is not asyncio.current_task():
+            self._reader.cancel()
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS), self._turn:
+                if not self._ended:
+                    self._end(LLMError("The answer was closed before its end."))
+                    await _close(self._source)
+        except TimeoutError:  # a source that swallows its cancellation keeps its reader, but not us
+            self._end(LLMError("The answer was closed before its end."))
+
+    async def _fetch(self) -> None:
+        self._reader = asyncio.current_task()
+        try:
+            item = await anext(self._source)
+        except StopAsyncIteration:
+            self._end(None)
+        except Exception as error:
+            self._end(error)
+        except BaseException:
+            self._end(LLMError("The answer was abandoned before its end."))
+            raise
+        else:
+            if isinstance(item, Finish):
+                self._finish = item
+            else:
+                self._chunks.append(item)
+        finally:
+            self._reader = None
+
+    def _end(self, error: Exception | None) -> None:
+        self._ended, self._error = True, error
+
+
+class LLM(ABC):
+    """Something that streams chunks for messages.
+
+    Options given by `use` hold unless a call gives its own. Messages may be a text, a `Message`, or a list of
+    `Message`s and OpenAI dictionaries. `invoke` and `stream` are for synchronous code; the other verbs are awaited.
+    """
+
+    _defaults: Mapping[str, Any] = {}
+    _loop: asyncio.AbstractEventLoop | None = None
+    """The loop synchronous verbs run on; without one they start their own."""
+    _thread: LoopThread | None = None
+
+    @abstractmethod
+    def generate(self, messages: list[dict[str, Any]], **options: Any) -> Any:
+        """Answer `messages`, which are OpenAI dictionaries.
+
+        Either `async def … -> str` (or `Completion`), or an async generator of `str` and `Chunk`, at its end perhaps a
+        `Finish`.
+        """
+
+    async def acall(self, messages: Messages, **options: Any) -> Reply:
+        """The live answer, returned at its first chunk: a call that fails before it raises here."""
+        reply = self._open(normalise(messages), {**self._defaults, **options})
+        await reply.since(0)
+        return reply
+
+    async def ainvoke(self, messages: Messages, **options: Any) -> Completion:
+        """The whole answer."""
+        return await (await self.acall(messages, **options)).text()
+
+    async def astream(self, messages: Messages, **options: Any) -> AsyncIterator[Chunk]:
+        """The chunks of the answer as they come; leaving the loop ends the call."""
+        reply = await self.acall(messages, **options)
+        try:
+            async for chunk in reply:
+                yield chunk
+        finally:
+            await reply.close()
+
+    def invoke(self, messages: Messages, **options: Any) -> Completion:
+        """The whole answer, for synchronous code."""
+        return self._wait(self.ainvoke(messages, **options))
+
+    def stream(self, messages: Messages, **options: Any) -> Iterator[Chunk]:
+        """The chunks of the answer as they come, for synchronous code."""
+        reply, at = self._wait(self.acall(messages, **options)), 0
+        try:
+            while chunks := self._wait(reply.since(at)):
+                yield from chunks
+                at += len(chunks)
+        finally:
+            self._wait(reply.close())
+
+    def use(self, alias: str | None = None, **defaults: Any) -> Self:
+        """A new LLM like this one with other defaults: `llm.use("big", temperature=0)`."""
+        other = copy.copy(self)
+        other._defaults = {**self._defaults, **({"model": alias} if alias else {}), **defaults}
+        return other
+
+    def _open(self, messages: list[dict[str, Any]], options: dict[str, Any]) -> Reply:
+        """Every verb's way to an answer: the one place to add to all of them."""
+        return Reply(self._items(messages, options))
+
+    async def _items(self, messages: list[dict[str, Any]], options: dict[str, Any]) -> AsyncIterator[Chunk | Finish]:
+        """What `generate` gives, in whichever of its forms, as a stream that ends with a `Finish`."""
+        answer = self.generate(messages, **options)
+        if inspect.isawaitable(answer):
+            answer = await answer
+        if isinstance(answer, str):
+            for item in _parts(messages, answer):
+                yield item
+            return
+        if not isinstance(answer, AsyncIterable):
+            raise TypeError("generate must return a text, or be an async generator of texts and chunks")
+        said, finish = [], None
+        try:
+            async for given in answer:
+                item = Chunk(given) if isinstance(given, str) else given
+                if isinstance(item, Finish):
+                    finish = item
+                else:
+                    said.append(item.content)
+                    yield item
+        finally:
+            await _close(answer)
+        yield finish or _counted(messages, "".join(said))
+
+    def _wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        if self._loop is None:
+            self._thread = LoopThread()
+            self._loop = self._thread.loop
+        return wait(coroutine, self._loop)
+
+
+def _parts(messages: list[dict[str, Any]], answer: str) -> Iterator[Chunk | Finish]:
+    if isinstance(answer, Completion):
+        if answer.reasoning:
+            yield Chunk(answer.reasoning, "thinking")
+        yield Chunk(str(answer))
+        yield Finish(answer.finish_reason or "stop", answer.usage)
+    else:
+        yield Chunk(answer)
+        yield _counted(messages, answer)
+
+
+def _counted(messages: list[dict[str, Any]], said: str) -> Finish:
+    return Finish("stop", Usage(count_messages(messages), count(said), estimated=True))
+
+
+async def _close(source: object) -> None:
+    close = getattr(source, "aclose", None) or getattr(source, "close", None)
+    if close is not None:
+        await close()

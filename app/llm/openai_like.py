@@ -1,0 +1,69 @@
+"""Any OpenAI-compatible server as an LLM of one's own, in a script or in an agent."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from typing import Any
+
+from app.domain import Chunk
+from app.errors import InvalidInput
+from app.llm.llm import LLM, Finish
+from app.llm.options import checked
+from app.llm.upstream import Upstream
+
+
+class OpenAILike(LLM):
+    """A model of an OpenAI-compatible server, `api.openai.com` by default."""
+
+    def __init__(  # noqa: PLR0917 - seed 000's signature
+        self,
+        api_key: str | None = None,
+        base_url: str | None = None,
+        model_name: str | None = None,
+        header: Mapping[str, str] | None = None,
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+        top_p: float | None = None,
+    ) -> None:
+        """`header` is sent beside the usual headers; the rest are defaults of calls. A wrong one is `InvalidInput`."""
+        self._upstream = Upstream(base_url, api_key, headers=header)
+        self._defaults = checked(
+            {"model": model_name, "temperature": temperature, "max_tokens": max_tokens, "top_p": top_p}
+        )
+
+    async def generate(self, messages: list[dict[str, Any]], **options: Any) -> AsyncGenerator[Chunk | Finish, None]:
+        """Ask the server."""
+        body = checked(options)
+        if "model" not in body:
+            raise InvalidInput("OpenAILike needs a model_name.", param="model")
+        async with aclosing(self._upstream.stream({**body, "messages": messages})) as items:
+            async for item in items:
+                yield item
+
+    def ping(self) -> bool:
+        """Whether the server can be reached and accepts the key. Blocks."""
+        return self._wait(self._upstream.ping())
+
+    async def close(self) -> None:
+        """Close the connections of this event loop; those of a loop that ends are closed with it."""
+        await self._upstream.close()
+
+    def set_model_name(self, model_name: str) -> None:
+        """Ask for this model from the next call on."""
+        self._set("model", model_name)
+
+    def set_temperature(self, temperature: float) -> None:
+        """Use this temperature, 0 to 2, from the next call on."""
+        self._set("temperature", temperature)
+
+    def set_max_tokens(self, max_tokens: int) -> None:
+        """Allow this many tokens per answer from the next call on."""
+        self._set("max_tokens", max_tokens)
+
+    def set_top_p(self, top_p: float) -> None:
+        """Use this nucleus of probability, 0 to 1, from the next call on."""
+        self._set("top_p", top_p)
+
+    def _set(self, name: str, value: object) -> None:
+        self._defaults = {**self._defaults, **checked({name: value})}

@@ -1,0 +1,64 @@
+"""The options of one LLM call, checked before anything is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from app.errors import InvalidInput
+
+Check = Callable[[Any], bool]
+
+
+def _number(low: float, high: float) -> Check:
+    # NaN compares false with both bounds, so it fails too.
+    return lambda value: isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+
+
+def _integer(low: int, high: int) -> Check:
+    return lambda value: isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _text(longest: int) -> Check:
+    return lambda value: isinstance(value, str) and 0 < len(value) <= longest and value.isprintable()
+
+
+def _is_stop(value: Any) -> bool:
+    texts = [value] if isinstance(value, str) else value
+    return (
+        isinstance(texts, list | tuple)
+        and 1 <= len(texts) <= 4
+        and all(isinstance(text, str) and 0 < len(text) <= 1000 for text in texts)
+    )
+
+
+def _is_format(value: Any) -> bool:
+    return isinstance(value, Mapping) and value.get("type") in ("text", "json_object", "json_schema")
+
+
+# Ranges are those of OpenAI's API reference, "Create chat completion".
+_OPTIONS: Mapping[str, tuple[Check, str]] = {
+    "model": (_text(200), "a name of up to 200 characters"),
+    "temperature": (_number(0, 2), "a number from 0 to 2"),
+    "top_p": (_number(0, 1), "a number from 0 to 1"),
+    "max_tokens": (_integer(1, 10_000_000), "an integer from 1 to 10000000"),
+    "max_completion_tokens": (_integer(1, 10_000_000), "an integer from 1 to 10000000"),
+    "stop": (_is_stop, "a text or up to four texts"),
+    "seed": (_integer(-(2**63), 2**63 - 1), "a 64-bit integer"),
+    "presence_penalty": (_number(-2, 2), "a number from -2 to 2"),
+    "frequency_penalty": (_number(-2, 2), "a number from -2 to 2"),
+    "response_format": (_is_format, "a dictionary whose type is text, json_object or json_schema"),
+    "reasoning_effort": (_text(20), "a word such as low, medium or high"),
+    "user": (_text(200), "a text of up to 200 characters"),
+}
+
+
+def checked(options: Mapping[str, Any]) -> dict[str, Any]:
+    """`options` without those that are `None` (the default holds); `InvalidInput` names the first that cannot be."""
+    for name, value in options.items():
+        if name not in _OPTIONS:
+            raise InvalidInput(f"{name[:64]} is not an option of an LLM call.", param=name[:64])
+        is_valid, words = _OPTIONS[name]
+        if value is not None and not is_valid(value):
+            raise InvalidInput(f"{name} must be {words}.", param=name)
+    return {name: value for name, value in options.items() if value is not None}

@@ -1,0 +1,104 @@
+"""What an upstream's refusal means for the caller: the error, its sentence, and when to try again."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import msgspec
+
+from app.domain import now
+from app.errors import LLMError, LLMRejected, LLMUnavailable
+
+MAX_RETRY_AFTER = 120.0
+"""The longest wait, in seconds, that an upstream is believed."""
+LONGEST_MESSAGE = 300
+"""An upstream's own sentence is shown up to this many characters; a longer text is no sentence."""
+
+_SECRET = re.compile(
+    r"(?:bearer|basic)\s+\S+"
+    r"|\b(?:sk|pk|rk|gsk|xai|hf|key|token|secret|api)[-_][\w*.-]{6,}"
+    r"|\bAIza[\w-]{10,}"
+    r"|[A-Za-z0-9_*+/=-]{32,}",
+    re.IGNORECASE,
+)
+_MARKUP = re.compile(r"<\s*[/!a-zA-Z]")
+
+
+class UpstreamAuth(LLMUnavailable):
+    """The language model's server does not accept this server's key: check OPENAI_API_KEY."""
+
+    code = "upstream_auth"
+
+
+def refusal(status: int, headers: Mapping[str, str], body: bytes) -> LLMError:
+    """The error for an answer that is not 200. Whatever the upstream says, it is never a 401 to our caller."""
+    if status in (401, 403):
+        return UpstreamAuth()
+    if status == 404 or 300 <= status < 400:
+        return LLMUnavailable(
+            "The language model's server knows no such address or model: check OPENAI_BASE_URL and the model name."
+        )
+    if status == 429:
+        return LLMUnavailable(
+            "The language model's server is busy: it asks to slow down.", retry_after=retry_after(headers)
+        )
+    if status in (402, 408) or status in (502, 503, 504, 529):
+        return LLMUnavailable(retry_after=retry_after(headers))
+    if 400 <= status < 500:
+        said = upstream_message(body)
+        return LLMRejected(f"The language model's server refused the request: {said}" if said else None)
+    return LLMError(f"The language model's server failed with status {status}.", retry_after=retry_after(headers))
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds to wait: `retry-after-ms`, or `Retry-After` as seconds or an HTTP date (RFC 9110, section 10.2.3).
+
+    What is negative, past or no number is `None`; no more than `MAX_RETRY_AFTER`.
+    """
+    value = headers.get("retry-after", "").strip()[:64]
+    seconds = _seconds(headers.get("retry-after-ms", "")[:64], 1000) or _seconds(value, 1) or _until(value)
+    return min(seconds, MAX_RETRY_AFTER) if seconds else None
+
+
+def _seconds(value: str, per_second: int) -> float | None:
+    try:
+        seconds = float(value) / per_second
+    except ValueError:
+        return None
+    return seconds if math.isfinite(seconds) and seconds > 0 else None
+
+
+def _until(value: str) -> float | None:
+    try:
+        moment = parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    if moment.tzinfo is None:
+        return None
+    seconds = (moment - now()).total_seconds()
+    return seconds if seconds > 0 else None
+
+
+def upstream_message(body: bytes | Mapping[str, Any] | str) -> str | None:
+    """The upstream's own sentence, if it is short clean text; what looks like a key is struck out."""
+    if isinstance(body, bytes):
+        try:
+            body = msgspec.json.decode(body)
+        except (ValueError, RecursionError):
+            return None
+    text = _find_text(body)
+    if text is None or len(text) > LONGEST_MESSAGE or _MARKUP.search(text) or "Traceback" in text:
+        return None
+    text = " ".join(_SECRET.sub("…", text).split())
+    return text if text.isprintable() and text.strip("… ") else None
+
+
+def _find_text(body: Any) -> str | None:
+    for key in ("error", "message", "detail"):
+        if isinstance(body, Mapping) and body.get(key):
+            body = body[key]
+    return body if isinstance(body, str) else None

@@ -1,0 +1,238 @@
+"""One OpenAI-compatible server: its pool of connections, its deadlines, and its faults in our words."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+from weakref import WeakKeyDictionary
+
+import aiohttp
+import msgspec
+
+from app.domain import Chunk
+from app.errors import InvalidInput, LLMError, LLMUnavailable
+from app.llm.answer import Answer
+from app.llm.llm import Finish
+from app.llm.refusals import refusal
+
+OPENAI = "https://api.openai.com/v1"
+"""The base URL where none is given."""
+MAX_ERROR_BODY = 64_000
+"""How much of a refusal is read, in bytes."""
+END_SECONDS = 0.2
+"""How long an answered call waits for the end of its HTTP response, so that the connection can be used again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deadlines:
+    """Seconds a call may take: to connect; from its start to the first token; between two pieces; altogether."""
+
+    connect: float = 10
+    first_token: float = 60
+    idle: float = 60
+    total: float = 600
+
+
+class Upstream:
+    """Sends requests to one server under one key, over connections kept open between calls.
+
+    Connections belong to the event loop that made them: they are closed by `close`, or when their loop shuts down.
+    """
+
+    def __init__(
+        self,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        *,
+        headers: Mapping[str, str] | None = None,
+        deadlines: Deadlines | None = None,
+        max_bytes: int = 64_000_000,
+        max_line: int = 1_000_000,
+    ) -> None:
+        """`max_bytes` and `max_line` bound an answer and each line of it as they come over the wire."""
+        self._base_url = _checked_url(base_url or OPENAI)
+        self._headers = {
+            "Accept": "text/event-stream",
+            "Accept-Encoding": "identity",
+            **_checked_headers(headers or {}),
+        }
+        if api_key:
+            self._headers.update(_checked_headers({"Authorization": f"Bearer {api_key}"}))
+        self._deadlines = deadlines or Deadlines()
+        self._max_bytes, self._max_line = max_bytes, max_line
+        self._pools: WeakKeyDictionary[asyncio.AbstractEventLoop, _Pool] = WeakKeyDictionary()
+
+    def __repr__(self) -> str:
+        return f"Upstream({self._base_url!r})"
+
+    async def stream(self, body: Mapping[str, Any]) -> AsyncGenerator[Chunk | Finish, None]:
+        """The chunks of the answer to `body`, a chat completion request, then its `Finish`.
+
+        Raises `LLMUnavailable`, `LLMRejected` or `LLMError`. A stream that breaks off after its first token ends with
+        `Finish("cut")`; one that hangs raises. Closing the generator closes the connection.
+        """
+        call = _Call(self._deadlines)
+        answer = Answer(body.get("messages", ()), max_bytes=self._max_bytes, max_line=self._max_line)
+        response = await self._post(_encode(body), call)
+        try:
+            while not answer.done and (piece := await call.read(response)):
+                for chunk in answer.feed(piece):
+                    call.began = True
+                    yield chunk
+            for chunk in answer.end():
+                yield chunk
+            yield answer.finish()
+            if answer.done:
+                await _reach_end(response)
+        finally:
+            response.close()  # does nothing to a connection whose response was read to its end
+
+    async def ping(self) -> bool:
+        """Whether the server lists its models for this key."""
+        session = await self._session()
+        try:
+            async with (
+                asyncio.timeout(self._deadlines.connect),
+                session.get(f"{self._base_url}/models", allow_redirects=False) as response,
+            ):
+                return response.status == 200
+        except (aiohttp.ClientError, OSError, ValueError):
+            return False
+
+    async def close(self) -> None:
+        """Close the connections of this event loop."""
+        if pool := self._pools.pop(asyncio.get_running_loop(), None):
+            await pool.opened.aclose()
+
+    async def _post(self, data: bytes, call: _Call) -> aiohttp.ClientResponse:
+        session = await self._session()
+        try:
+            async with asyncio.timeout_at(call.limit()):
+                response = await session.post(
+                    f"{self._base_url}/chat/completions",
+                    data=data,
+                    headers={"Content-Type": "application/json"},
+                    allow_redirects=False,
+                )
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise LLMUnavailable(_sentence(error)) from error
+        if response.status != 200:
+            raise await _refused(response)
+        return response
+
+    async def _session(self) -> aiohttp.ClientSession:
+        loop = asyncio.get_running_loop()
+        pool = self._pools.get(loop)
+        if pool is None:
+            opened = self._open()
+            pool = self._pools[loop] = _Pool(await anext(opened), opened)
+        return pool.session
+
+    # An asynchronous generator, because an event loop closes those that are left when it shuts down.
+    async def _open(self) -> AsyncGenerator[aiohttp.ClientSession, None]:
+        async with aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers=self._headers,
+            timeout=aiohttp.ClientTimeout(total=None, connect=self._deadlines.connect),
+            trust_env=False,
+        ) as session:
+            yield session
+
+
+@dataclass(frozen=True, slots=True)
+class _Pool:
+    session: aiohttp.ClientSession
+    opened: AsyncGenerator[aiohttp.ClientSession, None]
+
+
+class _Call:
+    """The deadlines of one call. They bind only while it waits for the server, not while its caller is busy."""
+
+    def __init__(self, deadlines: Deadlines) -> None:
+        self._deadlines = deadlines
+        self._loop = asyncio.get_running_loop()
+        self._started = self._loop.time()
+        self.began = False
+
+    def limit(self) -> float:
+        """The loop's time until which the next piece may take."""
+        patience = (
+            self._loop.time() + self._deadlines.idle if self.began else self._started + self._deadlines.first_token
+        )
+        return min(patience, self._started + self._deadlines.total)
+
+    async def read(self, response: aiohttp.ClientResponse) -> bytes:
+        """The next bytes; none at the end, and none when the connection breaks."""
+        try:
+            async with asyncio.timeout_at(self.limit()):
+                return await response.content.readany()
+        except TimeoutError:
+            raise LLMUnavailable(
+                "The language model's server stopped in the middle of its answer."
+                if self.began
+                else "The language model's server did not begin to answer in time."
+            ) from None
+        except (aiohttp.ClientError, OSError):
+            return b""
+
+
+async def _reach_end(response: aiohttp.ClientResponse) -> None:
+    with suppress(aiohttp.ClientError, OSError):  # a timeout too is an OSError
+        async with asyncio.timeout(END_SECONDS):
+            await response.content.readany()
+
+
+async def _refused(response: aiohttp.ClientResponse) -> LLMError:
+    body = b""
+    with suppress(aiohttp.ClientError, OSError):
+        async with asyncio.timeout(5):
+            while len(body) < MAX_ERROR_BODY and (piece := await response.content.readany()):
+                body += piece
+    response.close()
+    return refusal(response.status, response.headers, body)
+
+
+_SENTENCES: tuple[tuple[type[Exception], str], ...] = (
+    (aiohttp.ClientConnectorDNSError, "has no such host name: check OPENAI_BASE_URL."),
+    (aiohttp.ClientSSLError, "has no valid certificate: check OPENAI_BASE_URL."),
+    (aiohttp.ConnectionTimeoutError, "could not be connected to in time: check OPENAI_BASE_URL."),
+    (TimeoutError, "did not begin to answer in time."),
+    (aiohttp.ClientConnectorError, "refused the connection: check OPENAI_BASE_URL."),
+    (ValueError, "cannot be addressed: check OPENAI_BASE_URL."),
+)
+
+
+def _sentence(error: Exception) -> str:
+    said = (sentence for kind, sentence in _SENTENCES if isinstance(error, kind))
+    return f"The language model's server {next(said, 'closed the connection without an answer.')}"
+
+
+def _encode(body: Mapping[str, Any]) -> bytes:
+    try:
+        return msgspec.json.encode({**body, "stream": True, "stream_options": {"include_usage": True}})
+    except (TypeError, ValueError, RecursionError):
+        raise InvalidInput("messages hold what JSON cannot express.", param="messages") from None
+
+
+def _checked_url(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and not parts.username
+    except ValueError:
+        good = False
+    if not good:
+        raise InvalidInput("base_url must be an address such as https://api.openai.com/v1.", param="base_url")
+    return url.rstrip("/")
+
+
+def _checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    for name, value in headers.items():
+        if not (name.isascii() and name.isprintable() and value.isascii() and value.isprintable()):
+            place = "api_key" if name == "Authorization" else "header"
+            raise InvalidInput(f"{place} must be printable ASCII.", param=place)
+    return dict(headers)

@@ -1,0 +1,1 @@
+"""PostgreSQL and Valkey as child processes, for whoever gives no URL of their own."""

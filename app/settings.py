@@ -1,0 +1,102 @@
+"""Every setting, read once. Only the composition roots (`main`, `cli`) import this module; all others are given values."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from app.errors import SettingsError
+
+LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+
+
+class Settings(BaseSettings):
+    """What an operator can set, by environment variable or in `.env`. Names are the field names in capitals."""
+
+    model_config = SettingsConfigDict(
+        env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True, hide_input_in_errors=True
+    )
+
+    database_url: SecretStr | None = Field(None, description="PostgreSQL 15 or newer; without it one is started here")
+    database_direct_url: SecretStr | None = Field(
+        None, description="the same database past a transaction pooler, for migrations; `DATABASE_URL` by default"
+    )
+    redis_url: SecretStr | None = Field(None, description="Redis 7 or Valkey; without it one is started here")
+    data_dir: Path = Field(Path("data"), description="where the embedded servers and the first key are kept")
+    agents_dir: Path = Field(Path("agents"), description="the folder of agent files")
+    host: str = Field("127.0.0.1", description="the address to listen on")
+    port: int = Field(8080, ge=0, le=65535, description="the port to listen on; 0 takes a free one")
+    workers: int = Field(1, ge=1, le=64, description="server processes")
+    trusted_proxies: str = Field("", description="addresses, with commas, whose `X-Forwarded-For` is believed")
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="web origins, with commas, that may call the API"
+    )
+    auth: Literal["keys", "open"] = Field("keys", description="`open` asks for no key, on the loopback address only")
+    admin_api_key: SecretStr | None = Field(None, description="the first administrator's key, at least 32 characters")
+    openai_api_key: SecretStr | None = Field(None, description="the key of the OpenAI-compatible server")
+    openai_base_url: str | None = Field(
+        None,
+        validation_alias=AliasChoices("OPENAI_BASE_URL", "OPENAI_API_BASE"),
+        description="the address of the OpenAI-compatible server; also read as `OPENAI_API_BASE`",
+    )
+    openai_model: str = Field("gpt-4o-mini", description="the model asked for when an agent or session names none")
+    run_timeout: float = Field(600, gt=0, le=86400, description="seconds an agent may take for one answer")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="how much is logged")
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _lower(cls, value: Any) -> Any:
+        return value.lower() if isinstance(value, str) else value
+
+    @field_validator("admin_api_key")
+    @classmethod
+    def _long_enough(cls, value: SecretStr | None) -> SecretStr | None:
+        if value and len(value.get_secret_value()) < 32:
+            raise ValueError("must have at least 32 characters")
+        return value
+
+    @field_validator("openai_base_url")
+    @classmethod
+    def _http(cls, value: str | None) -> str | None:
+        if value and not value.startswith(("http://", "https://")):
+            raise ValueError("must start with http:// or https://")
+        return value.rstrip("/") if value else value
+
+    @model_validator(mode="after")
+    def _open_stays_local(self) -> Settings:
+        if self.auth == "open" and self.host not in LOOPBACK:
+            raise ValueError("AUTH=open serves the loopback address only: set HOST to 127.0.0.1, or AUTH to keys")
+        return self
+
+    @property
+    def llm_is_configured(self) -> bool:
+        """Whether an upstream for language models is known: a key (for api.openai.com) or an address."""
+        return self.openai_api_key is not None or self.openai_base_url is not None
+
+
+def load(**overrides: Any) -> Settings:
+    """The settings of this process, or a `SettingsError` whose sentences name each wrong one."""
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        raise SettingsError("\n".join(_sentence(problem) for problem in error.errors(include_url=False))) from None
+
+
+def _sentence(problem: Any) -> str:
+    name = str(problem["loc"][0]).upper() if problem["loc"] else ""
+    text = str(problem["msg"]).removeprefix("Value error, ")
+    return f"{name}: {text}." if name else f"{text}."
+
+
+def agent_variables() -> dict[str, str]:
+    """The operator's settings of agents: every variable `AGENT_<ID>_<FIELD>`."""
+    return {key: value for key, value in os.environ.items() if key.startswith("AGENT_")}  # noqa: TID251 - its one home

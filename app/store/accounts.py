@@ -1,0 +1,148 @@
+"""Users, groups, and the agents groups may use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, Row, Select, and_, delete, exists, func, literal, or_, select, update
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.domain import Group, Page, Role, User
+from app.store.tables import grants, group_members, groups, users
+
+EVERYONE = "everyone"
+"""The group every user is in; by default it may use every agent."""
+
+
+def user_of(row: Row[Any] | Any) -> User:
+    """The user in a row that has the columns of `users`."""
+    return User(row.id, row.name, Role(row.role), row.status, row.created_at)
+
+
+async def add_user(db: AsyncConnection, user: User, password_hash: str | None) -> bool:
+    """Insert a user; false when the name is taken."""
+    statement = (
+        upsert(users)
+        .values(id=user.id, name=user.name, role=user.role, status=user.status, password_hash=password_hash)
+        .on_conflict_do_nothing()
+        .returning(users.c.id)
+    )
+    return (await db.execute(statement)).first() is not None
+
+
+async def get_user(db: AsyncConnection, *, id: UUID | None = None, name: str | None = None) -> User | None:
+    """A user by id or by name, whose case does not matter."""
+    wanted = users.c.id == id if id else func.lower(users.c.name) == func.lower(name)
+    row = (await db.execute(select(users).where(wanted))).first()
+    return user_of(row) if row else None
+
+
+async def password_hash(db: AsyncConnection, user_id: UUID) -> str | None:
+    """The stored hash of a user's password, if he has one."""
+    return (await db.execute(select(users.c.password_hash).where(users.c.id == user_id))).scalar()
+
+
+async def update_user(db: AsyncConnection, id: UUID, changes: Mapping[str, Any]) -> bool:
+    """Change columns of a user; false when there is none."""
+    statement = update(users).where(users.c.id == id).values(**changes).returning(users.c.id)
+    return (await db.execute(statement)).first() is not None
+
+
+async def delete_user(db: AsyncConnection, id: UUID) -> bool:
+    """Delete a user with all that hangs on him by foreign key."""
+    return (await db.execute(delete(users).where(users.c.id == id).returning(users.c.id))).first() is not None
+
+
+async def list_users(db: AsyncConnection, *, after: UUID | None, limit: int) -> Page[User]:
+    """Users in the order they were made."""
+    query = select(users).order_by(users.c.id).limit(limit + 1)
+    rows = (await db.execute(query.where(users.c.id > after) if after else query)).all()
+    return Page([user_of(row) for row in rows[:limit]], len(rows) > limit)
+
+
+async def lock_admins(db: AsyncConnection) -> Sequence[UUID]:
+    """The ids of the active administrators, locked in id order, so that the last one cannot be lost to a race."""
+    query = select(users.c.id).where(users.c.role == Role.ADMIN, users.c.status == "active")
+    return (await db.execute(query.order_by(users.c.id).with_for_update())).scalars().all()
+
+
+async def add_group(db: AsyncConnection, group: Group) -> bool:
+    """Insert a group; false when the name is taken."""
+    statement = upsert(groups).values(id=group.id, name=group.name).on_conflict_do_nothing().returning(groups.c.id)
+    return (await db.execute(statement)).first() is not None
+
+
+async def get_group(db: AsyncConnection, id: UUID) -> Group | None:
+    """A group with its grants."""
+    row = (await db.execute(_groups().where(groups.c.id == id))).first()
+    return Group(row.id, row.name, tuple(row.agents)) if row else None
+
+
+def _groups() -> Select[Any]:
+    granted = func.array_remove(func.array_agg(grants.c.agent_id), None).label("agents")
+    return select(groups.c.id, groups.c.name, granted).outerjoin(grants).group_by(groups.c.id)
+
+
+async def list_groups(db: AsyncConnection, *, after: UUID | None, limit: int) -> Page[Group]:
+    """Groups in the order they were made."""
+    query = _groups().order_by(groups.c.id).limit(limit + 1)
+    rows = (await db.execute(query.where(groups.c.id > after) if after else query)).all()
+    return Page([Group(row.id, row.name, tuple(row.agents)) for row in rows[:limit]], len(rows) > limit)
+
+
+async def delete_group(db: AsyncConnection, id: UUID) -> bool:
+    """Delete a group, but never `everyone`."""
+    statement = delete(groups).where(groups.c.id == id, groups.c.name != EVERYONE).returning(groups.c.id)
+    return (await db.execute(statement)).first() is not None
+
+
+async def list_members(db: AsyncConnection, group_id: UUID, *, after: UUID | None, limit: int) -> Page[User]:
+    """The members of a group."""
+    query = select(users).join(group_members).where(group_members.c.group_id == group_id).order_by(users.c.id)
+    rows = (await db.execute((query.where(users.c.id > after) if after else query).limit(limit + 1))).all()
+    return Page([user_of(row) for row in rows[:limit]], len(rows) > limit)
+
+
+async def add_member(db: AsyncConnection, group_id: UUID, user_id: UUID) -> None:
+    """Put a user into a group; nothing happens when he is in it."""
+    await db.execute(upsert(group_members).values(group_id=group_id, user_id=user_id).on_conflict_do_nothing())
+
+
+async def remove_member(db: AsyncConnection, group_id: UUID, user_id: UUID) -> bool:
+    """Take a user out of a group; false when he was not in it."""
+    chosen = and_(group_members.c.group_id == group_id, group_members.c.user_id == user_id)
+    return (
+        await db.execute(delete(group_members).where(chosen).returning(group_members.c.user_id))
+    ).first() is not None
+
+
+async def add_grant(db: AsyncConnection, group_id: UUID, agent_id: str) -> None:
+    """Let a group use an agent."""
+    await db.execute(upsert(grants).values(group_id=group_id, agent_id=agent_id).on_conflict_do_nothing())
+
+
+async def remove_grant(db: AsyncConnection, group_id: UUID, agent_id: str) -> bool:
+    """Take the use of an agent from a group; false when it had none."""
+    chosen = and_(grants.c.group_id == group_id, grants.c.agent_id == agent_id)
+    return (await db.execute(delete(grants).where(chosen).returning(grants.c.agent_id))).first() is not None
+
+
+def may_use(user_id: Any, agent_id: Any) -> ColumnElement[bool]:
+    """Whether one of the user's groups is granted the agent. Arguments are values or columns."""
+    agent = literal(agent_id) if isinstance(agent_id, str) else agent_id
+    member = exists().where(group_members.c.group_id == groups.c.id, group_members.c.user_id == user_id)
+    return (
+        exists()
+        .where(grants.c.group_id == groups.c.id, or_(groups.c.name == EVERYONE, member))
+        .where(or_(grants.c.agent_id == "*", grants.c.agent_id == agent))
+    )
+
+
+async def granted_agents(db: AsyncConnection, user_id: UUID) -> frozenset[str]:
+    """The ids of the agents that a user's groups may use; `*` stands for all."""
+    member = exists().where(group_members.c.group_id == groups.c.id, group_members.c.user_id == user_id)
+    query = select(grants.c.agent_id).join(groups).where(or_(groups.c.name == EVERYONE, member))
+    return frozenset((await db.execute(query)).scalars())

@@ -1,0 +1,162 @@
+"""API keys, login tokens and failed logins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, Row, and_, case, delete, func, insert, or_, select, update
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.domain import Credential, Page, Principal, Scope, now
+from app.store.accounts import user_of
+from app.store.tables import credentials, login_failures, users
+
+
+async def add(db: AsyncConnection, credential: Credential, digest: bytes) -> None:
+    """Store the digest of a key or token; the secret itself is never stored."""
+    await db.execute(
+        insert(credentials).values(
+            id=credential.id,
+            user_id=credential.user_id,
+            kind=credential.kind,
+            digest=digest,
+            name=credential.name,
+            hint=credential.hint,
+            scopes=sorted(credential.scopes),
+            login_id=credential.login_id,
+            expires_at=credential.expires_at,
+        )
+    )
+
+
+async def exists(db: AsyncConnection, digest: bytes) -> bool:
+    """Whether this digest was ever stored, good or not."""
+    return (await db.execute(select(credentials.c.id).where(credentials.c.digest == digest))).first() is not None
+
+
+async def principal(db: AsyncConnection, digest: bytes) -> Principal | None:
+    """Whom a key or access token proves, unless it or its user is no longer good."""
+    query = (
+        select(users, credentials.c.id.label("credential_id"), credentials.c.login_id, credentials.c.scopes)
+        .join_from(credentials, users, users.c.id == credentials.c.user_id)
+        .where(credentials.c.digest == digest, credentials.c.kind != "refresh", users.c.status == "active", is_good())
+    )
+    row = (await db.execute(query)).first()
+    if row is None:
+        return None
+    return Principal(user_of(row), frozenset(map(Scope, row.scopes)), row.credential_id, row.login_id)
+
+
+def is_good() -> ColumnElement[bool]:
+    """A credential that is neither revoked nor expired."""
+    lasting = or_(credentials.c.expires_at.is_(None), credentials.c.expires_at > func.now())
+    return and_(credentials.c.revoked_at.is_(None), lasting)
+
+
+async def take_refresh_token(db: AsyncConnection, digest: bytes) -> tuple[Credential, bool] | None:
+    """Use up a refresh token, and whether it was still good. A used or revoked one is given back as not good."""
+    row = (
+        await db.execute(
+            select(credentials, and_(is_good(), users.c.status == "active").label("good"))
+            .join_from(credentials, users, users.c.id == credentials.c.user_id)
+            .where(credentials.c.digest == digest, credentials.c.kind == "refresh")
+            .with_for_update(of=credentials)
+        )
+    ).first()
+    if row is None:
+        return None
+    await db.execute(update(credentials).where(credentials.c.id == row.id).values(revoked_at=func.now()))
+    return credential_of(row), row.good
+
+
+def credential_of(row: Row[Any] | Any) -> Credential:
+    """The credential in a row of `credentials`."""
+    return Credential(
+        row.id,
+        row.user_id,
+        row.kind,
+        row.name,
+        row.hint,
+        frozenset(map(Scope, row.scopes)),
+        row.login_id,
+        row.created_at,
+        row.expires_at,
+    )
+
+
+async def list_keys(db: AsyncConnection, user_id: UUID, *, after: UUID | None, limit: int) -> Page[Credential]:
+    """A user's API keys that are not revoked."""
+    query = (
+        select(credentials)
+        .where(credentials.c.user_id == user_id, credentials.c.kind == "key", credentials.c.revoked_at.is_(None))
+        .order_by(credentials.c.id)
+        .limit(limit + 1)
+    )
+    rows = (await db.execute(query.where(credentials.c.id > after) if after else query)).all()
+    return Page([credential_of(row) for row in rows[:limit]], len(rows) > limit)
+
+
+async def count_keys(db: AsyncConnection, user_id: UUID) -> int:
+    """How many keys a user has."""
+    query = select(func.count()).where(
+        credentials.c.user_id == user_id, credentials.c.kind == "key", credentials.c.revoked_at.is_(None)
+    )
+    return (await db.execute(query)).scalar_one()
+
+
+async def revoke(
+    db: AsyncConnection,
+    user_id: UUID,
+    *,
+    key_id: UUID | None = None,
+    login_id: UUID | None = None,
+    kinds: Sequence[str] = ("key", "access", "refresh"),
+) -> bool:
+    """Revoke one key, one login, or all credentials of these kinds; false when there was nothing to revoke."""
+    chosen = [credentials.c.user_id == user_id, credentials.c.revoked_at.is_(None), credentials.c.kind.in_(kinds)]
+    if key_id:
+        chosen.append(credentials.c.id == key_id)
+    if login_id:
+        chosen.append(credentials.c.login_id == login_id)
+    statement = update(credentials).where(*chosen).values(revoked_at=func.now()).returning(credentials.c.id)
+    return (await db.execute(statement)).first() is not None
+
+
+async def sweep(db: AsyncConnection) -> None:
+    """Forget tokens that ended a day ago and failures that no longer count."""
+    long_ago = now() - timedelta(days=1)
+    ended = or_(credentials.c.expires_at < long_ago, credentials.c.revoked_at < long_ago)
+    await db.execute(delete(credentials).where(credentials.c.kind != "key", ended))
+    await db.execute(delete(login_failures).where(login_failures.c.since < long_ago))
+
+
+# Failed logins
+
+
+async def login_failure_counts(db: AsyncConnection, subjects: Sequence[str], since: datetime) -> Mapping[str, int]:
+    """How often each subject failed since then."""
+    query = select(login_failures.c.subject, login_failures.c.failures).where(
+        login_failures.c.subject.in_(subjects), login_failures.c.since > since
+    )
+    return {row.subject: row.failures for row in await db.execute(query)}
+
+
+async def add_login_failures(db: AsyncConnection, subjects: Sequence[str], since: datetime) -> None:
+    """Count a failure for each subject; a window that began before `since` starts anew."""
+    old = login_failures.c.since <= since
+    for subject in sorted(subjects):
+        statement = upsert(login_failures).values(subject=subject, failures=1, since=func.now())
+        changes = {
+            "failures": case((old, 1), else_=login_failures.c.failures + 1),
+            "since": case((old, func.now()), else_=login_failures.c.since),
+        }
+        await db.execute(statement.on_conflict_do_update(index_elements=["subject"], set_=changes))
+
+
+async def clear_login_failures(db: AsyncConnection, subjects: Sequence[str]) -> None:
+    """Forget the failures of these subjects."""
+    await db.execute(delete(login_failures).where(login_failures.c.subject.in_(subjects)))

@@ -1,0 +1,74 @@
+"""The connection pool to PostgreSQL."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import asyncpg
+import msgspec
+from asyncpg.exceptions import CannotConnectNowError as CannotConnectNow
+from sqlalchemy import event
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError, InterfaceError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from app.errors import SettingsError
+
+POOL_SIZE = 10
+MAX_OVERFLOW = 20
+POOL_TIMEOUT = 10.0
+"""Seconds a caller waits for a connection before it is told that the service is not available."""
+
+
+def asyncpg_url(url: str) -> URL:
+    """`postgres://` or `postgresql://` as SQLAlchemy's asyncpg dialect wants it; `SettingsError` for anything else."""
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        raise SettingsError("DATABASE_URL is not a URL.") from None
+    if parsed.get_backend_name() not in ("postgresql", "postgres"):
+        raise SettingsError("DATABASE_URL must be a postgresql:// URL.")
+    return parsed.set(drivername="postgresql+asyncpg")
+
+
+def encode_json(value: Any) -> str:
+    """JSON for a `jsonb` column."""
+    return msgspec.json.encode(value).decode()
+
+
+def connect(url: str) -> AsyncEngine:
+    """An engine whose pool gives out only connections that the server has not closed.
+
+    asyncpg learns of a closed socket at once, so looking costs nothing where a ping would cost a round trip.
+    """
+    engine = create_async_engine(
+        asyncpg_url(url),
+        pool_size=POOL_SIZE,
+        max_overflow=MAX_OVERFLOW,
+        pool_timeout=POOL_TIMEOUT,
+        json_serializer=encode_json,
+        json_deserializer=msgspec.json.decode,
+        connect_args={"timeout": 10, "command_timeout": 30},
+    )
+
+    @event.listens_for(engine.sync_engine, "checkout")
+    def _refuse_closed(connection: Any, _record: Any, _proxy: Any) -> None:
+        if connection.driver_connection.is_closed():
+            raise DisconnectionError
+
+    return engine
+
+
+PASSING = frozenset({"57P01", "57P02", "57P03", "53300", "40001", "40P01"})
+"""States that pass (PostgreSQL, appendix A): shutting down, starting up, too many connections, serialisation failure, deadlock."""
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether a failed statement may well succeed a little later: the server is away, starting, or out of connections."""
+    if isinstance(error, DBAPIError):
+        state = str(getattr(error.orig, "sqlstate", None) or "")
+        return (
+            error.connection_invalidated or isinstance(error, InterfaceError) or state in PASSING or state[:2] == "08"
+        )
+    return isinstance(error, OSError | TimeoutError | PoolTimeout | asyncpg.PostgresConnectionError | CannotConnectNow)

@@ -1,0 +1,55 @@
+"""Words and bigrams for full-text search.
+
+Latin text is found by whole words; Chinese, Japanese and Korean, which have no spaces, by pairs of characters (and single ones, for
+queries of one character). Terms are stored as integers salted with their owner's id, so that one GIN index over `int[]` is
+owner-scoped by itself and needs no extension. A collision can add a wrong row only within the same owner's messages.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+import zlib
+from collections.abc import Iterable
+from uuid import UUID
+
+MAX_TERMS = 20_000
+"""The most distinct terms kept of one message; what follows in a longer one is not found."""
+
+_CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"
+_PIECE = re.compile(f"([{_CJK}]+)|([^\\W_{_CJK}]+)")
+
+
+def terms(owner: UUID, text: str) -> list[int]:
+    """The terms under which a message is found."""
+    return _hashed(owner, (term for cjk, word in _pieces(text) for term in ((*cjk, *_pairs(cjk)) if cjk else (word,))))
+
+
+def query_terms(owner: UUID, query: str) -> list[int]:
+    """The terms that a message must all have to match a query; empty when the query has no word."""
+    return _hashed(
+        owner, (term for cjk, word in _pieces(query) for term in (_pairs(cjk) or (cjk,) if cjk else (word,)))
+    )
+
+
+def phrases(query: str) -> list[str]:
+    """Chinese runs of three or more characters, which must also stand in the text as they are, not only pair by pair."""
+    return [cjk for cjk, _ in _pieces(query) if len(cjk) > 2]
+
+
+def _pieces(text: str) -> list[tuple[str, str]]:
+    return _PIECE.findall(text.casefold() if text.isascii() else unicodedata.normalize("NFKC", text).casefold())
+
+
+def _pairs(run: str) -> list[str]:
+    return [run[i : i + 2] for i in range(len(run) - 1)]
+
+
+def _hashed(owner: UUID, found: Iterable[str]) -> list[int]:
+    salt = zlib.crc32(owner.bytes)
+    distinct: dict[int, None] = {}
+    for term in found:
+        distinct[zlib.crc32(term.encode(), salt) - 0x80000000] = None
+        if len(distinct) >= MAX_TERMS:
+            break
+    return list(distinct)

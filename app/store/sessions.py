@@ -1,0 +1,115 @@
+"""Sessions: a user's conversations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Row, Select, delete, func, insert, select, tuple_, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.domain import Page, Role, Session, SessionParams, Usage, User, now
+from app.store.runs import usage_of
+from app.store.tables import runs, sessions, step_values, steps, users
+
+_USER = [users.c.name, users.c.role, users.c.status]
+
+
+def session_of(row: Row[Any] | Any) -> Session:
+    """The session in a row of `sessions` joined with its user's name, role and status."""
+    return Session(
+        id=row.id,
+        user=User(row.user_id, row.name, Role(row.role), row.status),
+        agent_id=row.agent_id,
+        agent_params=row.agent_params,
+        params=SessionParams(**row.params),
+        title=row.title,
+        participants=(row.agent_id,),
+        leaf_id=row.leaf_id,
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+        archived_at=row.archived_at,
+    )
+
+
+def with_user() -> Select[Any]:
+    """Sessions with the columns of their users that `session_of` needs."""
+    return select(sessions, *_USER).join_from(sessions, users, users.c.id == sessions.c.user_id)
+
+
+async def add(db: AsyncConnection, session: Session, params: Mapping[str, Any]) -> None:
+    """Insert a session; its times are the given ones or the present."""
+    moment = session.created_at or now()
+    await db.execute(
+        insert(sessions).values(
+            id=session.id,
+            user_id=session.user.id,
+            title=session.title,
+            agent_id=session.agent_id,
+            agent_params=session.agent_params,
+            params=params,
+            created_at=moment,
+            updated_at=moment,
+        )
+    )
+
+
+async def get(db: AsyncConnection, id: UUID, *, owner: UUID | None, lock: bool = False) -> Session | None:
+    """A session of `owner`, or of anybody when that is None (the local caller under `AUTH=open`)."""
+    query = with_user().where(sessions.c.id == id)
+    if owner:
+        query = query.where(sessions.c.user_id == owner)
+    row = (await db.execute(query.with_for_update(of=sessions) if lock else query)).first()
+    return session_of(row) if row else None
+
+
+async def list_page(
+    db: AsyncConnection,
+    owner: UUID,
+    *,
+    after: UUID | None,
+    limit: int,
+    archived: bool = False,
+    title: str | None = None,
+) -> Page[Session]:
+    """An owner's sessions, the last active first."""
+    query = with_user().where(sessions.c.user_id == owner)
+    query = query.where(sessions.c.archived_at.is_not(None) if archived else sessions.c.archived_at.is_(None))
+    if title:
+        query = query.where(sessions.c.title.icontains(title, autoescape=True))
+    if after:
+        place = select(sessions.c.updated_at, sessions.c.id).where(sessions.c.id == after, sessions.c.user_id == owner)
+        query = query.where(tuple_(sessions.c.updated_at, sessions.c.id) < place.scalar_subquery())
+    query = query.order_by(sessions.c.updated_at.desc(), sessions.c.id.desc()).limit(limit + 1)
+    rows = (await db.execute(query)).all()
+    return Page([session_of(row) for row in rows[:limit]], len(rows) > limit)
+
+
+async def change(db: AsyncConnection, id: UUID, changes: Mapping[str, Any]) -> None:
+    """Change columns of a session; this does not count as activity."""
+    await db.execute(update(sessions).where(sessions.c.id == id).values(**changes))
+
+
+async def erase(db: AsyncConnection, *, session_id: UUID | None = None, user_id: UUID | None = None) -> None:
+    """Erase what sessions left outside their own rows, and the sessions; messages and runs go with them."""
+    chosen = sessions.c.id == session_id if session_id else sessions.c.user_id == user_id
+    scope = select(sessions.c.id).where(chosen)
+    of_run = select(runs.c.id).where(runs.c.session_id.in_(scope))
+    await db.execute(delete(steps).where(steps.c.run_id.in_(of_run)))
+    await db.execute(delete(step_values).where(step_values.c.scope_id.in_(scope)))
+    await db.execute(delete(sessions).where(chosen))
+
+
+async def usage(db: AsyncConnection, id: UUID) -> Usage:
+    """The sums over the session's runs."""
+    columns = [
+        runs.c.prompt_tokens,
+        runs.c.completion_tokens,
+        runs.c.cached_tokens,
+        runs.c.reasoning_tokens,
+        runs.c.cost,
+    ]
+    sums = [func.coalesce(func.sum(column), 0).label(column.name) for column in columns]
+    flagged = func.coalesce(func.bool_or(runs.c.estimated), False).label("estimated")
+    return usage_of((await db.execute(select(*sums, flagged).where(runs.c.session_id == id))).one())

@@ -1,0 +1,254 @@
+"""Every table, declared once. Alembic migrates to it; `store` functions write their statements with it."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Numeric,
+    SmallInteger,
+    Table,
+    Text,
+    UniqueConstraint,
+    Uuid,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+
+def _time(name: str, *, nullable: bool = False) -> Column[object]:
+    return Column(name, DateTime(timezone=True), nullable=nullable)
+
+
+def _created() -> Column[object]:
+    return Column("created_at", DateTime(timezone=True), nullable=False, server_default=text("now()"))
+
+
+def _usage() -> list[Column[object]]:
+    counts: list[Column[object]] = [
+        Column(f"{kind}_tokens", Integer, nullable=False, server_default=text("0"))
+        for kind in ("prompt", "completion", "cached", "reasoning")
+    ]
+    return [
+        *counts,
+        Column("cost", Numeric(18, 9), nullable=False, server_default=text("0")),
+        Column("estimated", Boolean, nullable=False, server_default=text("false")),
+    ]
+
+
+users = Table(
+    "users",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("role", Text, CheckConstraint("role IN ('admin', 'user')", name="role"), nullable=False),
+    Column("status", Text, CheckConstraint("status IN ('active', 'suspended')", name="status"), nullable=False),
+    Column("password_hash", Text),
+    _created(),
+    Index("uq_users_name", text("lower(name)"), unique=True),
+)
+
+groups = Table(
+    "groups",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("name", Text, nullable=False, unique=True),
+    _created(),
+)
+
+group_members = Table(
+    "group_members",
+    metadata,
+    Column("group_id", Uuid, ForeignKey("groups.id", ondelete="CASCADE"), primary_key=True),
+    Column("user_id", Uuid, ForeignKey("users.id", ondelete="CASCADE"), primary_key=True, index=True),
+)
+
+grants = Table(
+    "grants",
+    metadata,
+    Column("group_id", Uuid, ForeignKey("groups.id", ondelete="CASCADE"), primary_key=True),
+    Column("agent_id", Text, primary_key=True),
+)
+"""Which agents a group may use; `*` stands for all. Everybody is in the group `everyone`."""
+
+credentials = Table(
+    "credentials",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("user_id", Uuid, ForeignKey("users.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("kind", Text, CheckConstraint("kind IN ('key', 'access', 'refresh')", name="kind"), nullable=False),
+    Column("digest", LargeBinary, nullable=False, unique=True),
+    Column("name", Text, nullable=False),
+    Column("hint", Text, nullable=False),
+    Column("scopes", ARRAY(Text), nullable=False),
+    Column("login_id", Uuid, index=True),
+    _created(),
+    _time("expires_at", nullable=True),
+    _time("revoked_at", nullable=True),
+)
+"""API keys and the tokens of password logins, by the SHA-256 of the secret. Tokens of one login share `login_id`."""
+
+login_failures = Table(
+    "login_failures",
+    metadata,
+    Column("subject", Text, primary_key=True),
+    Column("failures", Integer, nullable=False),
+    _time("since"),
+)
+
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("user_id", Uuid, ForeignKey("users.id", ondelete="CASCADE"), nullable=False),
+    Column("title", Text),
+    Column("agent_id", Text, nullable=False),
+    Column("agent_params", JSONB, nullable=False),
+    Column("params", JSONB, nullable=False),
+    Column("next_seq", BigInteger, nullable=False, server_default=text("1")),
+    Column("leaf_id", Uuid),
+    _created(),
+    _time("updated_at"),
+    _time("archived_at", nullable=True),
+    Index("ix_sessions_user_id_updated_at", "user_id", text("updated_at DESC"), text("id DESC")),
+)
+"""`next_seq` numbers the next message; `leaf_id` is the last message of the active branch."""
+
+messages = Table(
+    "messages",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("session_id", Uuid, ForeignKey("sessions.id", ondelete="CASCADE"), nullable=False),
+    Column("user_id", Uuid, nullable=False),
+    Column("parent_id", Uuid),
+    Column("seq", BigInteger, nullable=False),
+    Column(
+        "role", Text, CheckConstraint("role IN ('user', 'assistant', 'system', 'tool')", name="role"), nullable=False
+    ),
+    Column("content", Text, nullable=False),
+    Column("parts", JSONB),
+    Column("name", Text),
+    Column("additional_kwargs", JSONB),
+    Column("run_id", Uuid),
+    Column("agent_id", Text),
+    Column("tokens", Integer, nullable=False),
+    Column("state", JSONB),
+    Column("rating", SmallInteger, CheckConstraint("rating IN (-1, 1)", name="rating")),
+    Column("comment", Text),
+    Column("terms", ARRAY(Integer), nullable=False),
+    _created(),
+    UniqueConstraint("session_id", "seq"),
+    Index("ix_messages_terms", "terms", postgresql_using="gin"),
+)
+"""`tokens` is a local estimate for windowing. `terms` are owner-salted words and bigrams for search, see `store/search.py`."""
+
+runs = Table(
+    "runs",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("session_id", Uuid, ForeignKey("sessions.id", ondelete="CASCADE"), nullable=False),
+    Column("user_id", Uuid, nullable=False),
+    Column("agent_id", Text, nullable=False),
+    Column("message_id", Uuid, nullable=False),
+    Column("credential_id", Uuid),
+    Column("parent_id", Uuid),
+    Column("forked_at", Integer),
+    Column("kind", Text, CheckConstraint("kind IN ('chat')", name="kind"), nullable=False),
+    Column(
+        "status",
+        Text,
+        CheckConstraint(
+            "status IN ('queued', 'running', 'waiting', 'completed', 'partial', 'failed', 'cancelled')", name="status"
+        ),
+        nullable=False,
+    ),
+    Column("replica", Uuid),
+    Column("error", JSONB),
+    *_usage(),
+    _created(),
+    _time("ended_at", nullable=True),
+    Index("ix_runs_session_id", "session_id", "id"),
+    Index("ix_runs_user_id", "user_id", "id"),
+    Index(
+        "uq_runs_active",
+        "session_id",
+        unique=True,
+        postgresql_where=text("kind = 'chat' AND status IN ('running', 'waiting')"),
+    ),
+)
+
+steps = Table(
+    "steps",
+    metadata,
+    Column("run_id", Uuid, primary_key=True),
+    Column("seq", Integer, primary_key=True),
+    Column("started_at", DateTime(timezone=True), primary_key=True),
+    Column("scope_id", Uuid, nullable=False),
+    Column("path", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("input_hash", LargeBinary),
+    Column("output_hash", LargeBinary),
+    Column("model", Text),
+    *_usage(),
+    _time("ended_at"),
+    Column("status", Text, nullable=False),
+    Column("error", JSONB),
+    postgresql_partition_by="RANGE (started_at)",
+)
+"""One row an act, in monthly partitions (`store/partitions.py`). No foreign keys: erasure deletes by run."""
+
+step_values = Table(
+    "step_values",
+    metadata,
+    Column("scope_id", Uuid, primary_key=True),
+    Column("hash", LargeBinary, primary_key=True),
+    Column("body", LargeBinary, nullable=False),
+)
+"""What went into and came out of steps, zlib-compressed, under the SHA-256 of the plain bytes.
+
+Kept once per scope, which is the session they live and die with: erasing a session needs no counting of references."""
+
+ledger = Table(
+    "ledger",
+    metadata,
+    Column("id", BigInteger, primary_key=True, autoincrement=True),
+    Column("user_id", Uuid, nullable=False),
+    Column("session_id", Uuid, nullable=False),
+    Column("run_id", Uuid, nullable=False),
+    Column("agent_id", Text, nullable=False),
+    Column("credential_id", Uuid),
+    Column("model", Text, nullable=False),
+    *_usage(),
+    _created(),
+    Index("ix_ledger_user_id_created_at", "user_id", "created_at"),
+    Index("ix_ledger_session_id", "session_id"),
+)
+"""What each LLM call cost. It keeps counts, never content, and outlives sessions and users."""
+
+replicas = Table(
+    "replicas",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    _time("seen_at"),
+)
+"""Server processes that are alive. The runs of one that stops beating are ended by any other."""

@@ -1,0 +1,188 @@
+"""Credentials: API keys, password logins, and the one function that turns any of them into a Principal."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.domain import Credential, Page, Principal, Role, Scope, User, new_id, now
+from app.errors import Conflict, InvalidInput, NotAllowed, NotAuthenticated, NotFound, RateLimited
+from app.store import accounts, credentials
+from app.usecases.platform import Platform
+
+ACCESS_SECONDS = 900
+REFRESH_DAYS = 30
+MAX_KEYS = 100
+"""The most API keys of one user."""
+FAILURE_WINDOW = timedelta(minutes=15)
+FAILURES_PER_NAME_AND_ADDRESS = 5
+FAILURES_PER_NAME = 50
+FAILURES_PER_ADDRESS = 100
+"""How many wrong passwords are allowed in a window: few for one name from one address, so that a stranger cannot lock an account's
+owner out; more for a name or an address as a whole."""
+ALL_SCOPES = frozenset(Scope)
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """What a password login gives: an access token for `expires_in` seconds, and a refresh token to get the next pair, once."""
+
+    access: str
+    refresh: str
+    expires_in: int = ACCESS_SECONDS
+
+
+def digest(secret: str) -> bytes:
+    """How a secret is stored. Secrets carry 256 random bits, so a plain SHA-256 cannot be searched."""
+    return hashlib.sha256(secret.encode()).digest()
+
+
+async def authenticate(platform: Platform, secret: str) -> Principal:
+    """Whom an API key or access token proves; `NotAuthenticated` when it is unknown, ended, or its user is suspended."""
+    async with platform.engine.connect() as db:
+        principal = await credentials.principal(db, digest(secret))
+    if principal is None:
+        raise NotAuthenticated
+    return principal
+
+
+# API keys
+
+
+async def create_key(
+    platform: Platform, principal: Principal, *, name: str, scopes: Sequence[Scope] | None, days: int | None
+) -> tuple[Credential, str]:
+    """Make an API key of the caller; its secret is given here and never again. It can do no more than the caller's credential."""
+    wanted = frozenset(scopes) if scopes is not None else principal.scopes
+    if not wanted <= principal.scopes:
+        raise NotAllowed("scopes: a key cannot do more than the credential that makes it.", param="scopes")
+    if not wanted:
+        raise InvalidInput("scopes: name at least one.", param="scopes")
+    return await _add_key(platform, principal.user.id, name, wanted, days)
+
+
+async def create_key_for(
+    platform: Platform,
+    principal: Principal,
+    user_id: UUID,
+    *,
+    name: str,
+    scopes: Sequence[Scope] | None,
+    days: int | None,
+) -> tuple[Credential, str]:
+    """Make an API key for a user, as an administrator. Without `scopes` it can do all that its user may."""
+    require_admin(principal)
+    async with platform.engine.connect() as db:
+        user = await accounts.get_user(db, id=user_id)
+    if user is None:
+        raise NotFound("user", param="user_id")
+    wanted = frozenset(scopes) if scopes is not None else scopes_of(user)
+    if not wanted:
+        raise InvalidInput("scopes: name at least one.", param="scopes")
+    return await _add_key(platform, user.id, name, wanted & scopes_of(user), days)
+
+
+def require_admin(principal: Principal) -> None:
+    """`NotAllowed` for everybody but administrators."""
+    if not principal.is_admin:
+        raise NotAllowed("Only an administrator may do that.")
+
+
+def scopes_of(user: User) -> frozenset[Scope]:
+    """All that a user's credentials can be good for."""
+    return ALL_SCOPES if user.role is Role.ADMIN else ALL_SCOPES - {Scope.ADMIN}
+
+
+async def _add_key(
+    platform: Platform, user_id: UUID, name: str, scopes: frozenset[Scope], days: int | None
+) -> tuple[Credential, str]:
+    async with platform.engine.begin() as db:
+        if await credentials.count_keys(db, user_id) >= MAX_KEYS:
+            raise Conflict(f"There are {MAX_KEYS} keys already; delete one first.")
+        expires_at = now() + timedelta(days=days) if days else None
+        key = Credential(new_id(), user_id, "key", name, "", scopes, None, now(), expires_at)
+        return await _issue(db, key, "ck")
+
+
+async def list_keys(platform: Platform, principal: Principal, *, after: UUID | None, limit: int) -> Page[Credential]:
+    """The caller's keys."""
+    async with platform.engine.connect() as db:
+        return await credentials.list_keys(db, principal.user.id, after=after, limit=limit)
+
+
+async def delete_key(platform: Platform, principal: Principal, key_id: UUID) -> None:
+    """Revoke a key of the caller; it stops working at once."""
+    async with platform.engine.begin() as db:
+        if not await credentials.revoke(db, principal.user.id, key_id=key_id, kinds=["key"]):
+            raise NotFound("key", param="key_id")
+
+
+async def _issue(db: AsyncConnection, credential: Credential, prefix: str) -> tuple[Credential, str]:
+    secret = f"{prefix}_{secrets.token_urlsafe(32)}"
+    shown = replace(credential, hint=secret[-4:])
+    await credentials.add(db, shown, digest(secret))
+    return shown, secret
+
+
+# Password logins
+
+
+async def login(platform: Platform, name: str, password: str, *, address: str) -> Tokens:
+    """Exchange name and password for tokens. Unknown names, wrong passwords and suspended users are told apart by nothing."""
+    limits = {
+        f"{name.lower()}|{address}": FAILURES_PER_NAME_AND_ADDRESS,
+        f"{name.lower()}|": FAILURES_PER_NAME,
+        f"|{address}": FAILURES_PER_ADDRESS,
+    }
+    since = now() - FAILURE_WINDOW
+    async with platform.engine.connect() as db:
+        counts = await credentials.login_failure_counts(db, list(limits), since)
+        if any(counts.get(subject, 0) >= limit for subject, limit in limits.items()):
+            raise RateLimited("Too many failed logins. Try again later.", retry_after=FAILURE_WINDOW.total_seconds())
+        user = await accounts.get_user(db, name=name)
+        stored = await accounts.password_hash(db, user.id) if user else None
+    good = await platform.passwords.matches(password, stored)
+    async with platform.engine.begin() as db:
+        if user is None or not good or user.status != "active":
+            await credentials.add_login_failures(db, list(limits), since)
+        else:
+            await credentials.clear_login_failures(db, [f"{name.lower()}|{address}"])
+            return await _open_login(db, user, new_id())
+    raise NotAuthenticated("Name or password is wrong.")
+
+
+async def refresh(platform: Platform, token: str) -> Tokens:
+    """Exchange a refresh token for a new pair. One that was used before ends its whole login, for it may be stolen."""
+    async with platform.engine.begin() as db:
+        taken = await credentials.take_refresh_token(db, digest(token))
+        if taken is not None:
+            used, good = taken
+            user = await accounts.get_user(db, id=used.user_id)
+            if good and user and used.login_id:
+                await credentials.revoke(db, user.id, login_id=used.login_id, kinds=["access"])
+                return await _open_login(db, user, used.login_id)
+            await credentials.revoke(db, used.user_id, login_id=used.login_id)
+    raise NotAuthenticated("The refresh token is not valid; log in again.")
+
+
+async def logout(platform: Platform, principal: Principal) -> None:
+    """End the caller's login with all its tokens. An API key has no login: delete the key instead."""
+    if principal.login_id is None:
+        raise Conflict("This credential is no login; delete the key instead.")
+    async with platform.engine.begin() as db:
+        await credentials.revoke(db, principal.user.id, login_id=principal.login_id)
+
+
+async def _open_login(db: AsyncConnection, user: User, login_id: UUID) -> Tokens:
+    scopes = scopes_of(user)
+    ends = now() + timedelta(seconds=ACCESS_SECONDS)
+    access = Credential(new_id(), user.id, "access", "login", "", scopes, login_id, now(), ends)
+    renews = now() + timedelta(days=REFRESH_DAYS)
+    renewal = Credential(new_id(), user.id, "refresh", "login", "", scopes, login_id, now(), renews)
+    return Tokens((await _issue(db, access, "ca"))[1], (await _issue(db, renewal, "cr"))[1])

@@ -1,0 +1,100 @@
+"""Messages: send, edit, regenerate, list, rate, search."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from uuid import UUID
+
+from app.domain import Message, Page, Principal, new_id
+from app.errors import NotFound, Unavailable
+from app.llm.tokens import count
+from app.store import messages, sessions
+from app.store.writer import BeginRun
+from app.usecases import runs
+from app.usecases.live import LiveRun
+from app.usecases.platform import Platform
+
+
+async def send(
+    platform: Platform,
+    principal: Principal,
+    session_id: UUID,
+    content: str,
+    *,
+    additional_kwargs: Mapping[str, Any] | None = None,
+    parent_id: UUID | None = None,
+    at_leaf: bool = True,
+) -> LiveRun:
+    """Store a message and begin to answer it. When this returns both are on disk.
+
+    A message follows the active branch's last one. With `at_leaf` false it follows `parent_id` instead (None: it begins the
+    conversation anew), which is how a message is edited: its new version becomes a sibling.
+    """
+    message = Message.user(
+        content, id=new_id(), parent_id=parent_id, tokens=count(content), additional_kwargs=additional_kwargs or {}
+    )
+    return await _begin(platform, principal, session_id, message, at_leaf=at_leaf)
+
+
+async def regenerate(platform: Platform, principal: Principal, message_id: UUID) -> LiveRun:
+    """Answer a message once more; the new answer becomes a sibling. An answer's id stands for the message it answers."""
+    async with platform.engine.connect() as db:
+        message = await messages.get(db, message_id, owner=principal.owner)
+        if message is not None and message.role == "assistant" and message.parent_id is not None:
+            message = await messages.get(db, message.parent_id, owner=principal.owner)
+    if message is None or message.session_id is None:
+        raise NotFound("message", param="message_id")
+    return await _begin(platform, principal, message.session_id, message, again=True)
+
+
+async def _begin(
+    platform: Platform,
+    principal: Principal,
+    session_id: UUID,
+    message: Message,
+    *,
+    at_leaf: bool = True,
+    again: bool = False,
+) -> LiveRun:
+    if len(platform.live) >= platform.max_runs:
+        raise Unavailable("The server is answering as many messages as it can.", retry_after=1)
+    wanted = BeginRun(principal, session_id, new_id(), message, platform.agents.ids, at_leaf=at_leaf, again=again)
+    begun = await platform.writer.begin(wanted)
+    return runs.start(platform, begun, principal)
+
+
+async def list_page(
+    platform: Platform, principal: Principal, session_id: UUID, *, after: UUID | None, limit: int
+) -> Page[Message]:
+    """A session's messages, every branch, oldest first."""
+    async with platform.engine.connect() as db:
+        if await sessions.get(db, session_id, owner=principal.owner) is None:
+            raise NotFound("session", param="session_id")
+        return await messages.list_page(db, session_id, after=after, limit=limit)
+
+
+async def get(platform: Platform, principal: Principal, id: UUID) -> Message:
+    """A message of the caller."""
+    async with platform.engine.connect() as db:
+        message = await messages.get(db, id, owner=principal.owner)
+    if message is None:
+        raise NotFound("message", param="message_id")
+    return message
+
+
+async def rate(platform: Platform, principal: Principal, id: UUID, changes: Mapping[str, Any]) -> Message:
+    """Set `rating` (1, -1 or None) and `comment` of an answer."""
+    async with platform.engine.begin() as db:
+        message = await messages.rate(db, id, owner=principal.owner, changes=changes)
+    if message is None:
+        raise NotFound("answer", param="message_id")
+    return message
+
+
+async def find(
+    platform: Platform, principal: Principal, query: str, *, after: UUID | None, limit: int
+) -> Page[Message]:
+    """The caller's messages that have every word of the query, newest first."""
+    async with platform.engine.connect() as db:
+        return await messages.find(db, principal.user.id, query, after=after, limit=limit)

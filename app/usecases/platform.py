@@ -1,0 +1,30 @@
+"""What every use case is given: the opened house."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from app.agent.loader import Agents
+from app.llm.call import CallPath
+from app.store.writer import Writer
+from app.tasks import Tasks
+from app.usecases.live import LiveRun
+from app.usecases.passwords import Passwords
+
+
+@dataclass(frozen=True)
+class Platform:
+    """The parts that a composition root has opened and will close. `live` are the runs this process conducts."""
+
+    engine: AsyncEngine
+    writer: Writer
+    agents: Agents
+    calls: CallPath
+    run_timeout: float
+    passwords: Passwords = field(default_factory=Passwords)
+    tasks: Tasks = field(default_factory=Tasks)
+    live: dict[UUID, LiveRun] = field(default_factory=dict)
+    max_runs: int = 2000

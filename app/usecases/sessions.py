@@ -1,0 +1,127 @@
+"""Sessions: create, list, change, archive, erase."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+from uuid import UUID
+
+from app.domain import Page, Principal, Role, Session, SessionParams, Usage, User, new_id, now
+from app.errors import InvalidInput, NotAllowed, NotFound
+from app.store import accounts, messages, runs, sessions
+from app.usecases.accounts import local_user
+from app.usecases.platform import Platform
+from app.usecases.runs import stop_all
+
+
+async def resolve_user(platform: Platform, principal: Principal, named: UUID | str | None) -> User:
+    """The user a request speaks for: the caller unless it names another, by id or name, which only an administrator may.
+
+    Under `AUTH=open` the local caller may name anybody, and an unknown name makes that user.
+    """
+    if named is None:
+        return principal.user
+    if principal.acts_for_all:
+        return await local_user(platform, str(named))
+    if str(named) in (str(principal.user.id), principal.user.name):
+        return principal.user
+    if principal.is_admin:
+        async with platform.engine.connect() as db:
+            id, name = (named, None) if isinstance(named, UUID) else (None, named)
+            found = await accounts.get_user(db, id=id, name=name)
+        if found:
+            return found
+    raise NotFound("user", param="user_id")
+
+
+async def check_agent(platform: Platform, user: User, agent_id: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The parameters as the agent takes them; `NotFound`, `NotAllowed` or `InvalidInput` when it does not exist for this user."""
+    version = platform.agents.get(agent_id)
+    async with platform.engine.connect() as db:
+        granted = await accounts.granted_agents(db, user.id)
+    if user.role is not Role.ADMIN and not granted & {"*", agent_id}:
+        raise NotAllowed("You may not use this agent.", param="agent.id")
+    return version.validate_params(params)
+
+
+async def create(
+    platform: Platform,
+    user: User,
+    *,
+    agent_id: str,
+    agent_params: Mapping[str, Any],
+    params: SessionParams,
+    title: str | None = None,
+) -> Session:
+    """Begin a conversation of `user` with an agent."""
+    agent_params = await check_agent(platform, user, agent_id, agent_params)
+    session = Session(new_id(), user, agent_id, agent_params, params, title, (agent_id,), created_at=now())
+    async with platform.engine.begin() as db:
+        await sessions.add(db, session, _stored(params))
+    return session
+
+
+def _stored(params: SessionParams) -> Mapping[str, Any]:
+    return {name: value for name, value in asdict(params).items() if value is not None}
+
+
+async def get(platform: Platform, principal: Principal, id: UUID) -> tuple[Session, Usage]:
+    """A session of the caller, and what it has used."""
+    async with platform.engine.connect() as db:
+        session = await sessions.get(db, id, owner=principal.owner)
+        if session is None:
+            raise NotFound("session", param="session_id")
+        return session, await sessions.usage(db, id)
+
+
+async def list_page(
+    platform: Platform,
+    user: User,
+    *,
+    after: UUID | None,
+    limit: int,
+    archived: bool = False,
+    title: str | None = None,
+) -> Page[Session]:
+    """A user's sessions, the last active first."""
+    async with platform.engine.connect() as db:
+        return await sessions.list_page(db, user.id, after=after, limit=limit, archived=archived, title=title)
+
+
+async def update(platform: Platform, principal: Principal, id: UUID, changes: Mapping[str, Any]) -> Session:
+    """Change any of `title`, `params` (SessionParams), `agent_id`, `agent_params`, `archived`, `leaf_id`.
+
+    Another agent starts with `agent_params`, or with its defaults. Choosing a `leaf_id` makes its branch the active one.
+    """
+    before, _ = await get(platform, principal, id)
+    columns: dict[str, Any] = {name: changes[name] for name in ("title", "leaf_id") if name in changes}
+    if "params" in changes:
+        columns["params"] = _stored(changes["params"])
+    if "archived" in changes:
+        columns["archived_at"] = now() if changes["archived"] else None
+    if "agent_id" in changes or "agent_params" in changes:
+        agent_id = changes.get("agent_id", before.agent_id)
+        given = changes.get("agent_params", {} if agent_id != before.agent_id else before.agent_params)
+        columns["agent_id"] = agent_id
+        columns["agent_params"] = await check_agent(platform, before.user, agent_id, given)
+    async with platform.engine.begin() as db:
+        if await sessions.get(db, id, owner=principal.owner, lock=True) is None:
+            raise NotFound("session", param="session_id")
+        if "leaf_id" in columns and await messages.in_session(db, columns["leaf_id"], id) is None:
+            raise InvalidInput("leaf_id: there is no such message in this session.", param="leaf_id")
+        if columns:
+            await sessions.change(db, id, columns)
+        after = await sessions.get(db, id, owner=principal.owner)
+    assert after is not None  # noqa: S101 - it was locked
+    return after
+
+
+async def delete(platform: Platform, principal: Principal, id: UUID) -> None:
+    """Erase a session with its messages, runs, steps and values. The ledger keeps its counts."""
+    async with platform.engine.begin() as db:
+        if await sessions.get(db, id, owner=principal.owner, lock=True) is None:
+            raise NotFound("session", param="session_id")
+        active = await runs.active_in(db, session_id=id)
+        await sessions.erase(db, session_id=id)
+    stop_all(platform, active)

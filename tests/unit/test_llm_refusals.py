@@ -1,0 +1,108 @@
+"""What an upstream's refusal becomes."""
+
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.errors import LLMError, LLMRejected, LLMUnavailable
+from app.llm.refusals import MAX_RETRY_AFTER, UpstreamAuth, refusal, retry_after, upstream_message
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "shown"),
+    [
+        (301, LLMUnavailable, 503),
+        (400, LLMRejected, 502),
+        (401, UpstreamAuth, 503),
+        (402, LLMUnavailable, 503),
+        (403, UpstreamAuth, 503),
+        (404, LLMUnavailable, 503),
+        (408, LLMUnavailable, 503),
+        (413, LLMRejected, 502),
+        (418, LLMRejected, 502),
+        (422, LLMRejected, 502),
+        (429, LLMUnavailable, 503),
+        (500, LLMError, 502),
+        (502, LLMUnavailable, 503),
+        (503, LLMUnavailable, 503),
+        (504, LLMUnavailable, 503),
+        (529, LLMUnavailable, 503),
+    ],
+)
+def test_each_status_has_its_error_and_the_user_never_sees_a_401(status: int, kind: type[LLMError], shown: int) -> None:
+    error = refusal(status, {}, b"")
+    assert (type(error), error.status) == (kind, shown)
+
+
+def test_a_refused_key_names_its_setting() -> None:
+    error = refusal(401, {}, b'{"error": {"message": "Incorrect API key provided: sk-abc123def."}}')
+    assert error.code == "upstream_auth"
+    assert "OPENAI_API_KEY" in error.message
+    assert "sk-" not in error.message
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"retry-after": "7"}, 7),
+        ({"retry-after": "1.5"}, 1.5),
+        ({"retry-after": " 20 "}, 20),
+        ({"retry-after-ms": "1500", "retry-after": "7"}, 1.5),
+        ({"retry-after-ms": "soon", "retry-after": "7"}, 7),
+        ({"retry-after": "86400"}, MAX_RETRY_AFTER),
+        ({}, None),
+        *(
+            ({"retry-after": value}, None)
+            for value in ["", "-5", "0", "nan", "inf", "1e400", "soon", "Wed, 99 Foo 2026 25:61:61 GMT", "9" * 5000]
+        ),
+        ({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, None),
+    ],
+)
+def test_every_form_of_retry_after_is_understood(headers: dict[str, str], seconds: float | None) -> None:
+    assert retry_after(headers) == seconds
+
+
+def test_retry_after_may_be_a_date() -> None:
+    date = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
+    seconds = retry_after({"retry-after": date})
+    assert seconds is not None
+    assert 30 < seconds <= 60
+
+
+@given(st.text())
+def test_no_retry_after_is_dangerous(value: str) -> None:
+    seconds = retry_after({"retry-after": value, "retry-after-ms": value})
+    assert seconds is None or 0 < seconds <= MAX_RETRY_AFTER
+
+
+@pytest.mark.parametrize(
+    ("body", "shown"),
+    [
+        (b'{"error": {"message": "max_tokens is too large:\\n 9000."}}', "max_tokens is too large: 9000."),
+        (b'{"error": "No such\\tmodel"}', "No such model"),
+        (b'{"message": "Bad."}', "Bad."),
+        (b'{"detail": "Bad."}', "Bad."),
+        (b'{"error": {"message": "Bad key sk-proj-abc123 here"}}', "Bad key … here"),
+        (b'{"error": {"message": "Authorization: Bearer abc"}}', "Authorization: …"),
+        (b'{"error": {"message": "0123456789abcdef0123456789abcdef"}}', None),
+        (b'{"error": {"message": "<html><body>Nginx</body></html>"}}', None),
+        (b'{"error": {"message": "a\\u0000b"}}', None),
+        (b'{"error": {"message": "Traceback (most recent call last)"}}', None),
+        (b'{"error": {"message": 5}}', None),
+        (b'{"detail": [{"loc": ["body"]}]}', None),
+        (b'{"error": {"message": "' + b"x " * 200 + b'"}}', None),
+        (b"<html>Bad gateway</html>", None),
+        (b"[" * 100_000, None),
+        (b"", None),
+    ],
+)
+def test_only_a_short_clean_sentence_of_the_upstream_is_shown(body: bytes, shown: str | None) -> None:
+    assert upstream_message(body) == shown
+
+
+def test_a_rejection_says_why() -> None:
+    error = refusal(400, {}, b'{"error": {"message": "Too many images."}}')
+    assert error.message == "The language model's server refused the request: Too many images."
