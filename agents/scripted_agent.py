@@ -157,7 +157,8 @@ def nearest_to_zero(schema: dict[str, Any], step: float) -> float:
     low = schema.get("minimum", schema.get("exclusiveMinimum", -1) + (step or 1))
     high = schema.get("maximum", schema.get("exclusiveMaximum", 1) - (step or 1))
     value: float = max(low, 0) or min(high, 0)
-    return math.ceil(value / step) * step if step else value
+    outward = math.ceil if value > 0 else math.floor
+    return outward(value / step) * step if step else value
 
 
 def target(ref: str, root: Any) -> Any:

@@ -16,9 +16,9 @@ from app.errors import AgentFailed
 log = logging.getLogger(__name__)
 
 INTERVAL = 0.1
-"""Seconds between two looks at the loop."""
+"""Seconds between two looks at the loop, by default."""
 LIMIT = 10
-"""Looks in a row that find the same task running and the loop not turning: one second."""
+"""Looks in a row that find the same task running and the loop not turning: by default one second."""
 
 in_agent: ContextVar[bool] = ContextVar("in_agent", default=False)
 """Whether this is an agent's code: its task, or one that it started."""
@@ -36,8 +36,10 @@ class Watchdog:
     catches `BaseException` for ever. Outside the main thread, where no signal reaches, it only logs.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, *, interval: float = INTERVAL) -> None:
+        """`interval` is the time between two looks, in seconds."""
         self._loop = loop
+        self._interval = interval
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._turned = False
@@ -68,12 +70,12 @@ class Watchdog:
 
     def _beat(self) -> None:
         self._turned = True
-        self._timer = self._loop.call_later(INTERVAL, self._beat)
+        self._timer = self._loop.call_later(self._interval, self._beat)
 
     def _watch(self) -> None:
         seen: asyncio.Task[Any] | None = None
         looks = 0
-        while not self._stopped.wait(INTERVAL):
+        while not self._stopped.wait(self._interval):
             task = asyncio.current_task(self._loop)
             if task is None or task is not seen or self._turned:
                 seen, looks, self._turned = task, 0, False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-from pathlib import Path
 
 from app.settings import Settings
 
@@ -53,6 +52,6 @@ def conversation(settings: Settings, url: str) -> list[str]:
 def _key(settings: Settings) -> str:
     if settings.auth == "open":
         return ""
-    file = Path(settings.data_dir).absolute() / "admin.key"
-    key = f"$(cat {shlex.quote(str(file))})" if file.exists() else "$ADMIN_API_KEY"
+    file = shlex.quote(str(settings.data_dir.absolute() / "admin.key"))
+    key = "$ADMIN_API_KEY" if settings.admin_api_key else f"$(cat {file})"
     return f'-H "Authorization: Bearer {key}" '

@@ -168,7 +168,7 @@ def _listen(host: str, port: int) -> socket.socket:
         elif error.errno == errno.EACCES:
             sentence = f"PORT {port} needs privileges: set PORT to 1024 or more."
         else:
-            sentence = f"HOST {host} cannot be listened on ({error.strerror})."
+            sentence = f"HOST {host} cannot be listened on ({str(error.strerror).partition(' (')[0]})."
         raise SettingsError(sentence) from None
 
 

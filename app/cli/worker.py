@@ -1,9 +1,9 @@
 """One worker process: the application on a listening socket that `serve` made.
 
-Started as `python -m app.cli.worker LISTENER CONTROL PRESENCE`, the numbers of three open files. CONTROL is a socket to `serve`:
-the addresses of the engines come in as one line of JSON, so that they are in no environment an agent can read; a byte goes
-out when requests are taken; its end is the end of `serve`. PRESENCE is kept open, for its lock tells the next `serve` that
-this process still lives.
+Started as `python -m app.cli.worker LISTENER CONTROL PRESENCE`, the numbers of three open files. CONTROL is a socket to
+`serve`: the addresses of the engines come in as one line of JSON, so that they are in no environment an agent can read; a
+byte goes out when requests are taken; its end is the end of `serve`. PRESENCE is kept open, for its lock tells the next
+`serve` that this process still lives.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
@@ -14,7 +13,9 @@ from app.domain import now
 from app.errors import LLMError, LLMRejected, LLMUnavailable
 
 MAX_RETRY_AFTER = 120.0
-"""The longest wait, in seconds, that an upstream is believed."""
+"""The longest wait, in seconds, that is passed on."""
+ABSURD = 1e7
+"""Nobody means a wait of so many seconds (four months)."""
 LONGEST_MESSAGE = 300
 """An upstream's own sentence is shown up to this many characters; a longer text is no sentence."""
 
@@ -57,7 +58,7 @@ def refusal(status: int, headers: Mapping[str, str], body: bytes) -> LLMError:
 def retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds to wait: `retry-after-ms`, or `Retry-After` as seconds or an HTTP date (RFC 9110, section 10.2.3).
 
-    What is negative, past or no number is `None`; no more than `MAX_RETRY_AFTER`.
+    What is negative, past, absurd or no number is `None`; no more than `MAX_RETRY_AFTER`.
     """
     value = headers.get("retry-after", "").strip()[:64]
     seconds = _seconds(headers.get("retry-after-ms", "")[:64], 1000) or _seconds(value, 1) or _until(value)
@@ -69,7 +70,7 @@ def _seconds(value: str, per_second: int) -> float | None:
         seconds = float(value) / per_second
     except ValueError:
         return None
-    return seconds if math.isfinite(seconds) and seconds > 0 else None
+    return seconds if 0 < seconds < ABSURD else None  # which NaN is not either
 
 
 def _until(value: str) -> float | None:
@@ -80,7 +81,7 @@ def _until(value: str) -> float | None:
     if moment.tzinfo is None:
         return None
     seconds = (moment - now()).total_seconds()
-    return seconds if seconds > 0 else None
+    return seconds if 0 < seconds < ABSURD else None
 
 
 def upstream_message(body: bytes | Mapping[str, Any] | str) -> str | None:

@@ -1,8 +1,9 @@
 """A local count of tokens: offline, the same on every replica, and cheap enough for every message of a history.
 
 It is a rule of thumb over UTF-8: four ASCII characters make a token, and so do three bytes of anything else, which is
-one Chinese, Japanese or Korean character, or one and a half Cyrillic or Greek ones. For scripts other than Latin it is
-rather too high than too low.
+one Chinese, Japanese or Korean character, or one and a half Cyrillic or Greek ones. Against the vocabulary `o200k_base`
+it gave 1.0 to 1.26 times as many for English, German, Chinese, Japanese and Python, 2.3 for Russian, 0.77 for dense
+JSON and 0.54 for rows of digits.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
 """Server-sent events come out whole, however their bytes are cut."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -31,7 +33,7 @@ def test_one_byte_at_a_time_gives_the_same() -> None:
 @settings(deadline=None)
 def test_any_cuts_give_the_same(places: list[int]) -> None:
     cuts = [0, *sorted(places), len(STREAM)]
-    assert fed([STREAM[start:end] for start, end in zip(cuts, cuts[1:], strict=False)]) == DATA
+    assert fed([STREAM[start:end] for start, end in pairwise(cuts)]) == DATA
 
 
 def test_the_end_completes_an_event_without_its_blank_line() -> None:

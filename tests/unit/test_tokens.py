@@ -12,10 +12,15 @@ ENGLISH = (
     "and has a working chat platform; runs a second command, and sees the tests pass."
 )
 CHINESE = "新来的人在只装了Python的机器上克隆仓库，运行一条命令，就有了一个可用的聊天平台。"
+JAPANESE = "初めての人がリポジトリをクローンし、コマンドを一つ実行すると、動くチャットが手に入る。"
+GERMAN = (
+    "Ein Neuling klont das Repository, führt einen Befehl aus und hat eine funktionierende "
+    "Plattform für Gespräche, über die er sich freut."
+)
 
 
-# What o200k_base gives for these texts is 34 and 30.
-@pytest.mark.parametrize(("text", "tokens"), [(ENGLISH, 34), (CHINESE, 30)])
+# The second figure is what the vocabulary o200k_base gives.
+@pytest.mark.parametrize(("text", "tokens"), [(ENGLISH, 35), (CHINESE, 31), (JAPANESE, 37), (GERMAN, 30)])
 def test_it_is_within_a_half_of_a_real_vocabulary_and_not_below(text: str, tokens: int) -> None:
     assert tokens <= count(text) <= 1.5 * tokens
 

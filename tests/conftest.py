@@ -1,0 +1,76 @@
+"""Engines, a database per test, and the platform on them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from uuid import uuid4
+
+import asyncpg
+import pytest
+from sqlalchemy.engine import make_url
+
+from app.store.migrations import upgrade
+from tests.engines import Engines, engines
+from tests.fakes.upstream import FakeUpstream, upstream
+from tests.house import House, open_house
+
+
+@pytest.fixture(scope="session")
+def running() -> Iterator[Engines]:
+    """Real PostgreSQL and Redis or Valkey, for the whole session."""
+    with engines() as found:
+        yield found
+
+
+def on(url: str, database: str) -> str:
+    """The same server, another database."""
+    return make_url(url).set(database=database).render_as_string(hide_password=False)
+
+
+async def execute(url: str, statement: str) -> None:
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.execute(statement)
+    finally:
+        await connection.close()
+
+
+@pytest.fixture(scope="session")
+def template(running: Engines) -> Iterator[str]:
+    """A migrated database that tests copy."""
+    name = f"template_{uuid4().hex[:8]}"
+    asyncio.run(execute(running.database_url, f"CREATE DATABASE {name}"))
+    upgrade(on(running.database_url, name))
+    yield name
+    asyncio.run(execute(running.database_url, f"DROP DATABASE {name}"))
+
+
+@pytest.fixture
+async def database_url(running: Engines, template: str) -> AsyncIterator[str]:
+    """A fresh database with the newest schema."""
+    name = f"test_{uuid4().hex[:12]}"
+    await execute(running.database_url, f"CREATE DATABASE {name} TEMPLATE {template}")
+    yield on(running.database_url, name)
+    await execute(running.database_url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+async def fake() -> AsyncIterator[FakeUpstream]:
+    """An OpenAI-compatible server that answers by rule."""
+    async with upstream() as server:
+        yield server
+
+
+@pytest.fixture
+async def house(database_url: str) -> AsyncIterator[House]:
+    """The platform without a language model."""
+    async with open_house(database_url) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def llm_house(database_url: str, fake: FakeUpstream) -> AsyncIterator[House]:
+    """The platform with the fake upstream."""
+    async with open_house(database_url, openai_base_url=fake.base_url, openai_api_key="sk-test-canary-key") as opened:
+        yield opened

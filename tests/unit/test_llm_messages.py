@@ -1,0 +1,103 @@
+"""Messages and options of a call, before anything is sent."""
+
+from typing import Any
+
+import pytest
+
+from app.domain import Message
+from app.errors import InvalidInput
+from app.llm.llm import Completion
+from app.llm.messages import normalise
+from app.llm.options import checked
+
+
+def test_a_text_is_a_message_of_the_user() -> None:
+    assert normalise("{{ 7*7 }} {brace}") == [{"role": "user", "content": "{{ 7*7 }} {brace}"}]
+    assert type(normalise(Completion("hi"))[0]["content"]) is str
+
+
+def test_messages_and_dictionaries_may_be_mixed() -> None:
+    tool = {"role": "tool", "tool_call_id": "1", "content": "sunny"}
+    called = {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}
+    assert normalise([Message.system("Be brief."), called, tool]) == [
+        {"role": "system", "content": "Be brief."},
+        called,
+        tool,
+    ]
+    assert normalise(Message.user("hi", name="ann")) == [{"role": "user", "content": "hi", "name": "ann"}]
+
+
+def test_the_callers_dictionaries_are_not_shared() -> None:
+    given = {"role": "user", "content": "hi"}
+    normalise([given])[0]["content"] = "changed"
+    assert given["content"] == "hi"
+
+
+@pytest.mark.parametrize(
+    ("messages", "place"),
+    [
+        ([], "messages"),
+        (None, "messages"),
+        (5, "messages"),
+        ({"role": "user", "content": "hi"}, "messages"),
+        (["hi"], "messages[0]"),
+        ([Message.user("hi"), None], "messages[1]"),
+        ([Message("robot", "hi")], "messages[0].role"),
+        ([{"content": "hi"}], "messages[0].role"),
+        ([{"role": ["user"], "content": "hi"}], "messages[0].role"),
+        ([{"role": "user"}], "messages[0].content"),
+        ([{"role": "user", "content": None}], "messages[0].content"),
+        ([{"role": "user", "content": 5}], "messages[0].content"),
+        ([{"role": "user", "content": []}], "messages[0].content"),
+        ([{"role": "user", "content": ["hi"]}], "messages[0].content"),
+    ],
+)
+def test_a_bad_message_is_named_by_its_place(messages: Any, place: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        normalise(messages)
+    assert caught.value.param == place
+    assert place in caught.value.message
+
+
+def test_good_options_pass_and_none_means_the_default() -> None:
+    options = {
+        "model": "org/model:7b",
+        "temperature": 2,
+        "top_p": 0.5,
+        "max_tokens": 1,
+        "stop": ["\n", "END"],
+        "seed": -(2**63),
+        "presence_penalty": -2.0,
+        "frequency_penalty": 0,
+        "response_format": {"type": "json_object"},
+        "reasoning_effort": "low",
+        "user": "42",
+    }
+    assert checked({**options, "max_completion_tokens": None}) == options
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("temperature", value) for value in (-0.1, 2.1, float("nan"), float("inf"), "1", True, [])),
+        *(("top_p", value) for value in (-1, 1.5, float("nan"))),
+        *(("max_tokens", value) for value in (0, -1, 1.5, 2**63, True)),
+        *(("max_completion_tokens", value) for value in (0, "9")),
+        *(("model", value) for value in ("", "a\0b", "x" * 201, 5)),
+        *(("stop", value) for value in ("", [], ["a"] * 5, [""], [5], 5)),
+        *(("seed", value) for value in (1.5, 2**63, True)),
+        *(("presence_penalty", value) for value in (-2.1, float("nan"))),
+        *(("frequency_penalty", value) for value in (2.1, "0")),
+        *(("response_format", value) for value in ("json", {}, {"type": "xml"})),
+        *(("user", value) for value in ("", "x" * 201)),
+        ("reasoning_effort", "a\nb"),
+        ("wings", 2),
+        ("stream", True),
+        ("messages", []),
+    ],
+)
+def test_a_bad_option_is_named(name: str, value: object) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        checked({"temperature": 1, name: value})
+    assert caught.value.param == name
+    assert name in caught.value.message
