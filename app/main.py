@@ -29,8 +29,6 @@ from app.store.writer import Writer
 from app.usecases import accounts, runs
 from app.usecases.platform import Platform
 
-MAX_BODY_BYTES = 4_000_000
-"""The largest request body: a message of the greatest length, in the widest characters."""
 SHUTDOWN_SECONDS = 5.0
 OPENAI_URL = "https://api.openai.com/v1"
 
@@ -49,7 +47,7 @@ def create_app(settings: Settings) -> FastAPI:
             app.state.draining = True
             await runs.drain(platform, SHUTDOWN_SECONDS)
 
-    app = FastAPI(title="Chattable", version="0.1.0", lifespan=lifespan, redoc_url=None, max_body_size=MAX_BODY_BYTES)
+    app = FastAPI(title="Chattable", version="0.1.0", lifespan=lifespan, redoc_url=None)
     app.state.draining = False
     problems.install(app)
     for router in (health.router, accounts_api.router, rest.router, seed.router):

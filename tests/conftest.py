@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from uuid import uuid4
 
 import asyncpg
 import pytest
+import pytest_asyncio
 from sqlalchemy.engine import make_url
 
 from app.store.migrations import upgrade
@@ -46,13 +48,26 @@ def template(running: Engines) -> Iterator[str]:
     asyncio.run(execute(running.database_url, f"DROP DATABASE {name}"))
 
 
-@pytest.fixture
-async def database_url(running: Engines, template: str) -> AsyncIterator[str]:
-    """A fresh database with the newest schema."""
+@asynccontextmanager
+async def copy(running: Engines, template: str) -> AsyncIterator[str]:
     name = f"test_{uuid4().hex[:12]}"
     await execute(running.database_url, f"CREATE DATABASE {name} TEMPLATE {template}")
     yield on(running.database_url, name)
     await execute(running.database_url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+async def database_url(running: Engines, template: str) -> AsyncIterator[str]:
+    """A fresh database with the newest schema."""
+    async with copy(running, template) as url:
+        yield url
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared(running: Engines, template: str) -> AsyncIterator[House]:
+    """One platform for a whole module, whose tests say `loop_scope="module"`."""
+    async with copy(running, template) as url, open_house(url) as opened:
+        yield opened
 
 
 @pytest.fixture

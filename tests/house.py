@@ -37,6 +37,19 @@ class House:
         platform: Platform = self.app.state.platform
         return platform
 
+    async def until_live(self) -> str:
+        """Wait until a run is being conducted; its id."""
+        async with asyncio.timeout(5):
+            while not self.platform.live:
+                await asyncio.sleep(0.01)
+        return str(next(iter(self.platform.live)))
+
+    async def until_idle(self) -> None:
+        """Wait until no run is being conducted."""
+        async with asyncio.timeout(30):
+            while self.platform.live:
+                await asyncio.sleep(0.02)
+
     async def client(self, key: str | None = None, **headers: str) -> httpx2.AsyncClient:
         """A client of this server, with a key or without."""
         if key:

@@ -38,6 +38,8 @@ PUBLIC = frozenset(
     }
 )
 MAX_HEADER_BYTES = 32_768
+MAX_BODY_BYTES = 8_000_000
+"""The largest body: a message of the greatest length in the widest characters, escaped or not, and some parameters."""
 BODY_SECONDS = 60.0
 """How long a request's body may take to arrive."""
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
@@ -75,7 +77,7 @@ class Gate:
 
         try:
             await self._admit(scope, headers)
-            await self._app(scope, _in_time(receive), answer)
+            await self._app(scope, _bounded(receive), answer)
         except Exception as error:
             if status:
                 raise
@@ -87,6 +89,9 @@ class Gate:
     async def _admit(self, scope: Any, headers: Headers) -> None:
         if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADER_BYTES:
             raise TooLarge("The headers are too large.")
+        length = headers.get("content-length", "0")
+        if not length.isdecimal() or int(length[:20]) > MAX_BODY_BYTES:
+            raise TooLarge
         if scope["path"] not in PUBLIC:
             scope.setdefault("state", {})["principal"] = await self._principal(scope, headers)
 
@@ -115,13 +120,14 @@ def refuse_strangers(scope: Any, headers: Headers) -> None:
         raise InvalidInput("Send the header Content-Type: application/json.", param="content-type")
 
 
-def _in_time(receive: Receive) -> Receive:
-    """`receive` with a deadline for the whole body; after it, waiting for the client to leave has none."""
+def _bounded(receive: Receive) -> Receive:
+    """`receive` with a deadline and a size for the whole body; after it, waiting for the client to leave has neither."""
     deadline = asyncio.get_running_loop().time() + BODY_SECONDS
+    room = MAX_BODY_BYTES
     whole = False
 
     async def receiving() -> Message:
-        nonlocal whole
+        nonlocal whole, room
         if whole:
             return await receive()
         try:
@@ -129,6 +135,9 @@ def _in_time(receive: Receive) -> Receive:
                 message = await receive()
         except TimeoutError:
             raise InvalidInput("The body did not arrive in time.") from None
+        room -= len(message.get("body", b""))
+        if room < 0:
+            raise TooLarge
         whole = not message.get("more_body", False)
         return message
 

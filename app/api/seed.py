@@ -171,7 +171,7 @@ async def create_session(here: Here, caller: Chat, body: SessionIn) -> Created:
 async def list_sessions(here: Here, caller: Chat, body: ListSessionsIn) -> SessionItems:
     """A user's sessions, the last active first."""
     user = await sessions.resolve_user(here, caller, body.user_id)
-    found = await sessions.list_page(here, user, after=body.after, limit=body.limit, archived=body.archived)
+    found = await sessions.list_page(here, caller, user, after=body.after, limit=body.limit, archived=body.archived)
     return SessionItems(items=[SessionItem.of(session) for session in found.items], has_more=found.has_more)
 
 

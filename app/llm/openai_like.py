@@ -16,7 +16,7 @@ from app.llm.upstream import Upstream
 class OpenAILike(LLM):
     """A model of an OpenAI-compatible server, `api.openai.com` by default."""
 
-    def __init__(  # noqa: PLR0917 - seed 000's signature
+    def __init__(
         self,
         api_key: str | None = None,
         base_url: str | None = None,

@@ -215,29 +215,32 @@ def _choose(cluster: Path) -> _Binaries:
     version_file = cluster / "PG_VERSION"
     wanted = int(version_file.read_text()) if version_file.exists() else None
     folder = cluster if wanted else _fresh_folder(cluster)
-    problem, found = "none is installed", set()
+    problem, others = "none is installed", set()
     for binaries in _installed():
         for identity in _identities():
             major, told = _try(binaries, identity, folder)
-            found.add(major)
             if major >= OLDEST and wanted in (None, major):
                 return _Binaries(binaries, major, identity)
+            if major >= OLDEST:
+                others.add(str(major))
             problem = told
-    others = {major for major in found if major >= OLDEST}
     if wanted and others:
-        versions = ", ".join(map(str, sorted(others)))
         raise SettingsError(
-            f"{cluster} was made by PostgreSQL {wanted}, and here is only {versions}: "
+            f"{cluster} was made by PostgreSQL {wanted}, and here is only {', '.join(sorted(others))}: "
             f"install PostgreSQL {wanted}, or dump the data with it and load them into the new."
         )
-    raise SettingsError(
-        f"PostgreSQL cannot run here ({problem}): install what is missing, or set DATABASE_URL to a server."
+    ways = (
+        "install what is missing, start as another user than root," if os.geteuid() == 0 else "install what is missing"
     )
+    raise SettingsError(f"PostgreSQL cannot run here ({problem}): {ways} or set DATABASE_URL to a server.")
 
 
 def _try(binaries: Path, identity: Identity, folder: Path) -> tuple[int, str]:
     """The major version when it runs as `identity` and can write to `folder`, else 0 and the reason."""
-    _own(folder, identity)
+    try:
+        _own(folder, identity)
+    except PermissionError:
+        return 0, f"this user may not give {folder} to nobody"
     check = 'cd "$1" && test -w . && exec "$2" --version'
     tried = process.run(
         ["/bin/sh", "-c", check, "sh", folder, binaries / "postgres"], identity=identity, env=ENVIRONMENT

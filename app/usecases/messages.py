@@ -7,7 +7,7 @@ from typing import Any
 from uuid import UUID
 
 from app.domain import Message, Page, Principal, new_id
-from app.errors import NotFound, Unavailable
+from app.errors import InvalidInput, NotFound, Unavailable
 from app.llm.tokens import count
 from app.store import messages, sessions
 from app.store.writer import BeginRun
@@ -84,7 +84,9 @@ async def get(platform: Platform, principal: Principal, id: UUID) -> Message:
 
 
 async def rate(platform: Platform, principal: Principal, id: UUID, changes: Mapping[str, Any]) -> Message:
-    """Set `rating` (1, -1 or None) and `comment` of an answer."""
+    """Set `rating` (1, -1 or None) and `comment` of an answer; what is not among the changes stays."""
+    if not changes:
+        raise InvalidInput("Give a rating, a comment, or both.", param="rating")
     async with platform.engine.begin() as db:
         message = await messages.rate(db, id, owner=principal.owner, changes=changes)
     if message is None:

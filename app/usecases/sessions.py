@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 from uuid import UUID
 
@@ -77,6 +77,7 @@ async def get(platform: Platform, principal: Principal, id: UUID) -> tuple[Sessi
 
 async def list_page(
     platform: Platform,
+    principal: Principal,
     user: User,
     *,
     after: UUID | None,
@@ -84,9 +85,12 @@ async def list_page(
     archived: bool = False,
     title: str | None = None,
 ) -> Page[Session]:
-    """A user's sessions, the last active first."""
+    """A user's sessions, the last active first. An administrator sees of others' that they exist, not what they are about."""
     async with platform.engine.connect() as db:
-        return await sessions.list_page(db, user.id, after=after, limit=limit, archived=archived, title=title)
+        found = await sessions.list_page(db, user.id, after=after, limit=limit, archived=archived, title=title)
+    if principal.owner in (None, user.id):
+        return found
+    return replace(found, items=[replace(session, title=None, agent_params={}) for session in found.items])
 
 
 async def update(platform: Platform, principal: Principal, id: UUID, changes: Mapping[str, Any]) -> Session:

@@ -60,7 +60,7 @@ async def test_a_streamed_answer_equals_the_whole_one(llm_house: House) -> None:
 async def test_thinking_is_shown_beside_the_answer_and_kept(house: House) -> None:
     id = await session(house.admin)
     found = await events(house.admin, "/SendMessage", {"session_id": id, "content": "think: hm", "stream": True})
-    assert [data["content_type"] for name, _, data in found if name == "chunk"][0] == "thinking"
+    assert next(data["content_type"] for name, _, data in found if name == "chunk") == "thinking"
     end = found[-1][2]
     assert end["content"] == "done"
     assert end["additional_kwargs"]["asides"] == [{"content_type": "thinking", "content": "hm"}]
@@ -130,7 +130,7 @@ async def test_a_cancelled_run_keeps_what_it_said_and_what_it_cost(llm_house: Ho
     id = await session(client, "simple_openai_agent")
     text = "say " + "word " * 50 + "[[fault: slow delay=0.1]]"
     sending = asyncio.ensure_future(send(client, id, text))
-    run_id = await until_running(llm_house)
+    run_id = await llm_house.until_live()
     await asyncio.sleep(0.5)
     cancelled = (await client.post("/CancelRun", json={"run_id": run_id})).json()
     assert cancelled["status"] == "cancelled"
@@ -143,22 +143,13 @@ async def test_a_cancelled_run_keeps_what_it_said_and_what_it_cost(llm_house: Ho
     assert again["status"] == "cancelled"
 
 
-async def until_running(house: House) -> str:
-    async with asyncio.timeout(5):
-        while not house.platform.live:
-            await asyncio.sleep(0.01)
-    return str(next(iter(house.platform.live)))
-
-
 async def test_a_client_that_leaves_changes_nothing(house: House) -> None:
     id = await session(house.admin)
     body = {"session_id": id, "content": "sleep: 1", "stream": True}
     async with house.admin.stream("POST", "/SendMessage", json=body) as answer:
         async for _ in answer.aiter_bytes():
             break
-    async with asyncio.timeout(10):
-        while house.platform.live:
-            await asyncio.sleep(0.05)
+    await house.until_idle()
     listed = (await house.admin.post("/ListMessages", json={"session_id": id})).json()["items"]
     assert listed[1]["content"] == "asleep and awake"
     assert listed[1]["additional_kwargs"] == {}
