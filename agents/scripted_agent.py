@@ -45,7 +45,6 @@ class Kept(BaseModel):
 
 
 class ScriptedAgent(Chattable):
-    __doc__ = __doc__
     id = "scripted_agent"
     params: Params
     state: Kept
@@ -154,8 +153,10 @@ def by_type(kind: str, schema: dict[str, Any], root: Any, depth: int) -> Any:
 
 def nearest_to_zero(schema: dict[str, Any], step: float) -> float:
     """The number within the schema's bounds that is nearest to zero."""
-    low = schema.get("minimum", schema.get("exclusiveMinimum", -1) + (step or 1))
-    high = schema.get("maximum", schema.get("exclusiveMaximum", 1) - (step or 1))
+    above, below = schema.get("exclusiveMinimum"), schema.get("exclusiveMaximum")
+    gap = step or (1 if above is None or below is None else (below - above) / 2)
+    low = schema.get("minimum", 0 if above is None else above + gap)
+    high = schema.get("maximum", 0 if below is None else below - gap)
     value: float = max(low, 0) or min(high, 0)
     outward = math.ceil if value > 0 else math.floor
     return outward(value / step) * step if step else value

@@ -27,7 +27,7 @@ class Engines:
 def engines() -> Iterator[Engines]:
     """The engines, for as long as the block lasts. Enter it once per session of tests."""
     with ExitStack() as stack:
-        given = os.environ  # noqa: TID251 - settings of the tests, not of the application
+        given = os.environ
         database_url, redis_url = given.get("TEST_DATABASE_URL"), given.get("TEST_REDIS_URL")
         if not (database_url and redis_url):
             made = stack.enter_context(_containers() if _docker_answers() else _embedded())

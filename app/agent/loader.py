@@ -76,11 +76,13 @@ class Agents:
         self._finder = _Finder()
 
     async def load(self) -> None:
-        """Load the folder for the first time; `PluginError` when it is none."""
-        if not await asyncio.to_thread(self._folder.is_dir):
-            raise PluginError("The folder of agents is not there; AGENTS_DIR names it.")
+        """Load the folder for the first time; `PluginError` when it cannot be read."""
         sys.meta_path.insert(0, self._finder)
-        await self.refresh()
+        try:
+            await self.refresh()
+        except OSError as error:
+            self.close()
+            raise PluginError(f"The folder of agents, AGENTS_DIR, cannot be read: {error.strerror}.") from error
 
     def close(self) -> None:
         """Let go of all modules."""

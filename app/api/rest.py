@@ -48,7 +48,9 @@ async def list_sessions(
     here: Here, caller: Chat, limit: Limit = 20, after: After = None, archived: bool = False, title: Title | None = None
 ) -> ListOf[SessionOut]:
     """The caller's sessions, the last active first; `title` finds those that contain it."""
-    found = await sessions.list_page(here, caller, caller.user, after=after, limit=limit, archived=archived, title=title)
+    found = await sessions.list_page(
+        here, caller, caller.user, after=after, limit=limit, archived=archived, title=title
+    )
     return page(SessionOut.of, found)
 
 

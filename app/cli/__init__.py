@@ -49,7 +49,7 @@ def version() -> None:
 def main() -> None:
     """Run a command; a wrong setting is a sentence and status 2, never a traceback."""
     try:
-        commands()
+        commands(prog_name="chattable")
     except SettingsError as error:
         typer.echo(f"chattable: {error}", err=True)
         sys.exit(2)

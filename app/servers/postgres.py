@@ -165,6 +165,8 @@ class Postgres:
         (new / "chattable.json").touch(mode=0o600)
         (new / "chattable.json").write_text(json.dumps(passwords))
         _create_database(binaries, new, passwords, fast=self._fast)
+        if not self._fast:
+            os.sync()
         new.rename(self._cluster)
 
 

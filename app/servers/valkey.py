@@ -70,17 +70,25 @@ class Valkey:
         """Wait until it takes commands. Files it cannot read are set aside, once: they hold only working copies."""
         if self._answers_in_time():
             return
+        if not self._blames_its_files():
+            raise self._failure()
         self.stop()
         damaged = self._files.with_name("valkey.damaged")
         shutil.rmtree(damaged, ignore_errors=True)
         self._files.rename(damaged)
         self.launch()
         if not self._answers_in_time():
-            reason = self._child.last_words() if self._child else "no reason is known"
-            self.stop()
-            raise SettingsError(
-                f"Valkey did not start ({reason}): see {self._data_dir / 'log' / 'valkey.log'}, or set REDIS_URL."
-            )
+            raise self._failure()
+
+    def _blames_its_files(self) -> bool:
+        output = self._child.output() if self._child else ""
+        return any(word in output for word in ("AOF", "append only file", "RDB"))
+
+    def _failure(self) -> SettingsError:
+        reason = self._child.last_words() if self._child else "no reason is known"
+        self.stop()
+        log = self._data_dir / "log" / "valkey.log"
+        return SettingsError(f"Valkey did not start ({reason}): see {log}, or set REDIS_URL to a server.")
 
     def _answers_in_time(self) -> bool:
         child = self._child

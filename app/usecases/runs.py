@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 from app.agent.chattable import Binding
@@ -26,12 +26,13 @@ from app.usecases.live import LiveRun
 from app.usecases.platform import Platform
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 WINDOW_TOKENS = 6000
 """How much history an agent is given, in estimated tokens: what fits a small local model's context of 8,192 with room to answer."""
 WINDOW_MESSAGES = 200
-FINISH_SECONDS = 60.0
-"""How long the end of a run is tried again while the database is away."""
+PATIENCE_SECONDS = 60.0
+"""How long a run waits for a database that is away."""
 BEAT_SECONDS = 3.0
 STORE_SECONDS = 10.0
 """How long a server that ends waits for its last answers to be stored."""
@@ -76,8 +77,12 @@ async def _answer(platform: Platform, begun: Begun, live: LiveRun, recorder: Rec
 async def _history(platform: Platform, begun: Begun) -> Sequence[Message]:
     """The branch that ends with the message to answer. Read after transaction 1, so that what it waited for is seen."""
     leaf_id = begun.run.message_id
-    async with platform.engine.connect() as db:
-        return await messages.window(db, leaf_id, max_tokens=WINDOW_TOKENS, max_messages=WINDOW_MESSAGES)
+
+    async def read() -> Sequence[Message]:
+        async with platform.engine.connect() as db:
+            return await messages.window(db, leaf_id, max_tokens=WINDOW_TOKENS, max_messages=WINDOW_MESSAGES)
+
+    return await _patiently(read)
 
 
 def _state(history: Sequence[Message], agent_id: str) -> Any:
@@ -143,16 +148,24 @@ def _asides(chunks: Iterable[Chunk]) -> list[dict[str, str]]:
 
 
 async def _finish(platform: Platform, ending: FinishRun) -> Outcome:
-    """Transaction 2, tried again while the database is away. Losing it must never leave a reader waiting."""
-    deadline = asyncio.get_running_loop().time() + FINISH_SECONDS
+    """Transaction 2. Losing it must never leave a reader waiting."""
+    try:
+        outcome = await _patiently(lambda: platform.writer.finish(ending))
+        return outcome or Outcome(_failed(ending.run, NotFound("session")))
+    except Exception:
+        log.exception("the end of run %s could not be stored", ending.run.id)
+        return Outcome(_failed(ending.run, Unavailable("The answer could not be stored.")))
+
+
+async def _patiently(attempt: Callable[[], Awaitable[T]]) -> T:
+    """Try again while the database is away, up to `PATIENCE_SECONDS`: what was acknowledged is answered and stored."""
+    deadline = asyncio.get_running_loop().time() + PATIENCE_SECONDS
     while True:
         try:
-            outcome = await platform.writer.finish(ending)
-            return outcome or Outcome(_failed(ending.run, NotFound("session")))
+            return await attempt()
         except Exception as error:
             if not is_passing(error) or asyncio.get_running_loop().time() > deadline:
-                log.exception("the end of run %s could not be stored", ending.run.id)
-                return Outcome(_failed(ending.run, Unavailable("The answer could not be stored.")))
+                raise
             await asyncio.sleep(0.25)
 
 

@@ -118,7 +118,7 @@ class FakeUpstream:
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait for `condition` to hold; ten seconds are always enough."""
         async with asyncio.timeout(10):
-            while not condition():  # noqa: ASYNC110 - conditions of any kind set no event
+            while not condition():
                 await asyncio.sleep(0.01)
 
 
@@ -253,12 +253,13 @@ class Connection(asyncio.Protocol):
                     request.body["fault"], times=request.body.get("times", 1), headers=request.body.get("headers")
                 )
                 self._json(200, {})
-            case _ if server.key and request.headers.get("authorization") != f"Bearer {server.key}":
-                self._error(401, f"Incorrect API key provided: {request.headers.get('authorization', '')}.")
-            case "GET", "/v1/models":
-                self._json(200, {"object": "list", "data": [{"id": "fake", "object": "model", "owned_by": "tests"}]})
             case "POST", "/v1/chat/completions":
                 await self._chat(request)
+            case "GET", "/v1/models":
+                if not self._refuse_key(request):
+                    self._json(
+                        200, {"object": "list", "data": [{"id": "fake", "object": "model", "owned_by": "tests"}]}
+                    )
             case _:
                 self._error(404, "There is no such address.")
 
@@ -269,7 +270,7 @@ class Connection(asyncio.Protocol):
         whole = False
         try:
             fault = server.fault_of(request.body)
-            if not self._refuse(fault):
+            if not self._refuse_key(request) and not self._refuse(fault):
                 await asyncio.sleep(fault.number("first", 0))
                 if fault.name == "hang" and "after" not in fault.args:
                     await asyncio.sleep(3600)
@@ -281,6 +282,13 @@ class Connection(asyncio.Protocol):
         finally:
             server.completed += whole
             server.aborted += not whole
+
+    def _refuse_key(self, request: Request) -> bool:
+        given = request.headers.get("authorization", "")
+        if self._server.key is None or given == f"Bearer {self._server.key}":
+            return False
+        self._error(401, f"Incorrect API key provided: {given}.")
+        return True
 
     def _refuse(self, fault: Fault) -> bool:
         headers = dict(fault.headers)
@@ -322,11 +330,14 @@ class Connection(asyncio.Protocol):
             await self._event(frames.delta({"reasoning_content": "Let me think."}), fault)
         text, after, delay = "", int(fault.number("after", 2)), fault.number("delay", 0)
         for index, piece in enumerate(_pieces(answer(body["messages"]), fault)):
-            if index == after and await self._break(frames, fault):
-                return
+            if index == after and fault.name in _BREAKS:
+                break
             text += piece
             await self._event(frames.text(piece), fault)
             await asyncio.sleep(delay)
+        if fault.name in _BREAKS:  # after a shorter answer too
+            await self._break(frames, fault)
+            return
         await self._event(frames.delta({}, "stop"), fault)
         counts = usage(body["messages"], text, fault)
         if counts and (body.get("stream_options") or {}).get("include_usage"):
@@ -334,8 +345,8 @@ class Connection(asyncio.Protocol):
         await self._event(frames.data(b"[DONE]"), fault)
         self._transport.write(b"0\r\n\r\n")
 
-    async def _break(self, frames: Frames, fault: Fault) -> bool:
-        """Go wrong in the middle of an answer; whether it ended there."""
+    async def _break(self, frames: Frames, fault: Fault) -> None:
+        """Go wrong in the middle of an answer, and end it."""
         await asyncio.sleep(0.02)  # so that what was sent has arrived
         if fault.name == "hang":
             await asyncio.sleep(3600)
@@ -355,9 +366,6 @@ class Connection(asyncio.Protocol):
             connection = self._transport.get_extra_info("socket")
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self._transport.abort()
-        else:
-            return False
-        return True
 
     async def _event(self, event: bytes, fault: Fault) -> None:
         if fault.name == "comments":
@@ -394,6 +402,7 @@ _ENDINGS = {
     "unfinished_line": b'data: {"choices": [{"delta": {"con',
     "garbage": b"data: {this is no JSON}\n\n",
 }
+_BREAKS = frozenset({*_ENDINGS, "hang", "long_line", "error", "drop", "reset"})
 
 
 @asynccontextmanager

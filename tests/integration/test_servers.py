@@ -20,6 +20,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from app.errors import SettingsError
 from app.servers import postgres as postgres_module
 from app.servers import process
+from app.servers import valkey as valkey_module
 from app.servers.postgres import Postgres, start_postgres
 from app.servers.process import Identity
 from app.servers.valkey import Valkey, start_valkey
@@ -97,7 +98,7 @@ async def test_words_in_many_scripts_are_lowered_and_sorted(postgres: Postgres) 
 
 
 async def test_data_survive_a_stop_and_a_kill(data_dir: Path) -> None:
-    server = start_postgres(data_dir, fast=True)
+    server = start_postgres(data_dir)  # not `fast`, which may lose the last commits
     url = server.url
     await ask(url, "CREATE TABLE kept (a int)", "INSERT INTO kept VALUES (1)", "SELECT 1")
     server.stop()
@@ -159,7 +160,7 @@ def test_the_cluster_of_another_version_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "postgres").mkdir(mode=0o700)
     (tmp_path / "postgres" / "PG_VERSION").write_text("9\n")
     with pytest.raises(
-        SettingsError, match="was made by PostgreSQL 9, and here is only .*: install PostgreSQL 9"
+        SettingsError, match=r"was made by PostgreSQL 9, and here is only .*: install PostgreSQL 9"
     ) as caught:
         start_postgres(tmp_path)
     assert "\n" not in str(caught.value)
@@ -237,6 +238,15 @@ def test_valkey_starts_empty_when_its_files_are_damaged(tmp_path: Path) -> None:
         assert client.dbsize() == 0
     server.stop()
     assert (tmp_path / "valkey.damaged").is_dir()
+
+
+def test_a_valkey_that_cannot_run_keeps_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "valkey").mkdir()
+    (tmp_path / "valkey" / "kept").touch()
+    monkeypatch.setattr(valkey_module, "_binary", lambda: Path("/bin/false"))
+    with pytest.raises(SettingsError, match=r"Valkey did not start \(it ended with status 1 .*set REDIS_URL"):
+        start_valkey(tmp_path)
+    assert (tmp_path / "valkey" / "kept").exists()
 
 
 def running(pid: int) -> bool:

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -345,10 +346,8 @@ async def test_an_agent_that_swallows_its_cancellation_is_abandoned(
     class Stubborn(Base):
         async def chat(self, message: Message) -> None:
             while True:
-                try:
+                with suppress(asyncio.CancelledError):
                     await asyncio.sleep(3600)
-                except asyncio.CancelledError:
-                    pass
 
     began = time.monotonic()
     with pytest.raises(AgentTimeout):
@@ -425,9 +424,9 @@ async def test_a_sync_agent_that_goes_on_can_no_longer_send() -> None:
 
     seen = Performance()
     with pytest.raises(AgentTimeout):
-        await perform(Late, timeout=0.2, seen=seen)
+        await perform(Late, timeout=0.1, seen=seen)
     over.set()
-    await asyncio.sleep(0.2)
+    await asyncio.sleep(0.1)
     assert seen.shown == [("text", "first")]
     gc.collect()
 

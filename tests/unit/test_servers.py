@@ -46,7 +46,7 @@ def test_a_second_server_on_a_data_dir_is_told_who_has_it(tmp_path: Path) -> Non
 
 def test_a_data_dir_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(SettingsError, match="cannot be written .*: set DATA_DIR") as caught:
+    with pytest.raises(SettingsError, match=r"cannot be written .*: set DATA_DIR") as caught:
         lock_data_dir(tmp_path / "file" / "data")
     assert "\n" not in str(caught.value)
 

@@ -1,5 +1,7 @@
 """The watchdog on both event loops: it ends agents that block them, and nothing else."""
 
+# ruff: noqa: ASYNC251, S112 - agents that block, and catch what they should not, are what is tested
+
 import asyncio
 import logging
 import signal
@@ -164,7 +166,7 @@ def test_sync_agents_may_block_as_they_like(run: Any) -> None:
 def test_the_platforms_own_tasks_are_never_interrupted(run: Any, caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         await asyncio.sleep(0.1)
-        time.sleep(0.3)  # noqa: ASYNC251 - this is the point
+        time.sleep(0.3)
 
     run(main())
     assert "keeps the event loop from turning" in caplog.text

@@ -1,0 +1,109 @@
+"""The log of a run and the record of its steps."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from app.domain import Chunk, Outcome, Run, RunStatus, Usage, new_id
+from app.errors import NotFound
+from app.journal import recorder as recorder_module
+from app.journal.log import Log, LogFull
+from app.journal.recorder import JournalFull, Recorder
+
+
+def ended(log: Log) -> Outcome:
+    return Outcome(Run(log.run_id, new_id(), new_id(), "a", new_id(), RunStatus.COMPLETED))
+
+
+async def collect(log: Log, after: int = 0) -> list[str]:
+    return [chunk.content async for batch in log.read(after) for chunk in batch]
+
+
+async def test_every_reader_gets_everything_from_where_it_stands() -> None:
+    log = Log(new_id())
+    readers = [asyncio.ensure_future(collect(log, after)) for after in (0, 0, 2)]
+    for text in "abcd":
+        log.append(Chunk(text))
+        await asyncio.sleep(0)
+    log.close(ended(log))
+    assert await asyncio.gather(*readers) == [list("abcd"), list("abcd"), list("cd")]
+    assert await collect(log, 3) == ["d"]
+    assert (await log.ended()).run.status is RunStatus.COMPLETED
+
+
+async def test_the_answer_is_text_code_and_result_in_order() -> None:
+    log = Log(new_id())
+    for chunk in (Chunk("a"), Chunk("hm", "thinking"), Chunk("b", "code"), Chunk("x", "mine"), Chunk("c", "result")):
+        log.append(chunk)
+    assert log.answer() == "abc"
+
+
+async def test_the_log_is_capped_in_bytes() -> None:
+    log = Log(new_id(), max_bytes=5)
+    log.append(Chunk("界"))
+    with pytest.raises(LogFull):
+        log.append(Chunk("界"))
+    assert log.answer() == "界"
+
+
+async def test_a_silent_log_lets_its_reader_know() -> None:
+    log = Log(new_id())
+    reading = log.read(patience=0.01)
+    assert await anext(reading) == ()
+    log.append(Chunk("a"))
+    assert [chunk.content for chunk in await anext(reading)] == ["a"]
+    log.close(ended(log))
+    with pytest.raises(StopAsyncIteration):
+        await anext(reading)
+
+
+def test_steps_are_recorded_in_the_order_they_began_with_their_parents() -> None:
+    recorder = Recorder()
+    with recorder.step("step", "outer", nested=True), recorder.step("llm", "m") as inner:
+        inner.usage = Usage(1, 2)
+    with recorder.step("step", "after"):
+        pass
+    assert [(step.seq, step.path, step.status) for step in recorder.steps] == [
+        (1, "/outer", "completed"),
+        (2, "/outer/m", "completed"),
+        (3, "/after", "completed"),
+    ]
+    assert recorder.usage.total == 3
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        (NotFound("x"), "failed", "not_found"),
+        (KeyError("secret"), "failed", "KeyError"),
+        (asyncio.CancelledError(), "cancelled", "cancelled"),
+        (GeneratorExit(), "cancelled", "cancelled"),
+    ],
+)
+def test_an_error_ends_its_step_and_goes_on(error: BaseException, status: str, code: str) -> None:
+    recorder = Recorder()
+    with pytest.raises(type(error)), recorder.step("tool", "t"):
+        raise error
+    (step,) = recorder.steps
+    assert step.status == status
+    assert step.error is not None
+    assert step.error["code"] == code
+    assert "secret" not in str(step.error)
+
+
+def test_the_record_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder_module, "MAX_STEPS", 2)
+    recorder = Recorder()
+    for _ in range(2):
+        with recorder.step("s", "x"):
+            pass
+    with pytest.raises(JournalFull), recorder.step("s", "x"):
+        pass
+    monkeypatch.setattr(recorder_module, "MAX_BYTES", 10)
+    recorder = Recorder()
+    with recorder.step("s", "x", input=b"12345678901"):
+        pass
+    with pytest.raises(JournalFull), recorder.step("s", "x"):
+        pass

@@ -1,0 +1,83 @@
+"""Settings: read once, checked, and never shown when they are secret."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from app.errors import SettingsError
+from app.settings import Settings, agent_variables, load
+
+
+@pytest.fixture(autouse=True)
+def empty(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in Settings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_everything_has_a_default() -> None:
+    settings = load()
+    assert (settings.host, settings.port, settings.auth) == ("127.0.0.1", 8080, "keys")
+    assert not settings.llm_is_configured
+
+
+def test_names_are_those_of_the_environment_and_of_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("PORT=9000\nOPENAI_MODEL=file\nUNKNOWN=1\n")
+    monkeypatch.setenv("OPENAI_MODEL", "environment")
+    monkeypatch.setenv("CORS_ORIGINS", "http://a, http://b")
+    settings = load()
+    assert (settings.port, settings.openai_model) == (9000, "environment")
+    assert settings.cors_origins == ("http://a", "http://b")
+
+
+@pytest.mark.parametrize("name", ["OPENAI_BASE_URL", "OPENAI_API_BASE"])
+def test_both_names_of_the_base_url_work(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "http://127.0.0.1:1/v1/")
+    assert load().openai_base_url == "http://127.0.0.1:1/v1"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PORT", "70000"),
+        ("PORT", "x"),
+        ("WORKERS", "0"),
+        ("AUTH", "none"),
+        ("ADMIN_API_KEY", "short-secret"),
+        ("OPENAI_BASE_URL", "ftp://x"),
+        ("RUN_TIMEOUT", "-1"),
+        ("LOG_LEVEL", "loud"),
+    ],
+)
+def test_a_wrong_value_is_one_sentence_that_names_the_setting(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError) as caught:
+        load()
+    assert str(caught.value).startswith(f"{name}: ")
+    assert "\n" not in str(caught.value)
+    assert "short-secret" not in str(caught.value)
+
+
+def test_an_empty_variable_is_as_good_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", "")
+    assert load().database_url is None
+
+
+def test_secrets_are_not_shown() -> None:
+    settings = load(openai_api_key="sk-canary", database_url="postgresql://u:canary@h/d", redis_url="redis://:canary@h")
+    assert "canary" not in repr(settings)
+
+
+def test_settings_do_not_change() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        load().port = 1
+
+
+def test_the_variables_of_agents_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AGENT_WEATHER_KEY", "k")
+    assert agent_variables()["AGENT_WEATHER_KEY"] == "k"
+    assert "PATH" not in agent_variables()
