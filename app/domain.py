@@ -117,6 +117,12 @@ class Usage:
         """Prompt and completion tokens together."""
         return self.prompt + self.completion
 
+    @property
+    def money(self) -> str:
+        """The cost as a plain decimal number: `0.0125`, never `1.25E-2`."""
+        text = f"{self.cost:f}"
+        return text.rstrip("0").rstrip(".") if "." in text else text
+
     def __add__(self, other: Usage) -> Usage:
         return Usage(
             self.prompt + other.prompt,

@@ -18,15 +18,14 @@ from app.agent.watchdog import Watchdog
 from app.api import accounts as accounts_api
 from app.api import health, problems, rest, seed
 from app.api.gate import Gate
-from app.domain import new_id, now
+from app.domain import new_id
 from app.errors import SettingsError
 from app.llm.call import CallPath
 from app.llm.upstream import Upstream
 from app.settings import Settings
-from app.store import partitions
 from app.store.database import connect
 from app.store.writer import Writer
-from app.usecases import accounts, runs
+from app.usecases import accounts, runs, upkeep
 from app.usecases.platform import Platform
 
 SHUTDOWN_SECONDS = 5.0
@@ -65,8 +64,7 @@ async def _opened(settings: Settings, database_url: str) -> AsyncIterator[Platfo
     async with AsyncExitStack() as stack:
         engine = connect(database_url)
         stack.push_async_callback(engine.dispose)
-        async with engine.begin() as db:
-            await partitions.ensure(db, now())
+        await upkeep.once(engine)
         upstream = _upstream(settings)
         if upstream:
             stack.push_async_callback(upstream.close)
@@ -86,6 +84,7 @@ async def _opened(settings: Settings, database_url: str) -> AsyncIterator[Platfo
         stack.push_async_callback(platform.tasks.close)
         platform.tasks.start(agents.watch(), name="agents")
         platform.tasks.start(runs.beat(platform), name="beat")
+        platform.tasks.start(upkeep.forever(engine), name="upkeep")
         yield platform
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime
-from decimal import Decimal
 from typing import Annotated, Any, Generic, Literal, TypeVar
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from app import domain
 from app.api.fields import AgentId, Content, Id, JsonObject, Name, Secret, Temperature, Text, Title, UserRef
@@ -56,7 +55,7 @@ class UsageOut(Out):
     cached: int
     reasoning: int
     total: int
-    cost: Decimal
+    cost: str = Field(validation_alias=AliasChoices("money", "cost"), description="a decimal number")
     estimated: bool
 
 

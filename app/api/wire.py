@@ -13,7 +13,7 @@ from app.domain import Chunk, Outcome, RunStatus, Usage
 from app.usecases.live import LiveRun
 
 HEARTBEAT_SECONDS = 15.0
-_encoder = msgspec.json.Encoder(decimal_format="string")
+_encoder = msgspec.json.Encoder()
 SSE_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 EVENT_STREAM = {
     "text/event-stream": {
@@ -76,7 +76,7 @@ def usage(spent: Usage) -> dict[str, Any]:
         "cached": spent.cached,
         "reasoning": spent.reasoning,
         "total": spent.total,
-        "cost": spent.cost,
+        "cost": spent.money,
         "estimated": spent.estimated,
     }
 

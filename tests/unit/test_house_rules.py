@@ -43,7 +43,7 @@ def takes_db(call: ast.AST) -> bool:
 def test_only_usecases_and_the_writer_open_transactions() -> None:
     owners = {path.relative_to(ROOT).as_posix() for path, tree in trees("app") for _ in transactions(tree)}
     assert owners
-    allowed = {"app/store/writer.py", "app/main.py"}
+    allowed = {"app/store/writer.py"}
     assert {owner for owner in owners if not owner.startswith("app/usecases/")} <= allowed
 
 
