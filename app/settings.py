@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from dotenv import dotenv_values
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -98,5 +99,6 @@ def _sentence(problem: Any) -> str:
 
 
 def agent_variables() -> dict[str, str]:
-    """The operator's settings of agents: every variable `AGENT_<ID>_<FIELD>`."""
-    return {key: value for key, value in os.environ.items() if key.startswith("AGENT_")}  # noqa: TID251 - its one home
+    """The operator's settings of agents: every variable `AGENT_<ID>_<FIELD>` of the environment, or else of `.env`."""
+    found = {**dotenv_values(".env"), **os.environ}  # noqa: TID251 - its one home
+    return {key: value for key, value in found.items() if key.startswith("AGENT_") and value}

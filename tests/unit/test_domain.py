@@ -28,7 +28,8 @@ def test_usage_adds_up_and_keeps_its_flag() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cost", "text"), [("0E-9", "0"), ("0.012500000", "0.0125"), ("1E+2", "100"), ("20.000", "20"), ("1E-7", "0.0000001")]
+    ("cost", "text"),
+    [("0E-9", "0"), ("0.012500000", "0.0125"), ("1E+2", "100"), ("20.000", "20"), ("1E-7", "0.0000001")],
 )
 def test_money_is_a_plain_number(cost: str, text: str) -> None:
     assert Usage(cost=Decimal(cost)).money == text

@@ -77,7 +77,8 @@ def test_settings_do_not_change() -> None:
         load().port = 1
 
 
-def test_the_variables_of_agents_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AGENT_WEATHER_KEY", "k")
-    assert agent_variables()["AGENT_WEATHER_KEY"] == "k"
+def test_the_variables_of_agents_are_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("AGENT_WEATHER_KEY=file\nAGENT_WEATHER_CITY=file\nAGENT_EMPTY=\nPORT=1\n")
+    monkeypatch.setenv("AGENT_WEATHER_KEY", "environment")
+    assert agent_variables() == {"AGENT_WEATHER_KEY": "environment", "AGENT_WEATHER_CITY": "file"}
     assert "PATH" not in agent_variables()

@@ -1,0 +1,22 @@
+FROM python:3.11-slim-bookworm AS build
+COPY requirements.lock /
+RUN python -m venv /venv \
+    && /venv/bin/pip install --quiet --no-cache-dir --disable-pip-version-check --require-hashes -r /requirements.lock
+
+FROM python:3.11-slim-bookworm
+RUN useradd --system --uid 10001 --home-dir /data --shell /usr/sbin/nologin chattable \
+    && install -d -o chattable -g chattable -m 0700 /data
+COPY --from=build /venv /venv
+WORKDIR /app
+COPY pyproject.toml ./
+COPY deploy/entrypoint deploy/entrypoint
+COPY migrations migrations
+COPY app app
+COPY agents agents
+ENV PATH=/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 HOST=0.0.0.0 PORT=8080 DATA_DIR=/data
+USER chattable
+VOLUME /data
+EXPOSE 8080
+HEALTHCHECK --interval=10s --timeout=6s --start-period=60s CMD ["python", "-c", "import http.client, os; c = http.client.HTTPConnection('127.0.0.1', int(os.environ['PORT']), timeout=5); c.request('GET', '/readyz'); raise SystemExit(c.getresponse().status != 200)"]
+ENTRYPOINT ["/app/deploy/entrypoint"]
+CMD ["serve"]

@@ -1,0 +1,11 @@
+#!/bin/sh
+# Run once by PostgreSQL's image, on an empty volume. The application gets a role that owns its database and nothing
+# else; the superuser loses the password, so that only the socket inside the container lets him in.
+set -eu
+psql -q -v ON_ERROR_STOP=1 -v password="$(cat "$POSTGRES_PASSWORD_FILE")" -U "$POSTGRES_USER" <<'SQL'
+CREATE ROLE chattable LOGIN PASSWORD :'password';
+CREATE DATABASE chattable OWNER chattable;
+\connect chattable
+CREATE EXTENSION vector;
+ALTER ROLE CURRENT_USER PASSWORD NULL;
+SQL
