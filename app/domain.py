@@ -204,6 +204,8 @@ class SessionParams:
 
     model: str | None = None
     temperature: float | None = None
+    busy: Literal["reject", "queue", "interrupt"] | None = None
+    """What a message does that comes while another is being answered: refused (by default), queued, or in its place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,9 +254,12 @@ class Run:
     status: RunStatus = RunStatus.RUNNING
     kind: str = "chat"
     usage: Usage = field(default_factory=Usage)
+    cancel_requested: bool = False
     error: Mapping[str, Any] | None = None
     created_at: datetime | None = None
     ended_at: datetime | None = None
+    layout: Sequence[tuple[str, int]] | None = None
+    """Types and lengths of what was said, when it was not text alone."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from uuid import UUID
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
@@ -23,13 +25,18 @@ from app.errors import SettingsError
 from app.llm.call import CallPath
 from app.llm.upstream import Upstream
 from app.settings import Settings
-from app.store.database import connect
+from app.store import redis
+from app.store.database import connect, connector
 from app.store.writer import Writer
-from app.usecases import accounts, runs, upkeep
+from app.usecases import accounts, replicas, runs, upkeep
+from app.usecases.live import LiveRun
 from app.usecases.platform import Platform
+from app.usecases.relay import Relay
 
-SHUTDOWN_SECONDS = 5.0
+DRAIN_SECONDS = 15.0
 OPENAI_URL = "https://api.openai.com/v1"
+MIN_SECRET = 32
+"""The shortest key that is taken from the file, in characters, as for `ADMIN_API_KEY`."""
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -43,20 +50,25 @@ def create_app(settings: Settings) -> FastAPI:
         async with _opened(settings, database_url) as platform:
             app.state.platform = platform
             yield
-            app.state.draining = True
-            await runs.drain(platform, SHUTDOWN_SECONDS)
+            await runs.drain(platform, 0)
 
     app = FastAPI(title="Chattable", version="0.1.0", lifespan=lifespan, redoc_url=None)
-    app.state.draining = False
     problems.install(app)
     for router in (health.router, accounts_api.router, rest.router, seed.router):
         app.include_router(router)
-    app.add_middleware(Gate, platform=lambda: app.state.platform, open_to_local=settings.auth == "open")
+    app.add_middleware(
+        Gate, platform=lambda: app.state.platform, open_to_local=settings.auth == "open", shortcuts=seed.SHORTCUTS
+    )
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"]
         )
     return app
+
+
+async def drain(app: FastAPI) -> None:
+    """Prepare for the end, while requests are still served: `/readyz` says no, and answers get time to end."""
+    await runs.drain(app.state.platform, DRAIN_SECONDS)
 
 
 @asynccontextmanager
@@ -65,27 +77,45 @@ async def _opened(settings: Settings, database_url: str) -> AsyncIterator[Platfo
         engine = connect(database_url)
         stack.push_async_callback(engine.dispose)
         await upkeep.once(engine)
-        upstream = _upstream(settings)
-        if upstream:
-            stack.push_async_callback(upstream.close)
         agents = Agents(settings.agents_dir, settings_module.agent_variables())
         await agents.load()
         stack.callback(agents.close)
         watchdog = Watchdog(asyncio.get_running_loop())
         watchdog.start()
         stack.callback(watchdog.stop)
+        upstream = _upstream(settings)
+        if upstream:
+            stack.push_async_callback(upstream.close)
+        client = redis.connect(settings.redis_url.get_secret_value()) if settings.redis_url else None
+        if client:
+            stack.push_async_callback(client.aclose)
+        live: dict[UUID, LiveRun] = {}
         platform = Platform(
             engine=engine,
-            writer=Writer(engine, new_id()),
+            writer=Writer(connector(database_url), new_id()),
             agents=agents,
             calls=CallPath(upstream, settings.openai_model),
+            relay=Relay(client, live, partial(runs.load, engine)),
+            redis=client,
             run_timeout=settings.run_timeout,
+            live=live,
         )
+        heart = replicas.Heart(platform, connector(database_url))
+        heart.start()
+        stack.callback(heart.stop)
         stack.push_async_callback(platform.tasks.close)
-        platform.tasks.start(agents.watch(), name="agents")
-        platform.tasks.start(runs.beat(platform), name="beat")
-        platform.tasks.start(upkeep.forever(engine), name="upkeep")
+        _keep_going(platform, heart)
         yield platform
+
+
+def _keep_going(platform: Platform, heart: replicas.Heart) -> None:
+    """Start what runs for as long as the server does."""
+    tasks = platform.tasks
+    tasks.start(platform.writer.run(), name="writer")
+    tasks.start(platform.relay.run(), name="relay")
+    tasks.start(platform.agents.watch(), name="agents")
+    tasks.repeat(partial(replicas.reap, platform, heart), replicas.REAP_SECONDS, name="reaper")
+    tasks.repeat(partial(upkeep.once, platform.engine), upkeep.PAUSE_SECONDS, name="upkeep")
 
 
 def _upstream(settings: Settings) -> Upstream | None:
@@ -98,22 +128,36 @@ def _upstream(settings: Settings) -> Upstream | None:
 def first_administrator(database_url: str, data_dir: Path, admin_api_key: str | None) -> str:
     """Make sure that there is an administrator with a key; gives the sentence that says where the key is.
 
-    Without `ADMIN_API_KEY` a key is made once and kept in `DATA_DIR/admin.key`, readable by its owner only.
+    Without `ADMIN_API_KEY` a key is made once and kept in `DATA_DIR/admin.key`, readable by its owner only. A changed
+    `ADMIN_API_KEY` ends the one before it; machines that share a database may each keep a file of their own.
     """
     path = data_dir / "admin.key"
-    if admin_api_key:
-        asyncio.run(_first_admin(database_url, admin_api_key))
-        return "The administrator's key is the one in ADMIN_API_KEY."
+    secret = admin_api_key or _kept_secret(path)
+    place = "ADMIN_API_KEY" if admin_api_key else str(path)
+    if asyncio.run(_first_admin(database_url, secret, alone=admin_api_key is not None)):
+        return f"The administrator's key is in {place}."
+    return f"The key in {place} is not, or no longer, an administrator's."
+
+
+def _kept_secret(path: Path) -> str:
+    """The key in a file, which is made when missing: readable by its owner only, and there whole or not at all."""
     if not path.exists():
-        path.touch(mode=0o600)
-        path.write_text(f"ck_{secrets.token_urlsafe(32)}\n")
-    asyncio.run(_first_admin(database_url, path.read_text().strip()))
-    return f"The administrator's key is in {path}."
+        new = path.with_name(f"{path.name}.new")
+        new.unlink(missing_ok=True)
+        with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(f"ck_{secrets.token_urlsafe(32)}\n")
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+    secret = path.read_text().strip()
+    if len(secret) < MIN_SECRET:
+        raise SettingsError(f"{path} holds fewer than {MIN_SECRET} characters: delete it to have a new key made.")
+    return secret
 
 
-async def _first_admin(database_url: str, secret: str) -> Any:
+async def _first_admin(database_url: str, secret: str, *, alone: bool) -> bool:
     engine = connect(database_url)
     try:
-        return await accounts.first_admin(engine, secret)
+        return await accounts.first_admin(engine, secret, alone=alone)
     finally:
         await engine.dispose()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
+
+from app.reports import report
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -24,18 +26,23 @@ class Tasks:
         task.add_done_callback(self._ended)
         return task
 
+    def repeat(self, work: Callable[[], Awaitable[None]], seconds: float, *, name: str) -> asyncio.Task[None]:
+        """Do `work` again and again, with a pause of `seconds` before each time. A failure is logged and ends nothing."""
+
+        async def repeating() -> None:
+            while True:
+                await asyncio.sleep(seconds)
+                try:
+                    await work()
+                except Exception as error:
+                    report(log, f"{name} failed; trying again", error)
+
+        return self.start(repeating(), name=name)
+
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._running.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("task %s failed", task.get_name(), exc_info=error)
-
-    def __len__(self) -> int:
-        return len(self._running)
-
-    async def drain(self, seconds: float) -> None:
-        """Wait up to `seconds` for what is running to end by itself."""
-        if self._running:
-            await asyncio.wait(set(self._running), timeout=seconds)
+            report(log, f"task {task.get_name()} failed", error)
 
     async def close(self, seconds: float = 5.0) -> None:
         """Cancel what is still running and wait up to `seconds` for it."""

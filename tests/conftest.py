@@ -66,7 +66,7 @@ async def database_url(running: Engines, template: str) -> AsyncIterator[str]:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shared(running: Engines, template: str) -> AsyncIterator[House]:
     """One platform for a whole module, whose tests say `loop_scope="module"`."""
-    async with copy(running, template) as url, open_house(url) as opened:
+    async with copy(running, template) as url, open_house(url, redis_url=running.redis_url) as opened:
         yield opened
 
 
@@ -78,14 +78,15 @@ async def fake() -> AsyncIterator[FakeUpstream]:
 
 
 @pytest.fixture
-async def house(database_url: str) -> AsyncIterator[House]:
+async def house(running: Engines, database_url: str) -> AsyncIterator[House]:
     """The platform without a language model."""
-    async with open_house(database_url) as opened:
+    async with open_house(database_url, redis_url=running.redis_url) as opened:
         yield opened
 
 
 @pytest.fixture
-async def llm_house(database_url: str, fake: FakeUpstream) -> AsyncIterator[House]:
+async def llm_house(running: Engines, database_url: str, fake: FakeUpstream) -> AsyncIterator[House]:
     """The platform with the fake upstream."""
-    async with open_house(database_url, openai_base_url=fake.base_url, openai_api_key="sk-test-canary-key") as opened:
+    given = {"redis_url": running.redis_url, "openai_base_url": fake.base_url, "openai_api_key": "sk-test-canary-key"}
+    async with open_house(database_url, **given) as opened:
         yield opened

@@ -8,7 +8,7 @@ import logging
 import threading
 from collections.abc import Callable
 from contextvars import copy_context
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from app.errors import Unavailable
 
@@ -40,38 +40,73 @@ class Threads:
         if self._places.locked() and not wait:
             raise Unavailable("The agent is busy with other conversations.", retry_after=1)
         await self._places.acquire()
-        loop = asyncio.get_running_loop()
-        ended: asyncio.Future[None] = loop.create_future()
-        outcome: list[T | BaseException] = []
-        context = copy_context()
-
-        def work() -> None:
-            try:
-                outcome.append(context.run(function))
-            except BaseException as error:  # what agents raise is theirs to the last
-                outcome.append(error)
-            _tell(loop, finish)
-
-        def finish() -> None:
-            self._places.release()
-            if not ended.done():
-                ended.set_result(None)
-
-        thread = threading.Thread(target=work, name=self._name, daemon=True)
-        thread.start()
+        call = _Call(function, self._places.release)
+        thread = threading.Thread(target=call.work, name=self._name, daemon=True)
         try:
-            await ended
+            thread.start()
+        except RuntimeError:  # the machine gives no more threads
+            self._places.release()
+            raise Unavailable("The server cannot start another thread.", retry_after=1) from None
+        try:
+            await call.ended
         except asyncio.CancelledError:
-            loop.call_later(GRACE, interrupt, thread)
+            call.loop.call_later(GRACE, call.interrupt, thread)
             raise
-        return _result(outcome[0])
+        return _result(call.outcome[0])
 
 
-def _tell(loop: asyncio.AbstractEventLoop, finish: Callable[[], None]) -> None:
-    try:
-        loop.call_soon_threadsafe(finish)
-    except RuntimeError:  # the loop was closed while this thread went on
-        log.info("a thread ended after its server")
+class _Call(Generic[T]):
+    """A function called in a thread, whose end the loop is told whatever is raised in it and whenever."""
+
+    def __init__(self, function: Callable[[], T], release: Callable[[], None]) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.ended: asyncio.Future[None] = self.loop.create_future()
+        self.outcome: list[T | BaseException] = []
+        self._function = function
+        self._context = copy_context()
+        self._release: Callable[[], None] | None = release
+        self._lock = threading.RLock()  # the thread may be interrupted with the lock in hand, and takes it again
+        self._done = False
+
+    def work(self) -> None:
+        """What the thread does."""
+        try:
+            self.outcome.append(self._context.run(self._function))
+        except BaseException as error:  # what agents raise is theirs to the last
+            self.outcome.append(error)
+        finally:
+            try:
+                self._end()
+            except AgentStopped:  # it was on its way already; there is never a second one
+                self._end()
+
+    def interrupt(self, thread: threading.Thread) -> None:
+        """Raise `AgentStopped` in the thread at its next step of Python code, if the function still runs."""
+        with self._lock:
+            if not self._done and thread.ident is not None:
+                log.warning("%s goes on after its run; interrupting it", thread.name)
+                _raise_in(thread.ident, AgentStopped)
+
+    def _end(self) -> None:
+        with self._lock:
+            self._done = True
+        _raise_in(threading.get_ident(), None)  # takes back one that has not arrived
+        try:
+            self.loop.call_soon_threadsafe(self._finish)
+        except RuntimeError:  # the loop was closed while this thread went on
+            log.info("a thread ended after its server")
+
+    def _finish(self) -> None:
+        if self._release:
+            self._release()
+            self._release = None
+        if not self.ended.done():
+            self.ended.set_result(None)
+
+
+def _raise_in(ident: int, error: type[BaseException] | None) -> None:
+    raised = ctypes.py_object(error) if error else None
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), raised)
 
 
 def _result(outcome: T | BaseException) -> T:
@@ -80,10 +115,3 @@ def _result(outcome: T | BaseException) -> T:
     if isinstance(outcome, BaseException):
         raise outcome
     return outcome
-
-
-def interrupt(thread: threading.Thread) -> None:
-    """Raise `AgentStopped` in a thread that still runs, at its next step of Python code."""
-    if thread.is_alive() and thread.ident is not None:
-        log.warning("%s goes on after its run; interrupting it", thread.name)
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(AgentStopped))

@@ -10,6 +10,7 @@ from fastapi import Depends, Request
 from fastapi.routing import APIRoute
 from starlette.responses import Response
 
+from app.api.fields import is_crowded
 from app.domain import Principal, Scope
 from app.errors import InvalidInput, NotAllowed
 from app.usecases.platform import Platform
@@ -30,21 +31,28 @@ def _with(scope: Scope) -> Callable[[Request], Principal]:
     return caller
 
 
+chat_caller = _with(Scope.CHAT)
 Here = Annotated[Platform, Depends(_platform)]
-Chat = Annotated[Principal, Depends(_with(Scope.CHAT))]
+Chat = Annotated[Principal, Depends(chat_caller)]
 Account = Annotated[Principal, Depends(_with(Scope.ACCOUNT))]
 Admin = Annotated[Principal, Depends(_with(Scope.ADMIN))]
 
 
+def strict_json(body: bytes) -> Any:
+    """A decoded body; `InvalidInput` for what is no JSON, and for NaN, infinite numbers and broken Unicode too, and for too many values."""
+    if is_crowded(body):
+        raise InvalidInput("The body has too many values.")
+    try:
+        return msgspec.json.decode(body)
+    except RecursionError:
+        raise InvalidInput("The body is nested too deep.") from None
+    except (msgspec.MsgspecError, UnicodeError):
+        raise InvalidInput("The body is not valid JSON.") from None
+
+
 class _StrictRequest(Request):
     async def json(self) -> Any:
-        """The body, decoded by a parser that refuses NaN, infinite numbers and broken Unicode."""
-        try:
-            return msgspec.json.decode(await self.body())
-        except RecursionError:
-            raise InvalidInput("The body is nested too deep.") from None
-        except (msgspec.MsgspecError, UnicodeError):
-            raise InvalidInput("The body is not valid JSON.") from None
+        return strict_json(await self.body())
 
 
 class StrictRoute(APIRoute):

@@ -5,13 +5,17 @@ from __future__ import annotations
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import Query
+import msgspec
+from fastapi import Header, Query
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, WithJsonSchema
 
 from app.domain import MAX_TEXT
+from app.errors import InvalidInput
 
 MAX_JSON_DEPTH = 32
 MAX_JSON_NODES = 20_000
+MAX_JSON_BYTES = 64_000
+"""The largest object of free form, such as `additional_kwargs`: it is loaded with every list that its owner stands in."""
 MAX_INTEGER = 2**63 - 1
 NOBODY = UUID(int=0)
 """Stands for every malformed id: no object has it, so such an id is answered like any unknown one."""
@@ -70,13 +74,32 @@ def _bounded_json(value: dict[str, Any]) -> dict[str, Any]:
             _no_control(item)
         elif isinstance(item, int) and abs(item) > MAX_INTEGER:
             raise ValueError("has a number that is too large")
+    if len(msgspec.json.encode(value)) > MAX_JSON_BYTES:
+        raise ValueError(f"must have at most {MAX_JSON_BYTES} bytes of JSON")
     return value
+
+
+def is_crowded(body: bytes) -> bool:
+    """Whether a body of JSON holds more than `MAX_JSON_NODES` values, told from its punctuation: decoding many is what takes long."""
+    if len(body) <= 2 * MAX_JSON_NODES:  # every value but the first needs a comma, a colon or a bracket
+        return False
+    bare = body.replace(b"\\\\", b"").replace(b'\\"', b"")
+    pieces = bare.split(b'"', 4 * MAX_JSON_NODES)  # every other one is a string
+    outside = b"".join(pieces[::2])
+    return len(pieces) > 4 * MAX_JSON_NODES or sum(map(outside.count, (b",", b"[", b"{"))) > MAX_JSON_NODES
 
 
 def iter_pop(waiting: list[tuple[Any, int]]) -> Any:
     """What waits, last first, with what is added meanwhile."""
     while waiting:
         yield waiting.pop()
+
+
+def checked_key(value: str | None) -> str | None:
+    """An `Idempotency-Key` of 1 to 255 visible ASCII characters, or `InvalidInput`."""
+    if value is not None and not (0 < len(value) <= 255 and value.isascii() and value.isprintable()):
+        raise InvalidInput("Idempotency-Key: use 1 to 255 visible ASCII characters.", param="idempotency-key")
+    return value
 
 
 Id = Annotated[UUID, BeforeValidator(_to_id)]
@@ -86,6 +109,7 @@ Title = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterVal
 Name = Annotated[
     str, StringConstraints(min_length=1, max_length=100), AfterValidator(_visible), AfterValidator(_no_control)
 ]
+ModelName = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(_visible)]
 Secret = Annotated[str, StringConstraints(min_length=1, max_length=512), AfterValidator(_no_control)]
 AgentId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_][a-z0-9_.-]{0,63}$")]
 AgentOrAll = Annotated[str, StringConstraints(pattern=r"^(\*|[a-z0-9_][a-z0-9_.-]{0,63})$")]
@@ -98,3 +122,4 @@ JsonObject = Annotated[dict[str, Any], AfterValidator(_bounded_json)]
 Temperature = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
 Limit = Annotated[int, Query(ge=1, le=100, description="how many at most")]
 After = Annotated[Id | None, Query(description="the id of the last one already seen")]
+Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=255), AfterValidator(checked_key)]

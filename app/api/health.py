@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Literal
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from pydantic import BaseModel
 from sqlalchemy import text
 from starlette.responses import Response
@@ -32,9 +32,9 @@ async def livez() -> Response:
 @router.get("/readyz", responses={503: {"model": Health}})
 @router.get("/health", responses={503: {"model": Health}})
 @router.get("/api/v1/health", responses={503: {"model": Health}})
-async def readyz(request: Request, here: Here, response: Response) -> Health:
+async def readyz(here: Here, response: Response) -> Health:
     """Whether new requests are welcome: the database answers, and the server is not ending."""
-    if request.app.state.draining:
+    if here.draining.is_set():
         response.status_code = 503
         return Health(status="draining")
     try:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 from uuid import UUID
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from app import domain
-from app.api.fields import AgentId, Content, Id, JsonObject, Name, Secret, Temperature, Text, Title, UserRef
+from app.api.fields import AgentId, Content, Id, JsonObject, ModelName, Name, Secret, Temperature, Text, Title, UserRef
 from app.domain import Role, RunStatus, Scope
 
 T = TypeVar("T", bound=BaseModel)
@@ -155,12 +155,13 @@ class GroupOut(Out):
 class SessionParamsIn(In):
     """What holds for one session, whichever agent answers."""
 
-    model: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    model: ModelName | None = None
     temperature: Temperature | None = None
+    busy: Literal["reject", "queue", "interrupt"] | None = None
 
     def to_domain(self) -> domain.SessionParams:
         """The same as a domain value."""
-        return domain.SessionParams(model=self.model, temperature=self.temperature)
+        return domain.SessionParams(**self.model_dump())
 
 
 class SessionParamsOut(Out):
@@ -168,6 +169,7 @@ class SessionParamsOut(Out):
 
     model: str | None
     temperature: float | None
+    busy: Literal["reject", "queue", "interrupt"] | None
 
 
 class AgentChoice(In):

@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from app.errors import AppError, InvalidInput, TooLarge, Unavailable
+from app.reports import report
 from app.store.database import is_passing
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ def from_exception(error: Exception) -> Response:
         return problem(error.to_dict(), retry_after=error.retry_after)
     if is_passing(error):
         return from_exception(Unavailable("The database is not available at the moment.", retry_after=1))
-    log.error("unexpected error", exc_info=error)
+    report(log, "unexpected error", error)
     return problem(AppError("Something went wrong in the server.").to_dict())
 
 

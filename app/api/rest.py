@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Header, Query
 from starlette.responses import Response
 
 from app.agent.loader import Listed
 from app.api import wire
 from app.api.callers import Chat, Here, StrictRoute
-from app.api.fields import After, Id, Limit, Text, Title
+from app.api.fields import After, Id, Key, Limit, Text, Title
 from app.api.models import (
     AgentOut,
     AnswerOut,
@@ -28,7 +28,7 @@ from app.api.models import (
 from app.usecases import agents, messages, runs, sessions
 
 router = APIRouter(prefix="/api/v1", route_class=StrictRoute)
-ANSWER: dict[int | str, dict[str, Any]] = {200: {"content": wire.EVENT_STREAM}}
+EVENTS: dict[int | str, dict[str, Any]] = {200: {"content": wire.EVENT_STREAM}}
 
 
 @router.post("/sessions", status_code=201, tags=["sessions"])
@@ -72,8 +72,8 @@ async def delete_session(here: Here, caller: Chat, session_id: Id) -> None:
     await sessions.delete(here, caller, session_id)
 
 
-@router.post("/sessions/{session_id}/messages", response_model=AnswerOut, responses=ANSWER, tags=["messages"])
-async def send_message(here: Here, caller: Chat, session_id: Id, body: SendIn) -> Response:
+@router.post("/sessions/{session_id}/messages", response_model=AnswerOut, responses=EVENTS, tags=["messages"])
+async def send_message(here: Here, caller: Chat, session_id: Id, body: SendIn, idempotency_key: Key = None) -> Response:
     """Send a message and get its answer: whole, or as server-sent events with `stream`."""
     live = await messages.send(
         here,
@@ -83,8 +83,9 @@ async def send_message(here: Here, caller: Chat, session_id: Id, body: SendIn) -
         additional_kwargs=body.additional_kwargs,
         parent_id=body.parent_id,
         at_leaf="parent_id" not in body.model_fields_set,
+        key=idempotency_key,
     )
-    return await wire.respond(live, stream=body.stream)
+    return await wire.respond(here, live, stream=body.stream)
 
 
 @router.get("/sessions/{session_id}/messages", tags=["messages"])
@@ -122,16 +123,24 @@ async def rate_message(here: Here, caller: Chat, message_id: Id, body: FeedbackI
     return MessageOut.model_validate(await messages.rate(here, caller, message_id, changes))
 
 
-@router.post("/messages/{message_id}/regenerate", response_model=AnswerOut, responses=ANSWER, tags=["messages"])
+@router.post("/messages/{message_id}/regenerate", response_model=AnswerOut, responses=EVENTS, tags=["messages"])
 async def regenerate_message(here: Here, caller: Chat, message_id: Id, body: RegenerateIn) -> Response:
     """Answer a message once more; the new answer becomes a sibling."""
-    return await wire.respond(await messages.regenerate(here, caller, message_id), stream=body.stream)
+    return await wire.respond(here, await messages.regenerate(here, caller, message_id), stream=body.stream)
 
 
 @router.get("/runs/{run_id}", tags=["runs"])
 async def get_run(here: Here, caller: Chat, run_id: Id) -> RunOut:
     """A run: its state, usage and error."""
     return RunOut.model_validate(await runs.get(here, caller, run_id))
+
+
+@router.get("/runs/{run_id}/events", response_class=Response, responses=EVENTS, tags=["runs"])
+async def follow_run(
+    here: Here, caller: Chat, run_id: Id, last_event_id: Annotated[int, Header(ge=0, le=2**53)] = 0
+) -> Response:
+    """A run's events after `Last-Event-ID`, from any replica, while it runs or after it has ended."""
+    return wire.EventStream(wire.followed(here, await runs.get(here, caller, run_id), last_event_id))
 
 
 @router.post("/runs/{run_id}/cancel", tags=["runs"])

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from fastapi import APIRouter
-from pydantic import BaseModel, Field, computed_field
+from pydantic import BaseModel, Field, ValidationError, computed_field
+from starlette.requests import Request
 from starlette.responses import Response
 
 from app import domain
 from app.api import wire
-from app.api.callers import Chat, Here, StrictRoute
-from app.api.fields import Content, Id, JsonObject, UserRef
+from app.api.callers import Chat, Here, StrictRoute, chat_caller, strict_json
+from app.api.fields import Content, Id, JsonObject, Key, UserRef, checked_key
 from app.api.models import (
     AgentOfSession,
     AgentOut,
@@ -25,7 +27,9 @@ from app.api.models import (
     SessionIn,
     UsageOut,
 )
+from app.api.problems import sentence
 from app.api.rest import agent_out
+from app.errors import InvalidInput
 from app.usecases import agents, messages, runs, sessions
 
 router = APIRouter(route_class=StrictRoute, tags=["verbs"])
@@ -103,7 +107,7 @@ class SessionItem(BaseModel):
     @classmethod
     def of(cls, session: domain.Session, usage: domain.Usage | None = None) -> SessionItem:
         """A session as this edge gives it."""
-        params = {"model": session.params.model, "temperature": session.params.temperature}
+        params = asdict(session.params)
         return cls(
             id=session.id,
             user_id=_user_id(session.user.name),
@@ -194,8 +198,11 @@ async def delete_session(here: Here, caller: Chat, body: SessionId) -> None:
 
 
 @router.post("/SendMessage", response_model=AnswerOut, responses={200: {"content": wire.EVENT_STREAM}})
-async def send_message(here: Here, caller: Chat, body: SendMessageIn) -> Response:
-    """Send a message and get its answer: whole, or as server-sent events with `stream`."""
+async def send_message(here: Here, caller: Chat, body: SendMessageIn, idempotency_key: Key = None) -> Response:
+    """Send a message and get its answer: whole, or as server-sent events with `stream`.
+
+    Requests with the same `Idempotency-Key` are one message with one answer, for a day.
+    """
     live = await messages.send(
         here,
         caller,
@@ -204,8 +211,25 @@ async def send_message(here: Here, caller: Chat, body: SendMessageIn) -> Respons
         additional_kwargs=body.additional_kwargs,
         parent_id=body.parent_id,
         at_leaf="parent_id" not in body.model_fields_set,
+        key=idempotency_key,
     )
-    return await wire.respond(live, stream=body.stream)
+    return await wire.respond(here, live, stream=body.stream)
+
+
+async def send_message_directly(here: Here, request: Request) -> Response:
+    """`/SendMessage` past FastAPI: the same models, the same function, a third of a millisecond less."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise InvalidInput("Send the header Content-Type: application/json.", param="content-type")
+    try:
+        body = SendMessageIn.model_validate(strict_json(await request.body()))
+    except ValidationError as error:
+        raise sentence(error.errors(include_url=False, include_input=False)) from None
+    key = checked_key(request.headers.get("idempotency-key"))
+    return await send_message(here, chat_caller(request), body, key)
+
+
+SHORTCUTS = {"/SendMessage": send_message_directly}
 
 
 @router.post("/ListMessages")

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+import asyncio
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 import msgspec
-from starlette.responses import Response, StreamingResponse
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from app.api.problems import problem
-from app.domain import Chunk, Outcome, RunStatus, Usage
+from app.domain import Outcome, Run, RunStatus, Usage
+from app.journal.log import Event, Log
+from app.tasks import Tasks
+from app.usecases import runs
 from app.usecases.live import LiveRun
+from app.usecases.platform import Platform
 
 HEARTBEAT_SECONDS = 15.0
+HEARTBEAT = b": still here\n\n"
+WRITE_SECONDS = 30.0
+"""How long a reader may leave its buffers full."""
+log = logging.getLogger(__name__)
 _encoder = msgspec.json.Encoder()
 SSE_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 EVENT_STREAM = {
@@ -24,33 +37,82 @@ EVENT_STREAM = {
 }
 
 
-async def respond(live: LiveRun, *, stream: bool) -> Response:
-    """The answer of a run: its events as they come, or the whole when it has ended."""
+async def respond(platform: Platform, begun: LiveRun | Run, *, stream: bool) -> Response:
+    """The answer of a run that was begun here, or of one that is followed: its events as they come, or the whole at its end."""
+    if isinstance(begun, LiveRun):
+        return EventStream(sse(begun.log, begun.run)) if stream else whole(await begun.log.ended())
     if stream:
-        return StreamingResponse(sse(live), media_type="text/event-stream", headers=SSE_HEADERS)
-    return whole(await live.log.ended())
+        return EventStream(followed(platform, begun, 0))
+    async with runs.following(platform, begun) as said:
+        return whole(await said.ended())
 
 
 def whole(outcome: Outcome) -> Response:
     """The answer, or the problem that a failed run ended with."""
     if outcome.run.status is RunStatus.FAILED:
-        error = outcome.run.error or {"code": "agent_failed", "message": "The run failed.", "status": 502}
-        return problem(error, run_id=outcome.run.id, message_id=outcome.run.message_id)
+        return problem(outcome.run.error or {}, run_id=outcome.run.id, message_id=outcome.run.message_id)
     return Response(_encoder.encode(answer(outcome)), media_type="application/json")
 
 
-async def sse(live: LiveRun) -> AsyncIterator[bytes]:
-    """`run`, then `chunk`s whose ids are their positions, then `end`; a failed run has an `error` before its end."""
-    run = live.run
+async def sse(said: Log, run: Run, after: int = 0) -> AsyncGenerator[bytes, None]:
+    """`run`, then `chunk`s whose ids are their positions, then `end`; a run that failed or was broken off has an `error` before it.
+
+    Who asks for what follows a position beyond the end of an ended log (its server crashed before it was kept) gets one `snapshot`
+    of the whole answer instead.
+    """
     yield _event("run", {"run_id": run.id, "session_id": run.session_id, "message_id": run.message_id})
-    position = 0
-    async for chunks in live.log.read(patience=HEARTBEAT_SECONDS):
-        yield _chunks(position, chunks) if chunks else b": still here\n\n"
-        position += len(chunks)
-    outcome = await live.log.ended()
-    if outcome.run.status is RunStatus.FAILED:
+    async for events in said.read(after, patience=HEARTBEAT_SECONDS):
+        yield b"".join(map(_chunk, events)) or HEARTBEAT
+    outcome = await said.ended()
+    if after > said.position:
+        yield b"id: %d\n%b" % (said.position, _event("snapshot", {"content": said.answer()}))
+    if outcome.run.error:
         yield _event("error", outcome.run.error)
     yield _event("end", {"status": outcome.run.status, **answer(outcome)})
+
+
+async def followed(platform: Platform, run: Run, after: int) -> AsyncGenerator[bytes, None]:
+    """The events of a run, whichever replica conducts it."""
+    async with runs.following(platform, run) as said:
+        async for events in sse(said, run, after):
+            yield events
+
+
+class EventStream(Response):
+    """Sends events until they end or the client leaves; one that does not read is dropped after `WRITE_SECONDS`."""
+
+    def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
+        super().__init__(media_type="text/event-stream", headers=SSE_HEADERS)
+        del self.headers["content-length"]
+        self._events = events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve (ASGI)."""
+        sending = asyncio.current_task()
+        assert sending is not None  # noqa: S101 - a coroutine always runs in a task
+        leaving = Tasks().start(_left(receive), name="reader")
+        leaving.add_done_callback(lambda _: sending.cancel())
+        try:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            async with aclosing(self._events):
+                async for events in self._events:
+                    async with asyncio.timeout(WRITE_SECONDS):
+                        await send({"type": "http.response.body", "body": events, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        except TimeoutError:
+            log.info("a reader was dropped, because it did not read")
+            raise ClientDisconnect from None
+        except asyncio.CancelledError:
+            if not leaving.done():
+                raise
+        finally:
+            leaving.cancel()
+
+
+async def _left(receive: Receive) -> None:
+    """Wait until the client has gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def answer(outcome: Outcome) -> dict[str, Any]:
@@ -81,12 +143,8 @@ def usage(spent: Usage) -> dict[str, Any]:
     }
 
 
-def _chunks(position: int, chunks: Sequence[Chunk]) -> bytes:
-    return b"".join(
-        b"id: %d\n%b"
-        % (position + offset, _event("chunk", {"content": chunk.content, "content_type": chunk.content_type}))
-        for offset, chunk in enumerate(chunks, 1)
-    )
+def _chunk(event: Event) -> bytes:
+    return b"id: %d\nevent: chunk\ndata: %b\n\n" % (event.position, _encoder.encode(event.chunk))
 
 
 def _event(name: str, data: Any) -> bytes:

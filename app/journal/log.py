@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from bisect import bisect_right
+from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import NamedTuple
 from uuid import UUID
 
 from app.domain import ANSWER_TYPES, Chunk, Outcome
 from app.errors import AgentFailed
 
 MAX_BYTES = 8_000_000
-"""The largest answer, in bytes of UTF-8, with everything shown beside it."""
+"""The largest answer, in bytes of UTF-8, with everything shown beside it and `CHUNK_BYTES` for each chunk."""
+CHUNK_BYTES = 32
+MAX_BATCH = 1000
+"""How many events a reader gets at once."""
 
 
 class LogFull(AgentFailed):
@@ -19,26 +24,42 @@ class LogFull(AgentFailed):
     code = "answer_too_long"
 
 
+class Event(NamedTuple):
+    """A chunk, and the position in the log at which it ends."""
+
+    position: int
+    chunk: Chunk
+
+
 class Log:
     """What one run has said so far.
 
-    An event's id is its position: the first chunk is 1. Readers pass the last id they have and get what follows; a slow reader, or
-    none, never slows the writer.
+    A position is a number of characters said, of every type. It does not depend on how they were cut into chunks: joined or cut anew,
+    in this process, in Redis or in the stored messages, the same position means the same place. Readers pass the last position they
+    have and get what follows; a slow reader, or none, never slows the writer.
     """
 
     def __init__(self, run_id: UUID, *, max_bytes: int = MAX_BYTES) -> None:
         self.run_id = run_id
-        self.chunks: list[Chunk] = []
+        self.events: list[Event] = []
         self.outcome: Outcome | None = None
         self._room = max_bytes
         self._changed = asyncio.Event()
 
+    @property
+    def position(self) -> int:
+        """Where the log ends now."""
+        return self.events[-1].position if self.events else 0
+
     def append(self, chunk: Chunk) -> None:
-        """Add a chunk; `LogFull` over the cap."""
-        self._room -= len(chunk.content.encode())
+        """Add a chunk; `LogFull` over the cap. One without content says nothing and is left out."""
+        content = chunk.content
+        if not content:
+            return
+        self._room -= CHUNK_BYTES + (len(content) if content.isascii() else len(content.encode()))
         if self._room < 0:
             raise LogFull
-        self.chunks.append(chunk)
+        self.events.append(Event(self.position + len(content), chunk))
         self._wake()
 
     def close(self, outcome: Outcome) -> None:
@@ -48,17 +69,27 @@ class Log:
 
     def answer(self) -> str:
         """All that was said as the answer, in order."""
-        return "".join(chunk.content for chunk in self.chunks if chunk.content_type in ANSWER_TYPES)
+        return "".join(chunk.content for _, chunk in self.events if chunk.content_type in ANSWER_TYPES)
 
-    async def read(self, after: int = 0, *, patience: float | None = None) -> AsyncIterator[Sequence[Chunk]]:
-        """Batches of chunks after position `after`, until the log is closed; an empty one after `patience` seconds of silence."""
+    def since(self, position: int) -> Sequence[Event]:
+        """What follows a position; a chunk that it divides is cut there."""
+        first = bisect_right(self.events, position, key=lambda event: event.position)
+        found = self.events[first:]
+        if found:
+            end, chunk = found[0]
+            if end - len(chunk.content) < position:
+                found[0] = Event(end, Chunk(chunk.content[position - end :], chunk.content_type))
+        return found
+
+    async def read(self, after: int = 0, *, patience: float | None = None) -> AsyncIterator[Sequence[Event]]:
+        """Batches of what follows position `after`, until the log is closed; an empty one after `patience` seconds of silence."""
         while True:
-            if batch := self.chunks[after:]:
-                after += len(batch)
+            if batch := self.since(after)[:MAX_BATCH]:
+                after = batch[-1].position
                 yield batch
             elif self.outcome is not None:
                 return
-            elif not await _within(patience, self._changed):
+            elif not await self._change(patience):
                 yield ()
 
     async def ended(self) -> Outcome:
@@ -67,14 +98,24 @@ class Log:
             await self._changed.wait()
         return self.outcome
 
+    async def _change(self, seconds: float | None) -> bool:
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._changed.wait()
+        except TimeoutError:
+            return False
+
     def _wake(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
 
 
-async def _within(seconds: float | None, event: asyncio.Event) -> bool:
-    try:
-        async with asyncio.timeout(seconds):
-            return await event.wait()
-    except TimeoutError:
-        return False
+def joined(chunks: Iterable[Chunk]) -> list[Chunk]:
+    """The same with neighbours of one type joined."""
+    parts: list[tuple[str, list[str]]] = []
+    for chunk in chunks:
+        if parts and parts[-1][0] == chunk.content_type:
+            parts[-1][1].append(chunk.content)
+        else:
+            parts.append((chunk.content_type, [chunk.content]))
+    return [Chunk("".join(texts), content_type) for content_type, texts in parts]

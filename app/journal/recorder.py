@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from app.domain import Step, Usage, now
 from app.errors import AgentFailed, AppError
@@ -18,7 +18,22 @@ MAX_STEPS = 10_000
 MAX_BYTES = 64_000_000
 """The most bytes of input and output one run may record."""
 
+BYTES_PER_TOKEN = 4
+"""Of JSON in most languages; only used for calls whose process died."""
+
 _path: ContextVar[str] = ContextVar("step_path", default="")
+
+
+class Bill(NamedTuple):
+    """What one LLM call came to, as far as it is known: exactly when it has ended, else estimated from its input."""
+
+    seq: int
+    model: str
+    prompt: int
+    completion: int = 0
+    cached: int = 0
+    reasoning: int = 0
+    estimated: bool = True
 
 
 class JournalFull(AgentFailed):
@@ -52,6 +67,7 @@ class Recorder:
         self._opened = 0
         self._bytes = 0
         self._steps: list[Step] = []
+        self._open: dict[int, OpenStep] = {}
 
     @property
     def steps(self) -> Sequence[Step]:
@@ -75,6 +91,7 @@ class Recorder:
             raise JournalFull
         self._opened += 1
         opened = OpenStep(self._opened, f"{_path.get()}/{name}", kind, name, now(), input, parts)
+        self._open[opened.seq] = opened
         token = _path.set(opened.path) if nested else None
         try:
             yield opened
@@ -86,7 +103,16 @@ class Recorder:
                 _path.reset(token)
             self._end(opened)
 
+    def bill(self) -> list[Bill]:
+        """The run's LLM calls until now, for whoever has to settle them when this process dies."""
+        ended = [
+            Bill(step.seq, step.model or step.name, *_counts(step.usage)) for step in self._steps if step.kind == "llm"
+        ]
+        going = [step for step in self._open.values() if step.kind == "llm"]
+        return ended + [Bill(step.seq, step.name, sum(map(len, step.parts)) // BYTES_PER_TOKEN + 1) for step in going]
+
     def _end(self, opened: OpenStep) -> None:
+        self._open.pop(opened.seq, None)
         self._bytes += len(opened.input or b"") + len(opened.output or b"") + sum(map(len, opened.parts))
         self._steps.append(
             Step(
@@ -105,6 +131,10 @@ class Recorder:
                 error=opened.error,
             )
         )
+
+
+def _counts(usage: Usage) -> tuple[int, int, int, int, bool]:
+    return usage.prompt, usage.completion, usage.cached, usage.reasoning, usage.estimated
 
 
 def _verdict(error: BaseException) -> tuple[Literal["failed", "cancelled"], Mapping[str, Any]]:

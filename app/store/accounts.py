@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Row, Select, and_, delete, exists, func, literal, or_, select, update
+from sqlalchemy import ColumnElement, Row, Select, and_, delete, exists, func, literal, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.domain import Group, Page, Role, User
-from app.store.tables import grants, group_members, groups, users
+from app.domain import Group, Page, Role, RunStatus, User
+from app.store.tables import grants, group_members, groups, runs, sessions, users
 
 EVERYONE = "everyone"
 """The group every user is in; by default it may use every agent."""
@@ -40,6 +40,31 @@ async def get_user(db: AsyncConnection, *, id: UUID | None = None, name: str | N
     return user_of(row) if row else None
 
 
+async def lock_user(db: AsyncConnection, id: UUID) -> User | None:
+    """A user, locked: until the end of the transaction nobody else logs him in or out, changes him, or stores for his sessions.
+
+    A transaction that also locks sessions, runs or credentials of his locks them after this.
+    """
+    row = (await db.execute(select(users).where(users.c.id == id).with_for_update())).first()
+    return user_of(row) if row else None
+
+
+async def lock_sessions(db: AsyncConnection, user_id: UUID) -> Sequence[UUID]:
+    """The ids of a user's sessions, locked in id order: what is being stored for them is there, and nothing more comes."""
+    query = select(sessions.c.id).where(sessions.c.user_id == user_id).order_by(sessions.c.id).with_for_update()
+    return (await db.execute(query)).scalars().all()
+
+
+async def unended_runs(db: AsyncConnection, user_id: UUID) -> Sequence[UUID]:
+    """A user's runs that are being conducted or wait for their turn."""
+    unended = (RunStatus.QUEUED, RunStatus.RUNNING, RunStatus.WAITING)
+    return (
+        (await db.execute(select(runs.c.id).where(runs.c.user_id == user_id, runs.c.status.in_(unended))))
+        .scalars()
+        .all()
+    )
+
+
 async def password_hash(db: AsyncConnection, user_id: UUID) -> str | None:
     """The stored hash of a user's password, if he has one."""
     return (await db.execute(select(users.c.password_hash).where(users.c.id == user_id))).scalar()
@@ -63,10 +88,18 @@ async def list_users(db: AsyncConnection, *, after: UUID | None, limit: int) -> 
     return Page([user_of(row) for row in rows[:limit]], len(rows) > limit)
 
 
-async def lock_admins(db: AsyncConnection) -> Sequence[UUID]:
-    """The ids of the active administrators, locked in id order, so that the last one cannot be lost to a race."""
+async def lock_admins(db: AsyncConnection) -> None:
+    """Until the end of the transaction nobody else takes away an administrator; to be called before any row is locked.
+
+    The rows of all administrators are not locked for that: the writer shares those of many users in the order of their sessions.
+    """
+    await db.execute(text("SELECT pg_advisory_xact_lock(hashtext('chattable.administrators'))"))
+
+
+async def active_admins(db: AsyncConnection) -> Sequence[UUID]:
+    """The ids of the active administrators."""
     query = select(users.c.id).where(users.c.role == Role.ADMIN, users.c.status == "active")
-    return (await db.execute(query.order_by(users.c.id).with_for_update())).scalars().all()
+    return (await db.execute(query)).scalars().all()
 
 
 async def add_group(db: AsyncConnection, group: Group) -> bool:

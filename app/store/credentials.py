@@ -38,6 +38,12 @@ async def exists(db: AsyncConnection, digest: bytes) -> bool:
     return (await db.execute(select(credentials.c.id).where(credentials.c.digest == digest))).first() is not None
 
 
+async def key_expiry(db: AsyncConnection, id: UUID | None) -> datetime | None:
+    """When an API key expires; None for one that does not, and for what is no API key."""
+    query = select(credentials.c.expires_at).where(credentials.c.id == id, credentials.c.kind == "key")
+    return (await db.execute(query)).scalar()
+
+
 async def principal(db: AsyncConnection, digest: bytes) -> Principal | None:
     """Whom a key or access token proves, unless it or its user is no longer good."""
     query = (
@@ -55,6 +61,11 @@ def is_good() -> ColumnElement[bool]:
     """A credential that is neither revoked nor expired."""
     lasting = or_(credentials.c.expires_at.is_(None), credentials.c.expires_at > func.now())
     return and_(credentials.c.revoked_at.is_(None), lasting)
+
+
+async def holder(db: AsyncConnection, digest: bytes) -> UUID | None:
+    """Whose credential this is, good or not."""
+    return (await db.execute(select(credentials.c.user_id).where(credentials.c.digest == digest))).scalar()
 
 
 async def take_refresh_token(db: AsyncConnection, digest: bytes) -> tuple[Credential, bool] | None:
@@ -114,14 +125,20 @@ async def revoke(
     *,
     key_id: UUID | None = None,
     login_id: UUID | None = None,
+    name: str | None = None,
     kinds: Sequence[str] = ("key", "access", "refresh"),
 ) -> bool:
-    """Revoke one key, one login, or all credentials of these kinds; false when there was nothing to revoke."""
+    """Revoke one key, one login, or all credentials of these kinds or name; false when there was nothing to revoke.
+
+    Tokens are revoked under the lock of their user: else those that a login or renewal stores meanwhile are not seen.
+    """
     chosen = [credentials.c.user_id == user_id, credentials.c.revoked_at.is_(None), credentials.c.kind.in_(kinds)]
     if key_id:
         chosen.append(credentials.c.id == key_id)
     if login_id:
         chosen.append(credentials.c.login_id == login_id)
+    if name:
+        chosen.append(credentials.c.name == name)
     statement = update(credentials).where(*chosen).values(revoked_at=func.now()).returning(credentials.c.id)
     return (await db.execute(statement)).first() is not None
 
@@ -137,26 +154,26 @@ async def sweep(db: AsyncConnection) -> None:
 # Failed logins
 
 
-async def login_failure_counts(db: AsyncConnection, subjects: Sequence[str], since: datetime) -> Mapping[str, int]:
-    """How often each subject failed since then."""
-    query = select(login_failures.c.subject, login_failures.c.failures).where(
-        login_failures.c.subject.in_(subjects), login_failures.c.since > since
-    )
-    return {row.subject: row.failures for row in await db.execute(query)}
-
-
-async def add_login_failures(db: AsyncConnection, subjects: Sequence[str], since: datetime) -> None:
-    """Count a failure for each subject; a window that began before `since` starts anew."""
+async def count_login(db: AsyncConnection, subjects: Sequence[str], since: datetime) -> Mapping[str, int]:
+    """Count a login as failed for each subject, and give the new counts; a window that began before `since` starts anew."""
     old = login_failures.c.since <= since
-    for subject in sorted(subjects):
-        statement = upsert(login_failures).values(subject=subject, failures=1, since=func.now())
-        changes = {
-            "failures": case((old, 1), else_=login_failures.c.failures + 1),
-            "since": case((old, func.now()), else_=login_failures.c.since),
-        }
-        await db.execute(statement.on_conflict_do_update(index_elements=["subject"], set_=changes))
+    new = [{"subject": subject, "failures": 1, "since": func.now()} for subject in sorted(subjects)]
+    changes = {
+        "failures": case((old, 1), else_=login_failures.c.failures + 1),
+        "since": case((old, func.now()), else_=login_failures.c.since),
+    }
+    statement = upsert(login_failures).values(new).on_conflict_do_update(index_elements=["subject"], set_=changes)
+    rows = await db.execute(statement.returning(login_failures.c.subject, login_failures.c.failures))
+    return {row.subject: row.failures for row in rows}
 
 
-async def clear_login_failures(db: AsyncConnection, subjects: Sequence[str]) -> None:
-    """Forget the failures of these subjects."""
-    await db.execute(delete(login_failures).where(login_failures.c.subject.in_(subjects)))
+async def uncount_login(db: AsyncConnection, subjects: Sequence[str]) -> None:
+    """Take back that a login was counted as failed."""
+    fewer = func.greatest(login_failures.c.failures - 1, 0)
+    for subject in sorted(subjects):  # one after the other, so that two logins lock the rows in the same order
+        await db.execute(update(login_failures).where(login_failures.c.subject == subject).values(failures=fewer))
+
+
+async def clear_login_failures(db: AsyncConnection, subject: str) -> None:
+    """Forget the failures of a subject."""
+    await db.execute(delete(login_failures).where(login_failures.c.subject == subject))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import asyncpg
 import msgspec
-from asyncpg.exceptions import CannotConnectNowError as CannotConnectNow
 from sqlalchemy import event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError, InterfaceError
@@ -15,8 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from app.errors import SettingsError
 
-POOL_SIZE = 10
-MAX_OVERFLOW = 20
+POOL_SIZE = 20
 POOL_TIMEOUT = 10.0
 """Seconds a caller waits for a connection before it is told that the service is not available."""
 
@@ -45,8 +44,9 @@ def connect(url: str) -> AsyncEngine:
     engine = create_async_engine(
         asyncpg_url(url),
         pool_size=POOL_SIZE,
-        max_overflow=MAX_OVERFLOW,
+        max_overflow=0,
         pool_timeout=POOL_TIMEOUT,
+        hide_parameters=True,  # they are users' words, and errors go to the log
         json_serializer=encode_json,
         json_deserializer=msgspec.json.decode,
         connect_args={"timeout": 10, "command_timeout": 30},
@@ -60,6 +60,18 @@ def connect(url: str) -> AsyncEngine:
     return engine
 
 
+def connector(url: str) -> Callable[[], Awaitable[asyncpg.Connection]]:
+    """A function that opens a connection of asyncpg's own, for statements too hot for SQLAlchemy."""
+    dsn = asyncpg_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+
+    async def open_connection() -> asyncpg.Connection:
+        connection = await asyncpg.connect(dsn, timeout=10, command_timeout=30)
+        await connection.set_type_codec("jsonb", encoder=encode_json, decoder=msgspec.json.decode, schema="pg_catalog")
+        return connection
+
+    return open_connection
+
+
 PASSING = frozenset({"57P01", "57P02", "57P03", "53300", "40001", "40P01"})
 """States that pass (PostgreSQL, appendix A): shutting down, starting up, too many connections, serialisation failure, deadlock."""
 
@@ -71,4 +83,7 @@ def is_passing(error: BaseException) -> bool:
         return (
             error.connection_invalidated or isinstance(error, InterfaceError) or state in PASSING or state[:2] == "08"
         )
-    return isinstance(error, OSError | TimeoutError | PoolTimeout | asyncpg.PostgresConnectionError | CannotConnectNow)
+    if isinstance(error, asyncpg.PostgresError):
+        state = error.sqlstate or ""
+        return state in PASSING or state[:2] == "08"
+    return isinstance(error, OSError | TimeoutError | PoolTimeout | asyncpg.InterfaceError)

@@ -6,14 +6,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, and_, insert, literal, select, update
+from sqlalchemy import ColumnElement, FromClause, Row, and_, func, literal, not_, null, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.domain import Message, Page, now
+from app.domain import Message, Page
 from app.store import search
 from app.store.tables import messages
 
+PAGE_BYTES = 4_000_000
+"""How much content and `additional_kwargs` a page of a list has at most, but always one message."""
+WINDOW_BYTES = 8_000_000
+"""How much of a branch a window loads at most: agents' `parts`, `state` and asides are in no count of tokens."""
+_JSON = ("parts", "additional_kwargs", "state")
 _COLUMNS = [column for column in messages.c if column.name not in ("terms", "user_id")]
+_SHOWN = [null().label(column.name) if column.name in ("parts", "state") else column for column in _COLUMNS]
 
 
 def message_of(row: Row[Any] | Any) -> Message:
@@ -38,32 +44,6 @@ def message_of(row: Row[Any] | Any) -> Message:
     )
 
 
-async def add(db: AsyncConnection, owner: UUID, new: Sequence[Message]) -> None:
-    """Insert messages that already have their id, place and number."""
-    rows = [
-        {
-            "id": message.id,
-            "session_id": message.session_id,
-            "user_id": owner,
-            "parent_id": message.parent_id,
-            "seq": message.seq,
-            "role": message.role,
-            "content": message.content,
-            "parts": list(message.parts) or None,
-            "name": message.name,
-            "additional_kwargs": dict(message.additional_kwargs) or None,
-            "run_id": message.run_id,
-            "agent_id": message.agent_id,
-            "tokens": message.tokens,
-            "state": message.state,
-            "terms": search.terms(owner, message.content),
-            "created_at": message.created_at or now(),
-        }
-        for message in new
-    ]
-    await db.execute(insert(messages), rows)
-
-
 async def get(db: AsyncConnection, id: UUID, *, owner: UUID | None) -> Message | None:
     """A message of `owner`, or of anybody when that is None."""
     query = select(*_COLUMNS).where(messages.c.id == id)
@@ -77,14 +57,34 @@ async def in_session(db: AsyncConnection, id: UUID, session_id: UUID) -> Message
     return message_of(row) if row else None
 
 
+async def of_runs(db: AsyncConnection, ids: Sequence[UUID]) -> Mapping[UUID, Sequence[Message]]:
+    """The answers that runs gave, in order."""
+    query = select(*_COLUMNS).where(messages.c.run_id.in_(ids)).order_by(messages.c.seq)
+    found: dict[UUID, list[Message]] = {}
+    for row in await db.execute(query):
+        found.setdefault(row.run_id, []).append(message_of(row))
+    return found
+
+
+async def last_state(db: AsyncConnection, leaf_id: UUID, agent_id: str) -> Mapping[str, Any] | None:
+    """The state that an agent left last on the branch that ends with `leaf_id`."""
+    columns = (messages.c.id, messages.c.parent_id, messages.c.state, messages.c.agent_id)
+    branch = select(*columns).where(messages.c.id == leaf_id).cte("branch", recursive=True)
+    parent = messages.alias("parent")
+    found = and_(branch.c.state.is_not(None), branch.c.agent_id == agent_id)
+    above = select(parent.c.id, parent.c.parent_id, parent.c.state, parent.c.agent_id)
+    branch = branch.union_all(above.join(branch, parent.c.id == branch.c.parent_id).where(not_(found)))
+    query = select(branch.c.state).where(branch.c.state.is_not(None), branch.c.agent_id == agent_id)
+    return (await db.execute(query)).scalar()
+
+
 async def list_page(db: AsyncConnection, session_id: UUID, *, after: UUID | None, limit: int) -> Page[Message]:
-    """All messages of a session, every branch, oldest first."""
-    query = select(*_COLUMNS).where(messages.c.session_id == session_id)
+    """All messages of a session, every branch, oldest first; a page is bounded as `PAGE_BYTES` says."""
+    chosen = messages.c.session_id == session_id
     if after:
         place = select(messages.c.seq).where(messages.c.id == after, messages.c.session_id == session_id)
-        query = query.where(messages.c.seq > place.scalar_subquery())
-    rows = (await db.execute(query.order_by(messages.c.seq).limit(limit + 1))).all()
-    return Page([message_of(row) for row in rows[:limit]], len(rows) > limit)
+        chosen = and_(chosen, messages.c.seq > place.scalar_subquery())
+    return await _page(db, chosen, messages.c.seq.asc(), limit)
 
 
 async def window(db: AsyncConnection, leaf_id: UUID, *, max_tokens: int, max_messages: int) -> Sequence[Message]:
@@ -92,16 +92,49 @@ async def window(db: AsyncConnection, leaf_id: UUID, *, max_tokens: int, max_mes
 
     The walk goes from child to parent by primary key, so its cost depends on the window and not on the session's length.
     """
-    first = select(messages.c.id, messages.c.parent_id, messages.c.tokens.label("total"), literal(1).label("depth"))
-    branch = first.where(messages.c.id == leaf_id).cte("branch", recursive=True)
     parent = messages.alias("parent")
+    first = select(
+        messages.c.id,
+        messages.c.parent_id,
+        messages.c.tokens.label("total"),
+        _size(messages, *_JSON).label("size"),
+        literal(1).label("depth"),
+    )
+    branch = first.where(messages.c.id == leaf_id).cte("branch", recursive=True)
+    total, size = branch.c.total + parent.c.tokens, branch.c.size + _size(parent, *_JSON)
     branch = branch.union_all(
-        select(parent.c.id, parent.c.parent_id, branch.c.total + parent.c.tokens, branch.c.depth + 1)
+        select(parent.c.id, parent.c.parent_id, total, size, branch.c.depth + 1)
         .join(parent, parent.c.id == branch.c.parent_id)
-        .where(branch.c.total + parent.c.tokens <= max_tokens, branch.c.depth < max_messages)
+        .where(total <= max_tokens, size <= WINDOW_BYTES, branch.c.depth < max_messages)
     )
     query = select(*_COLUMNS).join(branch, branch.c.id == messages.c.id).order_by(branch.c.depth.desc())
     return [message_of(row) for row in await db.execute(query)]
+
+
+def _size(table: FromClause, *json: str) -> ColumnElement[int]:
+    """The bytes of a message's content and of some of its JSON (as stored, so perhaps compressed), without reading them."""
+    size: ColumnElement[int] = func.octet_length(table.c.content)
+    for name in json:
+        size = size + func.coalesce(func.pg_column_size(table.c[name]), 0)
+    return size
+
+
+async def _page(
+    db: AsyncConnection, chosen: ColumnElement[bool], order: ColumnElement[Any], limit: int
+) -> Page[Message]:
+    size = _size(messages, "additional_kwargs")
+    total = func.sum(size).over(order_by=order, rows=(None, 0))
+    sized = (
+        select(messages.c.id, size.label("size"), total.label("total")).where(chosen).order_by(order).limit(limit + 1)
+    )
+    found = sized.cte("sized")
+    fits = or_(
+        found.c.total <= PAGE_BYTES, found.c.total == found.c.size
+    )  # the second for a first one that is too large
+    count = select(func.count()).select_from(found).scalar_subquery().label("found")
+    query = select(*_SHOWN, count).join(found, found.c.id == messages.c.id).where(fits).order_by(order).limit(limit)
+    rows = (await db.execute(query)).all()
+    return Page([message_of(row) for row in rows], bool(rows) and rows[0].found > len(rows))
 
 
 async def rate(db: AsyncConnection, id: UUID, *, owner: UUID | None, changes: Mapping[str, Any]) -> Message | None:
@@ -114,14 +147,14 @@ async def rate(db: AsyncConnection, id: UUID, *, owner: UUID | None, changes: Ma
 
 
 async def find(db: AsyncConnection, owner: UUID, query: str, *, after: UUID | None, limit: int) -> Page[Message]:
-    """An owner's messages that have every word of the query, newest first."""
+    """An owner's messages that have every word of the query, newest first; a page is bounded as `PAGE_BYTES` says."""
     wanted = search.query_terms(owner, query)
     if not wanted:
         return Page([], False)
-    chosen = select(*_COLUMNS).where(messages.c.user_id == owner, messages.c.terms.contains(wanted))
+    chosen = [messages.c.user_id == owner, messages.c.terms.contains(wanted)]
     for phrase in search.phrases(query):
-        chosen = chosen.where(messages.c.content.contains(phrase, autoescape=True))
+        literally = messages.c.content.contains(phrase, autoescape=True)
+        chosen.append(or_(literally, messages.c.content.regexp_match(search.UNUSUAL)))
     if after:
-        chosen = chosen.where(messages.c.id < after)
-    rows = (await db.execute(chosen.order_by(messages.c.id.desc()).limit(limit + 1))).all()
-    return Page([message_of(row) for row in rows[:limit]], len(rows) > limit)
+        chosen.append(messages.c.id < after)
+    return await _page(db, and_(*chosen), messages.c.id.desc(), limit)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, delete, exists, func, insert, or_, select, text, update
-from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy import Row, and_, delete, exists, func, or_, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain import Page, Run, RunStatus, Usage
-from app.store.tables import replicas, runs
+from app.store.tables import idempotency_keys, replicas, runs
 
-DEAD_AFTER = "15 seconds"
+DEAD_AFTER_SECONDS = 15
 """A replica that has not beaten for so long, by the database's clock, has lost its runs."""
+YOUNG = "interval '60 seconds'"
+"""How long a run may be stored and not yet held, while its caller waits for the commit to be heard of."""
+TAKE_OVER = 200
+"""How many runs of dead replicas are taken over at once."""
 
 ACTIVE = (RunStatus.RUNNING, RunStatus.WAITING)
 
@@ -49,33 +52,12 @@ def run_of(row: Row[Any] | Any) -> Run:
         status=RunStatus(row.status),
         kind=row.kind,
         usage=usage_of(row),
+        cancel_requested=row.cancel_requested,
         error=row.error,
         created_at=row.created_at,
         ended_at=row.ended_at,
+        layout=row.layout,
     )
-
-
-async def add(db: AsyncConnection, run: Run, *, replica: UUID, credential_id: UUID | None) -> None:
-    """Insert a run that begins now, conducted by `replica`."""
-    await db.execute(
-        insert(runs).values(
-            id=run.id,
-            session_id=run.session_id,
-            user_id=run.user_id,
-            agent_id=run.agent_id,
-            message_id=run.message_id,
-            credential_id=credential_id,
-            kind=run.kind,
-            status=run.status,
-            replica=replica,
-        )
-    )
-
-
-async def is_active(db: AsyncConnection, session_id: UUID) -> bool:
-    """Whether the session is answering."""
-    query = select(exists().where(runs.c.session_id == session_id, runs.c.kind == "chat", runs.c.status.in_(ACTIVE)))
-    return bool((await db.execute(query)).scalar())
 
 
 async def get(db: AsyncConnection, id: UUID, *, owner: UUID | None) -> Run | None:
@@ -100,41 +82,64 @@ async def active_in(
     return (await db.execute(select(runs.c.id).where(chosen, runs.c.status.in_(ACTIVE)))).scalars().all()
 
 
-async def finish(db: AsyncConnection, run: Run, *, replica: UUID) -> Run | None:
-    """Store a run's final state, if `replica` still conducts it; None when it has lost it."""
-    statement = (
-        update(runs)
-        .where(runs.c.id == run.id, runs.c.replica == replica, runs.c.status.in_(ACTIVE))
-        .values(status=run.status, error=run.error, ended_at=func.now(), **usage_columns(run.usage))
-        .returning(runs)
-    )
-    row = (await db.execute(statement)).first()
-    return run_of(row) if row else None
+async def ended(db: AsyncConnection, ids: Sequence[UUID]) -> Sequence[Run]:
+    """Those of these runs that have ended."""
+    query = select(runs).where(runs.c.id.in_(ids), runs.c.status.not_in((RunStatus.QUEUED, *ACTIVE)))
+    return [run_of(row) for row in await db.execute(query)]
+
+
+async def existing(db: AsyncConnection, ids: Sequence[UUID]) -> frozenset[UUID]:
+    """Those of these runs that have not been erased."""
+    return frozenset((await db.execute(select(runs.c.id).where(runs.c.id.in_(ids)))).scalars())
+
+
+async def request_cancel(db: AsyncConnection, ids: Sequence[UUID]) -> None:
+    """Ask the replicas that conduct these runs to end them; those that wait their turn end at once."""
+    chosen = update(runs).where(runs.c.id.in_(ids))
+    await db.execute(chosen.where(runs.c.status.in_(ACTIVE)).values(cancel_requested=True))
+    ended = {"status": RunStatus.CANCELLED, "ended_at": func.now(), "pending": None}
+    await db.execute(chosen.where(runs.c.status == RunStatus.QUEUED).values(**ended))
 
 
 # Replicas
 
 
-async def beat(db: AsyncConnection, replica: UUID) -> None:
-    """Say that a replica is alive."""
-    statement = upsert(replicas).values(id=replica, seen_at=func.now())
-    await db.execute(statement.on_conflict_do_update(index_elements=["id"], set_={"seen_at": func.now()}))
+BEAT = """
+WITH beat AS (INSERT INTO replicas (id, seen_at) VALUES ($1, now()) ON CONFLICT (id) DO UPDATE SET seen_at = now())
+SELECT r.id, 'cancel' AS why FROM runs r
+  WHERE r.replica = $1 AND r.status IN ('running', 'waiting') AND r.cancel_requested
+UNION ALL
+SELECT held.id, 'lost' FROM unnest($2::uuid[]) AS held(id)
+  WHERE NOT EXISTS (SELECT FROM runs r WHERE r.id = held.id AND r.replica = $1)"""
+"""Say that replica $1 is alive; which of the runs $2 it conducts are to be cancelled, and which it has lost."""
 
 
-async def leave(db: AsyncConnection, replica: UUID) -> None:
-    """Say that a replica has ended."""
-    await db.execute(delete(replicas).where(replicas.c.id == replica))
+async def take_over(db: AsyncConnection, replica: UUID, *, held: Sequence[UUID]) -> Sequence[tuple[Run, UUID | None]]:
+    """Make the runs of dead replicas this one's, to end them; with the credential each was begun with.
 
-
-async def reap(db: AsyncConnection, error: Mapping[str, Any]) -> Sequence[UUID]:
-    """End the runs of dead replicas as failed; gives their ids. Rows are locked in id order."""
-    alive = exists().where(
-        replicas.c.id == runs.c.replica, replicas.c.seen_at > func.now() - text(f"interval '{DEAD_AFTER}'")
-    )
-    lost = select(runs.c.id).where(runs.c.status.in_(ACTIVE), or_(runs.c.replica.is_(None), ~alive))
-    locked = (await db.execute(lost.order_by(runs.c.id).limit(500).with_for_update(skip_locked=True))).scalars().all()
-    if locked:
-        ended = update(runs).where(runs.c.id.in_(locked))
-        await db.execute(ended.values(status=RunStatus.FAILED, error=error, ended_at=func.now()))
+    So are its own runs that it does not hold any more: their end could not be stored at the time.
+    """
+    unheld = and_(runs.c.replica == replica, runs.c.id.not_in(held), runs.c.created_at < func.now() - text(YOUNG))
+    dead_since = func.now() - text(f"interval '{DEAD_AFTER_SECONDS} seconds'")
+    alive = exists().where(replicas.c.id == runs.c.replica, replicas.c.seen_at > dead_since)
+    lost = select(runs.c.id).where(runs.c.status.in_(ACTIVE), or_(runs.c.replica.is_(None), ~alive, unheld))
+    chosen = lost.order_by(runs.c.id).limit(TAKE_OVER).with_for_update(skip_locked=True)
+    taken = update(runs).where(runs.c.id.in_(chosen)).values(replica=replica).returning(runs)
+    found = [(run_of(row), row.credential_id) for row in await db.execute(taken)]
     await db.execute(delete(replicas).where(replicas.c.seen_at < func.now() - text("interval '1 hour'")))
-    return locked
+    return found
+
+
+async def stuck_sessions(db: AsyncConnection) -> Sequence[UUID]:
+    """Sessions where a run waits though nothing runs: whoever should have promoted it died."""
+    active = runs.alias("active")
+    busy = exists().where(active.c.session_id == runs.c.session_id, active.c.status.in_(ACTIVE))
+    query = select(runs.c.session_id).distinct().where(runs.c.status == RunStatus.QUEUED, ~busy).limit(TAKE_OVER)
+    return (await db.execute(query)).scalars().all()
+
+
+async def sweep_keys(db: AsyncConnection) -> None:
+    """Forget idempotency keys of more than a day ago."""
+    await db.execute(
+        delete(idempotency_keys).where(idempotency_keys.c.created_at < func.now() - text("interval '1 day'"))
+    )

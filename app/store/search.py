@@ -10,14 +10,20 @@ from __future__ import annotations
 import re
 import unicodedata
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from uuid import UUID
 
 MAX_TERMS = 20_000
 """The most distinct terms kept of one message; what follows in a longer one is not found."""
+MAX_CHARACTERS = 30_000
+"""How much of a message is looked at: some fifteen pages. Terms are made on the event loop, where this much of the worst takes 35 ms."""
 
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"
 _PIECE = re.compile(f"([{_CJK}]+)|([^\\W_{_CJK}]+)")
+_STRETCH = re.compile(r".{1,64}\S{0,64}", re.DOTALL)
+"""What is normalised at once, as a rule up to the end of a word: NFKC takes quadratic time for a run of combining marks."""
+UNUSUAL = "[\u1100-\u11ff\u2e80-\u2fdf\u3099\u309a\u3131-\u33ff\uf900-\ufaff\uff61-\uffdc\U0001f200-\U0001f2ff\U0002f800-\U0002fa1f]"
+"""A pattern of the characters that NFKC makes Chinese, Japanese or Korean ones of: half-width, circled, decomposed and the like."""
 
 
 def terms(owner: UUID, text: str) -> list[int]:
@@ -33,12 +39,29 @@ def query_terms(owner: UUID, query: str) -> list[int]:
 
 
 def phrases(query: str) -> list[str]:
-    """Chinese runs of three or more characters, which must also stand in the text as they are, not only pair by pair."""
+    """Chinese runs of three or more characters, normalised, which must also stand in the text as they are, not only pair by pair.
+
+    A text that is not normalised itself (`UNUSUAL`) may have them in another form and is found by its pairs alone.
+    """
     return [cjk for cjk, _ in _pieces(query) if len(cjk) > 2]
 
 
-def _pieces(text: str) -> list[tuple[str, str]]:
-    return _PIECE.findall(text.casefold() if text.isascii() else unicodedata.normalize("NFKC", text).casefold())
+def _pieces(text: str) -> Iterator[tuple[str, str]]:
+    for found in _PIECE.finditer(_normalised(text[:MAX_CHARACTERS])):
+        yield found[1] or "", found[2] or ""
+
+
+def _normalised(text: str) -> str:
+    if text.isascii():
+        return text.casefold()
+    made: list[str] = []
+    room = MAX_CHARACTERS  # a single character can become eighteen
+    for stretch in _STRETCH.finditer(text):
+        made.append(unicodedata.normalize("NFKC", stretch[0]))
+        room -= len(made[-1])
+        if room <= 0:
+            break
+    return "".join(made).casefold()
 
 
 def _pairs(run: str) -> list[str]:

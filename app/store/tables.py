@@ -156,6 +156,7 @@ messages = Table(
     Column("terms", ARRAY(Integer), nullable=False),
     _created(),
     UniqueConstraint("session_id", "seq"),
+    Index("ix_messages_run_id", "run_id", postgresql_where=text("run_id IS NOT NULL")),
     Index("ix_messages_terms", "terms", postgresql_using="gin"),
 )
 """`tokens` is a local estimate for windowing. `terms` are owner-salted words and bigrams for search, see `store/search.py`."""
@@ -181,12 +182,17 @@ runs = Table(
         nullable=False,
     ),
     Column("replica", Uuid),
+    Column("cancel_requested", Boolean, nullable=False, server_default=text("false")),
     Column("error", JSONB),
+    Column("layout", JSONB),
+    Column("pending", JSONB),
     *_usage(),
     _created(),
     _time("ended_at", nullable=True),
+    Index("ix_runs_replica", "replica", postgresql_where=text("status IN ('running', 'waiting')")),
     Index("ix_runs_session_id", "session_id", "id"),
     Index("ix_runs_user_id", "user_id", "id"),
+    Index("ix_runs_queued", "session_id", "id", postgresql_where=text("status = 'queued'")),
     Index(
         "uq_runs_active",
         "session_id",
@@ -194,6 +200,17 @@ runs = Table(
         postgresql_where=text("kind = 'chat' AND status IN ('running', 'waiting')"),
     ),
 )
+
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("owner_id", Uuid, ForeignKey("users.id", ondelete="CASCADE"), primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("fingerprint", LargeBinary, nullable=False),
+    Column("run_id", Uuid, ForeignKey("runs.id", ondelete="CASCADE"), nullable=False, index=True),
+    _created(),
+)
+"""Which run a caller's `Idempotency-Key` stands for, for a day."""
 
 steps = Table(
     "steps",
@@ -230,10 +247,10 @@ Kept once per scope, which is the session they live and die with: erasing a sess
 ledger = Table(
     "ledger",
     metadata,
-    Column("id", BigInteger, primary_key=True, autoincrement=True),
+    Column("run_id", Uuid, primary_key=True),
+    Column("seq", Integer, primary_key=True),
     Column("user_id", Uuid, nullable=False),
     Column("session_id", Uuid, nullable=False),
-    Column("run_id", Uuid, nullable=False),
     Column("agent_id", Text, nullable=False),
     Column("credential_id", Uuid),
     Column("model", Text, nullable=False),
@@ -242,7 +259,7 @@ ledger = Table(
     Index("ix_ledger_user_id_created_at", "user_id", "created_at"),
     Index("ix_ledger_session_id", "session_id"),
 )
-"""What each LLM call cost. It keeps counts, never content, and outlives sessions and users."""
+"""What each LLM call cost, by run and step. It keeps counts, never content, and outlives sessions and users."""
 
 replicas = Table(
     "replicas",

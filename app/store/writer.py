@@ -1,185 +1,159 @@
-"""The two transactions of every message: its beginning and its end.
+"""The one writer of a process: gathers the beginnings and ends of runs, writes them together, and only then lets callers go.
 
-Besides `usecases`, this is the one place that opens and commits transactions. An acknowledged message is on disk.
+Besides `usecases`, this is the one place that opens and commits transactions. A transaction costs a commit to disk, whoever shares
+it: one message alone pays for all of it, a hundred pay a hundredth each. Nothing is acknowledged before it is on disk.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, and_, func, literal, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+import asyncpg
 
-from app.domain import Message, Outcome, Principal, Role, Run, Session, Step, now
-from app.errors import AppError, Conflict, InvalidInput, NotAllowed, NotAuthenticated, NotFound, SessionBusy
-from app.store import accounts, journal, messages, runs
-from app.store import credentials as keys
-from app.store.sessions import session_of
-from app.store.tables import credentials, sessions, users
+from app.errors import AppError, Unavailable
+from app.reports import report
+from app.store.batch import BeginRun, Begun, Finished, FinishRun, Op, Promote, Repeated, Result, ValueKey, write
+from app.store.database import is_passing
 
+log = logging.getLogger(__name__)
 
-@dataclass(frozen=True, slots=True)
-class BeginRun:
-    """A message to be answered.
-
-    `message` is new and joins the branch at its `parent_id`, or at the active leaf when `at_leaf`; with `again` it is stored
-    already and is answered once more. `agents` are the ids of the agents that are loaded.
-    """
-
-    principal: Principal
-    session_id: UUID
-    run_id: UUID
-    message: Message
-    agents: frozenset[str]
-    at_leaf: bool = True
-    again: bool = False
+MAX_WAITING = 4096
+"""How many beginnings may wait; more are told that the server is busy. Ends are as many as the runs there are."""
+MAX_BATCH = 128
+REPLAY_SECONDS = 30.0
+"""How long a batch is tried again while the database is away, before its callers are told."""
+REPLAY_PAUSE = 0.2
+MAX_REMEMBERED = 100_000
+"""How many values are known to be stored, at some 200 bytes each."""
 
 
-@dataclass(frozen=True, slots=True)
-class Begun:
-    """What transaction 1 made."""
+class _Caller:
+    """Who waits for an operation to be on disk."""
 
-    session: Session
-    message: Message
-    run: Run
+    __slots__ = ("future", "op")
 
+    def __init__(self, op: Op) -> None:
+        self.op = op
+        self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
-@dataclass(frozen=True, slots=True)
-class FinishRun:
-    """The end of a run: its final state, its answers in order, and its steps."""
-
-    run: Run
-    answers: Sequence[Message]
-    steps: Sequence[Step] = ()
-    credential_id: UUID | None = None
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    def release(self, result: Result | Exception) -> None:
+        """Let the caller go, unless it has gone already: what it wanted is written all the same."""
+        if self.future.done():
+            return
+        if isinstance(result, Exception):
+            self.future.set_exception(result)
+        else:
+            self.future.set_result(result)
 
 
 class Writer:
-    """Writes for one replica."""
+    """Writes for one replica over a connection of its own. `run()` does the work and belongs in a task."""
 
-    def __init__(self, engine: AsyncEngine, replica: UUID) -> None:
-        self._engine = engine
+    def __init__(self, connect: Callable[[], Awaitable[asyncpg.Connection]], replica: UUID) -> None:
         self.replica = replica
+        self._connect = connect
+        self._connection: asyncpg.Connection | None = None
+        self._waiting: deque[_Caller] = deque()
+        self._wake = asyncio.Event()
+        self._stored: set[ValueKey] = set()
 
-    async def begin(self, wanted: BeginRun) -> Begun:
-        """Transaction 1: every reason to refuse a message is found here, before anything is stored."""
-        async with self._engine.begin() as db:
-            row = await _locked(db, wanted)
-            session = session_of(row)
-            if await runs.is_active(db, session.id):
-                raise SessionBusy
-            message = await _place(db, wanted, row)
-            run = Run(
-                id=wanted.run_id,
-                session_id=session.id,
-                user_id=session.user.id,
-                agent_id=session.agent_id,
-                message_id=message.id or wanted.run_id,
-            )
-            await runs.add(db, run, replica=self.replica, credential_id=wanted.principal.credential_id)
-            return Begun(session, message, run)
+    async def begin(self, wanted: BeginRun) -> Begun | Repeated:
+        """Transaction 1: every reason to refuse a message is found here, before anything of it is stored."""
+        if len(self._waiting) >= MAX_WAITING:
+            raise Unavailable("More messages are waiting than the server can store.", retry_after=1)
+        begun: Begun | Repeated = await self._write(wanted)
+        return begun
 
-    async def finish(self, ending: FinishRun) -> Outcome | None:
+    async def finish(self, ending: FinishRun) -> Finished | None:
         """Transaction 2: the answer, its steps, its cost and the final state, once. None when the run was lost or erased."""
-        async with self._engine.begin() as db:
-            query = select(sessions.c.next_seq).where(sessions.c.id == ending.run.session_id)
-            next_seq = (await db.execute(query.with_for_update())).scalar()
-            if next_seq is None:
-                return None
-            run = await runs.finish(db, ending.run, replica=self.replica)
-            if run is None:
-                return None
-            answers = _numbered(ending, next_seq)
-            if answers:
-                await messages.add(db, run.user_id, answers)
-                await _advance(db, run.session_id, next_seq + len(answers), answers[-1].id)
-            await journal.add(db, run, ending.steps, credential_id=ending.credential_id)
-            return Outcome(run, answers)
+        finished: Finished | None = await self._write(ending)
+        return finished
 
+    async def promote(self, session_id: UUID) -> Begun | None:
+        """Begin the session's next queued run, if nothing runs there."""
+        begun: Begun | None = await self._write(Promote(session_id))
+        return begun
 
-async def _locked(db: AsyncConnection, wanted: BeginRun) -> Row[Any]:
-    """The session's row, locked, after every check of who asks for what."""
-    caller = wanted.principal
-    agent_known = sessions.c.agent_id.in_(wanted.agents)
-    checks = [
-        agent_known.label("agent_known"),
-        accounts.may_use(sessions.c.user_id, sessions.c.agent_id).label("may_use"),
-        _good(caller).label("good"),
-    ]
-    query = (
-        select(sessions, users.c.name, users.c.role, users.c.status, *checks)
-        .join_from(sessions, users, users.c.id == sessions.c.user_id)
-        .where(sessions.c.id == wanted.session_id)
-        .with_for_update(of=sessions)
-    )
-    if not caller.acts_for_all:
-        query = query.where(sessions.c.user_id == caller.user.id)
-    row = (await db.execute(query)).first()
-    if refusal := _refusal(row):
-        raise refusal
-    assert row is not None  # noqa: S101 - _refusal has seen it
-    return row
+    async def _write(self, op: Op) -> Any:
+        caller = _Caller(op)
+        self._waiting.append(caller)
+        self._wake.set()
+        return await caller.future
 
+    async def run(self) -> None:
+        """Write what waits, batch after batch, until cancelled."""
+        try:
+            while True:
+                await self._wake.wait()
+                if batch := self._take():
+                    await self._settle(batch)
+                else:
+                    self._wake.clear()
+        finally:
+            await self._disconnect()
 
-def _good(caller: Principal) -> Any:
-    if caller.credential_id is None:
-        return literal(True)
-    return select(keys.is_good()).where(credentials.c.id == caller.credential_id).scalar_subquery()
+    def _take(self) -> list[_Caller]:
+        """The next batch: the first that wait, but of each session only its first."""
+        batch: list[_Caller] = []
+        later: list[_Caller] = []
+        sessions: set[UUID] = set()
+        while self._waiting and len(batch) < MAX_BATCH:
+            caller = self._waiting.popleft()
+            if caller.op.session_id in sessions:
+                later.append(caller)
+            else:
+                sessions.add(caller.op.session_id)
+                batch.append(caller)
+        self._waiting.extendleft(reversed(later))
+        return batch
 
+    async def _settle(self, batch: Sequence[_Caller]) -> None:
+        """Write a batch and release its callers. On an error of one row it is halved until that row stands alone."""
+        try:
+            results = await self._replay([caller.op for caller in batch])
+        except Exception as error:
+            if len(batch) > 1 and not is_passing(error):
+                middle = len(batch) // 2
+                await self._settle(batch[:middle])
+                await self._settle(batch[middle:])
+                return
+            report(log, f"a batch of {len(batch)} could not be written", error)
+            results = [error if is_passing(error) else AppError("This could not be stored.")] * len(batch)
+        for caller, result in zip(batch, results, strict=True):
+            caller.release(result)
 
-def _refusal(row: Row[Any] | None) -> AppError | None:
-    if row is None:
-        return NotFound("session", param="session_id")
-    if not row.good or row.status != "active":
-        return NotAuthenticated()
-    if not row.agent_known:
-        return NotFound("agent", param="agent.id")
-    if not row.may_use and row.role != Role.ADMIN:
-        return NotAllowed("You may not use this agent.", param="agent.id")
-    if row.archived_at is not None:
-        return Conflict("The session is archived.", param="session_id")
-    return None
+    async def _replay(self, ops: Sequence[Op]) -> Sequence[Result | Exception]:
+        """Write; again when the connection broke or a deadlock was ended, for then nothing, or exactly this, is stored."""
+        deadline = asyncio.get_running_loop().time() + REPLAY_SECONDS
+        while True:
+            try:
+                if self._connection is None:
+                    self._connection = await self._connect()
+                async with self._connection.transaction():
+                    results, values = await write(self._connection, self.replica, ops, self._stored)
+            except Exception as error:
+                if not is_passing(error):
+                    raise
+                await self._disconnect()
+                if asyncio.get_running_loop().time() > deadline:
+                    raise
+                await asyncio.sleep(REPLAY_PAUSE)
+            else:
+                self._remember(values)
+                return results
 
+    def _remember(self, values: Iterable[ValueKey]) -> None:
+        """A long conversation goes to the model again at every turn: its messages need not go to the database again."""
+        if len(self._stored) > MAX_REMEMBERED:
+            self._stored.clear()
+        self._stored.update(values)
 
-async def _place(db: AsyncConnection, wanted: BeginRun, row: Row[Any]) -> Message:
-    """Put the message into the tree, or find the one that is answered again."""
-    if wanted.again:
-        stored = await messages.in_session(db, wanted.message.id or wanted.run_id, row.id)
-        if stored is None or stored.role != "user":
-            raise NotFound("message", param="message_id")
-        await _advance(db, row.id, row.next_seq, stored.id)
-        return stored
-    parent_id = row.leaf_id if wanted.at_leaf else wanted.message.parent_id
-    if not wanted.at_leaf and parent_id and not await messages.in_session(db, parent_id, row.id):
-        raise InvalidInput("parent_id: there is no such message in this session.", param="parent_id")
-    message = replace(wanted.message, session_id=row.id, parent_id=parent_id, seq=row.next_seq)
-    await messages.add(db, row.user_id, [message])
-    await _advance(db, row.id, row.next_seq + 1, message.id)
-    return message
-
-
-async def _advance(db: AsyncConnection, session_id: UUID, next_seq: int, leaf_id: UUID | None) -> None:
-    changes = {"next_seq": next_seq, "leaf_id": leaf_id, "updated_at": func.now()}
-    await db.execute(update(sessions).where(and_(sessions.c.id == session_id)).values(**changes))
-
-
-def _numbered(ending: FinishRun, next_seq: int) -> list[Message]:
-    """The answers as a chain under the message they answer."""
-    chain: list[Message] = []
-    for offset, answer in enumerate(ending.answers):
-        chain.append(
-            replace(
-                answer,
-                parent_id=chain[-1].id if chain else ending.run.message_id,
-                seq=next_seq + offset,
-                session_id=ending.run.session_id,
-                run_id=ending.run.id,
-                agent_id=ending.run.agent_id,
-                created_at=now(),
-            )
-        )
-    return chain
+    async def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.terminate()

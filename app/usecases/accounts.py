@@ -11,9 +11,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from app.domain import Credential, Page, Principal, Role, User, new_id, now
 from app.errors import Conflict, InvalidInput, NotFound
 from app.store import accounts, credentials, runs, sessions
+from app.usecases.conduct import stop_all
 from app.usecases.logins import ALL_SCOPES, digest, require_admin
 from app.usecases.platform import Platform
-from app.usecases.runs import stop_all
+
+FIRST_KEY = "first administrator"
+"""The name of the keys that come from the operator's settings or files."""
 
 
 async def create_user(platform: Platform, principal: Principal, *, name: str, role: Role, password: str | None) -> User:
@@ -58,15 +61,18 @@ async def update_user(
         changes["password_hash"] = await platform.passwords.hash(password)
     changes = {name: value for name, value in changes.items() if value is not None}
     async with platform.engine.begin() as db:
-        before = await existing(db, id)
         if role is Role.USER or status == "suspended":
             await _keep_an_admin(db, id)
+        before = await accounts.lock_user(db, id)
+        if before is None:
+            raise NotFound("user", param="user_id")
         if changes:
             await accounts.update_user(db, id, changes)
         if password is not None:
             await credentials.revoke(db, id, kinds=["access", "refresh"])
-        active = await runs.active_in(db, user_id=id) if status == "suspended" else []
-    stop_all(platform, active)
+        ending = await accounts.unended_runs(db, id) if status == "suspended" else []
+        await runs.request_cancel(db, ending)
+    stop_all(platform, ending)
     return replace(before, role=role or before.role, status=status or before.status)
 
 
@@ -74,24 +80,35 @@ async def change_password(platform: Platform, principal: Principal, *, old: str,
     """Set one's own password, knowing the old one; every login ends."""
     async with platform.engine.connect() as db:
         stored = await accounts.password_hash(db, principal.user.id)
+    wrong = InvalidInput("old_password: this is not your password.", param="old_password")
     if not await platform.passwords.matches(old, stored):
-        raise InvalidInput("old_password: this is not your password.", param="old_password")
+        raise wrong
     hashed = await platform.passwords.hash(new)
     async with platform.engine.begin() as db:
+        await accounts.lock_user(db, principal.user.id)
+        if await accounts.password_hash(db, principal.user.id) != stored:
+            raise wrong
         await accounts.update_user(db, principal.user.id, {"password_hash": hashed})
         await credentials.revoke(db, principal.user.id, kinds=["access", "refresh"])
 
 
 async def delete_user(platform: Platform, principal: Principal, id: UUID) -> None:
-    """Erase a user with his sessions, messages, runs, steps and credentials. The ledger keeps its counts."""
+    """Erase a user with his sessions, messages, runs, steps and credentials. The ledger keeps its counts.
+
+    Another replica finds at its next beat that it has lost the runs of his that it conducts, and ends them.
+    """
     require_admin(principal)
     async with platform.engine.begin() as db:
-        await existing(db, id)
         await _keep_an_admin(db, id)
-        active = await runs.active_in(db, user_id=id)
+        if await accounts.lock_user(db, id) is None:
+            raise NotFound("user", param="user_id")
+        erased = await accounts.lock_sessions(db, id)
+        ending = await accounts.unended_runs(db, id)
         await sessions.erase(db, user_id=id)
         await accounts.delete_user(db, id)
-    stop_all(platform, active)
+    for session_id in erased:
+        platform.windows.forget(session_id)
+    stop_all(platform, ending)
 
 
 async def existing(db: AsyncConnection, id: UUID) -> User:
@@ -103,27 +120,30 @@ async def existing(db: AsyncConnection, id: UUID) -> User:
 
 
 async def _keep_an_admin(db: AsyncConnection, id: UUID) -> None:
-    admins = await accounts.lock_admins(db)
-    if list(admins) == [id]:
+    await accounts.lock_admins(db)
+    if list(await accounts.active_admins(db)) == [id]:
         raise Conflict("This is the last active administrator.", param="user_id")
 
 
-async def first_admin(engine: AsyncEngine, secret: str) -> bool:
-    """Make sure that `secret` is a key of an administrator; true when it was not before.
+async def first_admin(engine: AsyncEngine, secret: str, *, alone: bool = False) -> bool:
+    """Make `secret` a key of the administrator `admin`, if it never was one; whether it is an administrator's good key now.
 
-    The user is `admin`, made when missing. A key that somebody revoked stays revoked.
+    The user is made only when there is no active administrator at all, and gets a key only while he is one: who was removed stays
+    removed, and a key that somebody revoked stays revoked. With `alone` a new key ends the ones that were made here before it.
     """
+    key = digest(secret)
     async with engine.begin() as db:
+        await accounts.lock_admins(db)
         user = await accounts.get_user(db, name="admin")
-        if user is None:
-            user = User(new_id(), "admin", Role.ADMIN, "active")
-            if not await accounts.add_user(db, user, None):
-                return False
-        if await credentials.exists(db, digest(secret)):
-            return False
-        key = Credential(new_id(), user.id, "key", "first administrator", secret[-4:], ALL_SCOPES)
-        await credentials.add(db, key, digest(secret))
-        return True
+        if user is None and not await accounts.active_admins(db):
+            made = User(new_id(), "admin", Role.ADMIN)
+            user = made if await accounts.add_user(db, made, None) else None
+        if user and user.role is Role.ADMIN and not await credentials.exists(db, key):
+            if alone:
+                await credentials.revoke(db, user.id, name=FIRST_KEY, kinds=["key"])
+            await credentials.add(db, Credential(new_id(), user.id, "key", FIRST_KEY, secret[-4:], ALL_SCOPES), key)
+        principal = await credentials.principal(db, key)
+    return principal is not None and principal.is_admin
 
 
 async def local_user(platform: Platform, name: str) -> User:

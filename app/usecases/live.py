@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Literal
+from uuid import UUID
 
-from app.domain import Run
+from app.domain import Message, Run
 from app.journal.log import Log
+from app.journal.recorder import Recorder
+
+EndedBy = Literal["cancel", "shutdown", "lost"]
 
 
-@dataclass
+@dataclass(eq=False)
 class LiveRun:
-    """The run, its log, and the way to end it early. `agent` is the task in which the agent answers, while it does."""
+    """The run, its log and record, and the way to end it early. `agent` is the task in which the agent answers, while it does.
+
+    `flushed` is how much of the log is in Redis; None while the run is too young to be there.
+    """
 
     run: Run
     log: Log
+    recorder: Recorder = field(default_factory=Recorder)
+    credential_id: UUID | None = None
+    history: Sequence[Message] = ()
     agent: asyncio.Task[object] | None = None
-    ended_by: Literal["cancel", "shutdown"] | None = None
+    ended_by: EndedBy | None = None
+    flushed: int | None = None
 
-    def end(self, by: Literal["cancel", "shutdown"]) -> None:
-        """Stop the agent; what it has said so far is kept."""
+    def end(self, by: EndedBy) -> None:
+        """Stop the agent; what it has said so far is kept, unless the run is lost to another replica."""
         self.ended_by = self.ended_by or by
         if self.agent is not None:
             self.agent.cancel()

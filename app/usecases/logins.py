@@ -12,7 +12,7 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain import Credential, Page, Principal, Role, Scope, User, new_id, now
-from app.errors import Conflict, InvalidInput, NotAllowed, NotAuthenticated, NotFound, RateLimited
+from app.errors import Conflict, InvalidInput, NotAllowed, NotAuthenticated, NotFound, RateLimited, Unavailable
 from app.store import accounts, credentials
 from app.usecases.platform import Platform
 
@@ -25,7 +25,8 @@ FAILURES_PER_NAME_AND_ADDRESS = 5
 FAILURES_PER_NAME = 50
 FAILURES_PER_ADDRESS = 100
 """How many wrong passwords are allowed in a window: few for one name from one address, so that a stranger cannot lock an account's
-owner out; more for a name or an address as a whole."""
+owner out; more for a name or an address as a whole. A login counts as wrong until it is found right."""
+REFUSAL = "Name or password is wrong."
 ALL_SCOPES = frozenset(Scope)
 
 
@@ -45,11 +46,18 @@ def digest(secret: str) -> bytes:
 
 async def authenticate(platform: Platform, secret: str) -> Principal:
     """Whom an API key or access token proves; `NotAuthenticated` when it is unknown, ended, or its user is suspended."""
+    key = digest(secret)
     async with platform.engine.connect() as db:
-        principal = await credentials.principal(db, digest(secret))
+        principal = await credentials.principal(db, key)
     if principal is None:
         raise NotAuthenticated
+    platform.principals.put(key, principal)
     return principal
+
+
+async def recognise(platform: Platform, secret: str) -> Principal:
+    """As `authenticate`, but what was proved a minute ago may do: for `messages.send`, whose transaction looks again."""
+    return platform.principals.get(digest(secret)) or await authenticate(platform, secret)
 
 
 # API keys
@@ -58,13 +66,16 @@ async def authenticate(platform: Platform, secret: str) -> Principal:
 async def create_key(
     platform: Platform, principal: Principal, *, name: str, scopes: Sequence[Scope] | None, days: int | None
 ) -> tuple[Credential, str]:
-    """Make an API key of the caller; its secret is given here and never again. It can do no more than the caller's credential."""
+    """Make an API key of the caller; its secret is given here and never again.
+
+    It can do no more than the caller's credential, and lasts no longer when that is a key too.
+    """
     wanted = frozenset(scopes) if scopes is not None else principal.scopes
     if not wanted <= principal.scopes:
         raise NotAllowed("scopes: a key cannot do more than the credential that makes it.", param="scopes")
     if not wanted:
         raise InvalidInput("scopes: name at least one.", param="scopes")
-    return await _add_key(platform, principal.user.id, name, wanted, days)
+    return await _add_key(platform, principal, principal.user.id, name, wanted, days)
 
 
 async def create_key_for(
@@ -76,7 +87,10 @@ async def create_key_for(
     scopes: Sequence[Scope] | None,
     days: int | None,
 ) -> tuple[Credential, str]:
-    """Make an API key for a user, as an administrator. Without `scopes` it can do all that its user may."""
+    """Make an API key for a user, as an administrator. Without `scopes` it can do all that its user may.
+
+    It lasts no longer than the administrator's credential when that is a key.
+    """
     require_admin(principal)
     async with platform.engine.connect() as db:
         user = await accounts.get_user(db, id=user_id)
@@ -85,7 +99,7 @@ async def create_key_for(
     wanted = frozenset(scopes) if scopes is not None else scopes_of(user)
     if not wanted:
         raise InvalidInput("scopes: name at least one.", param="scopes")
-    return await _add_key(platform, user.id, name, wanted & scopes_of(user), days)
+    return await _add_key(platform, principal, user.id, name, wanted & scopes_of(user), days)
 
 
 def require_admin(principal: Principal) -> None:
@@ -100,12 +114,13 @@ def scopes_of(user: User) -> frozenset[Scope]:
 
 
 async def _add_key(
-    platform: Platform, user_id: UUID, name: str, scopes: frozenset[Scope], days: int | None
+    platform: Platform, maker: Principal, user_id: UUID, name: str, scopes: frozenset[Scope], days: int | None
 ) -> tuple[Credential, str]:
     async with platform.engine.begin() as db:
         if await credentials.count_keys(db, user_id) >= MAX_KEYS:
             raise Conflict(f"There are {MAX_KEYS} keys already; delete one first.")
-        expires_at = now() + timedelta(days=days) if days else None
+        ends = [now() + timedelta(days=days) if days else None, await credentials.key_expiry(db, maker.credential_id)]
+        expires_at = min((end for end in ends if end), default=None)
         key = Credential(new_id(), user_id, "key", name, "", scopes, None, now(), expires_at)
         return await _issue(db, key, "ck")
 
@@ -134,40 +149,51 @@ async def _issue(db: AsyncConnection, credential: Credential, prefix: str) -> tu
 
 
 async def login(platform: Platform, name: str, password: str, *, address: str) -> Tokens:
-    """Exchange name and password for tokens. Unknown names, wrong passwords and suspended users are told apart by nothing."""
+    """Exchange name and password for tokens. Unknown names, wrong passwords and suspended users are told apart by nothing.
+
+    The attempt is counted before the password is looked at, so that many at once get no further than one after the other.
+    """
+    here = f"{name.lower()}|{address}"
     limits = {
-        f"{name.lower()}|{address}": FAILURES_PER_NAME_AND_ADDRESS,
+        here: FAILURES_PER_NAME_AND_ADDRESS,
         f"{name.lower()}|": FAILURES_PER_NAME,
         f"|{address}": FAILURES_PER_ADDRESS,
     }
-    since = now() - FAILURE_WINDOW
-    async with platform.engine.connect() as db:
-        counts = await credentials.login_failure_counts(db, list(limits), since)
-        if any(counts.get(subject, 0) >= limit for subject, limit in limits.items()):
-            raise RateLimited("Too many failed logins. Try again later.", retry_after=FAILURE_WINDOW.total_seconds())
+    async with platform.engine.begin() as db:
         user = await accounts.get_user(db, name=name)
         stored = await accounts.password_hash(db, user.id) if user else None
-    good = await platform.passwords.matches(password, stored)
+        counts = await credentials.count_login(db, list(limits), now() - FAILURE_WINDOW)
+        if any(counts[subject] > limit for subject, limit in limits.items()):
+            raise RateLimited("Too many failed logins. Try again later.", retry_after=FAILURE_WINDOW.total_seconds())
+    try:
+        good = await platform.passwords.matches(password, stored)
+    except Unavailable:
+        async with platform.engine.begin() as db:
+            await credentials.uncount_login(db, list(limits))
+        raise
+    if user is None or not good:
+        raise NotAuthenticated(REFUSAL)
     async with platform.engine.begin() as db:
-        if user is None or not good or user.status != "active":
-            await credentials.add_login_failures(db, list(limits), since)
-        else:
-            await credentials.clear_login_failures(db, [f"{name.lower()}|{address}"])
-            return await _open_login(db, user, new_id())
-    raise NotAuthenticated("Name or password is wrong.")
+        user = await accounts.lock_user(db, user.id)
+        if user is None or user.status != "active" or await accounts.password_hash(db, user.id) != stored:
+            raise NotAuthenticated(REFUSAL)
+        await credentials.uncount_login(db, list(limits))
+        await credentials.clear_login_failures(db, here)
+        return await _open_login(db, user, new_id())
 
 
 async def refresh(platform: Platform, token: str) -> Tokens:
     """Exchange a refresh token for a new pair. One that was used before ends its whole login, for it may be stolen."""
     async with platform.engine.begin() as db:
-        taken = await credentials.take_refresh_token(db, digest(token))
-        if taken is not None:
+        user_id = await credentials.holder(db, digest(token))
+        user = await accounts.lock_user(db, user_id) if user_id else None
+        taken = await credentials.take_refresh_token(db, digest(token)) if user else None
+        if user and taken:
             used, good = taken
-            user = await accounts.get_user(db, id=used.user_id)
-            if good and user and used.login_id:
+            if good and used.login_id:
                 await credentials.revoke(db, user.id, login_id=used.login_id, kinds=["access"])
                 return await _open_login(db, user, used.login_id)
-            await credentials.revoke(db, used.user_id, login_id=used.login_id)
+            await credentials.revoke(db, user.id, login_id=used.login_id)
     raise NotAuthenticated("The refresh token is not valid; log in again.")
 
 
@@ -176,6 +202,7 @@ async def logout(platform: Platform, principal: Principal) -> None:
     if principal.login_id is None:
         raise Conflict("This credential is no login; delete the key instead.")
     async with platform.engine.begin() as db:
+        await accounts.lock_user(db, principal.user.id)
         await credentials.revoke(db, principal.user.id, login_id=principal.login_id)
 
 

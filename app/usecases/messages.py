@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
-from app.domain import Message, Page, Principal, new_id
+import msgspec
+
+from app.domain import Message, Page, Principal, Run, RunStatus, new_id
 from app.errors import InvalidInput, NotFound, Unavailable
 from app.llm.tokens import count
 from app.store import messages, sessions
-from app.store.writer import BeginRun
-from app.usecases import runs
+from app.store.batch import BeginRun, IdempotencyKey, Repeated
+from app.usecases import conduct
 from app.usecases.live import LiveRun
 from app.usecases.platform import Platform
 
@@ -25,19 +29,32 @@ async def send(
     additional_kwargs: Mapping[str, Any] | None = None,
     parent_id: UUID | None = None,
     at_leaf: bool = True,
-) -> LiveRun:
+    key: str | None = None,
+) -> LiveRun | Run:
     """Store a message and begin to answer it. When this returns both are on disk.
 
     A message follows the active branch's last one. With `at_leaf` false it follows `parent_id` instead (None: it begins the
     conversation anew), which is how a message is edited: its new version becomes a sibling.
+
+    Gives the run that is conducted here; or one to follow, which waits its turn in a busy session, or which the idempotency `key`
+    stands for already.
     """
-    message = Message.user(
-        content, id=new_id(), parent_id=parent_id, tokens=count(content), additional_kwargs=additional_kwargs or {}
-    )
-    return await _begin(platform, principal, session_id, message, at_leaf=at_leaf)
+    extra = additional_kwargs or {}
+    message = Message.user(content, id=new_id(), parent_id=parent_id, tokens=count(content), additional_kwargs=extra)
+    wanted = BeginRun(principal, session_id, new_id(), message, platform.agents.ids, at_leaf=at_leaf)
+    if key is not None:
+        wanted = replace(wanted, key=IdempotencyKey(key, _fingerprint(wanted)))
+    return await _begin(platform, wanted)
 
 
-async def regenerate(platform: Platform, principal: Principal, message_id: UUID) -> LiveRun:
+def _fingerprint(wanted: BeginRun) -> bytes:
+    """What makes two requests the same."""
+    message = wanted.message
+    said = [wanted.session_id, message.content, message.additional_kwargs, message.parent_id, wanted.at_leaf]
+    return hashlib.sha256(msgspec.json.encode(said, order="sorted")).digest()
+
+
+async def regenerate(platform: Platform, principal: Principal, message_id: UUID) -> LiveRun | Run:
     """Answer a message once more; the new answer becomes a sibling. An answer's id stands for the message it answers."""
     async with platform.engine.connect() as db:
         message = await messages.get(db, message_id, owner=principal.owner)
@@ -45,23 +62,21 @@ async def regenerate(platform: Platform, principal: Principal, message_id: UUID)
             message = await messages.get(db, message.parent_id, owner=principal.owner)
     if message is None or message.session_id is None:
         raise NotFound("message", param="message_id")
-    return await _begin(platform, principal, message.session_id, message, again=True)
+    wanted = BeginRun(principal, message.session_id, new_id(), message, platform.agents.ids, again=True)
+    return await _begin(platform, wanted)
 
 
-async def _begin(
-    platform: Platform,
-    principal: Principal,
-    session_id: UUID,
-    message: Message,
-    *,
-    at_leaf: bool = True,
-    again: bool = False,
-) -> LiveRun:
+async def _begin(platform: Platform, wanted: BeginRun) -> LiveRun | Run:
+    if platform.draining.is_set():
+        raise Unavailable("The server is shutting down.", retry_after=1)
     if len(platform.live) >= platform.max_runs:
         raise Unavailable("The server is answering as many messages as it can.", retry_after=1)
-    wanted = BeginRun(principal, session_id, new_id(), message, platform.agents.ids, at_leaf=at_leaf, again=again)
     begun = await platform.writer.begin(wanted)
-    return runs.start(platform, begun, principal)
+    if isinstance(begun, Repeated):
+        return begun.run
+    if begun.interrupts:
+        conduct.stop_all(platform, [begun.interrupts])
+    return conduct.start(platform, begun) if begun.run.status is RunStatus.RUNNING else begun.run
 
 
 async def list_page(

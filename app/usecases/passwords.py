@@ -3,36 +3,55 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from pwdlib import PasswordHash
 from pwdlib.hashers.argon2 import Argon2Hasher
 
-from app.errors import InvalidInput
+from app.errors import InvalidInput, Unavailable
 
 MIN_LENGTH = 8
 MAX_LENGTH = 256
 PARALLEL = 2
 """A hash takes 19 MiB and a good part of a second of one core: more at once would only starve the rest."""
+MAX_WAITING = 20
+"""How many may wait for their turn; more are told to come back, for they would wait for seconds."""
 
 
 class Passwords:
-    """Argon2id with the parameters OWASP recommends (19 MiB, two passes, one lane)."""
+    """Argon2id with the parameters OWASP recommends (19 MiB, two passes, one lane).
+
+    Both verbs raise `Unavailable` when too many wait already.
+    """
 
     def __init__(self) -> None:
         self._hasher = PasswordHash((Argon2Hasher(memory_cost=19 * 1024, time_cost=2, parallelism=1),))
         self._room = asyncio.Semaphore(PARALLEL)
+        self._here = 0
         self._nobody: str | None = None
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        if self._here >= PARALLEL + MAX_WAITING:
+            raise Unavailable("Too many passwords are being checked at the moment.", retry_after=5)
+        self._here += 1
+        try:
+            async with self._room:
+                yield
+        finally:
+            self._here -= 1
 
     async def hash(self, password: str) -> str:
         """The hash to store; `InvalidInput` when the password is too short or too long."""
         if not MIN_LENGTH <= len(password) <= MAX_LENGTH:
             raise InvalidInput(f"password: use {MIN_LENGTH} to {MAX_LENGTH} characters.", param="password")
-        async with self._room:
+        async with self._turn():
             return await asyncio.to_thread(self._hasher.hash, password)
 
     async def matches(self, password: str, stored: str | None) -> bool:
         """Whether a password fits. Without a stored hash the same work is done, so that time tells nothing about accounts."""
-        async with self._room:
+        async with self._turn():
             if stored is None:
                 if self._nobody is None:
                     self._nobody = await asyncio.to_thread(self._hasher.hash, "nobody's password")

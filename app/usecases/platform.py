@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -9,10 +10,14 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.agent.loader import Agents
 from app.llm.call import CallPath
+from app.store.redis import Client
 from app.store.writer import Writer
 from app.tasks import Tasks
 from app.usecases.live import LiveRun
 from app.usecases.passwords import Passwords
+from app.usecases.principals import Principals
+from app.usecases.relay import Relay
+from app.usecases.windows import Windows
 
 
 @dataclass(frozen=True)
@@ -23,8 +28,13 @@ class Platform:
     writer: Writer
     agents: Agents
     calls: CallPath
+    relay: Relay
+    redis: Client | None
     run_timeout: float
     passwords: Passwords = field(default_factory=Passwords)
     tasks: Tasks = field(default_factory=Tasks)
     live: dict[UUID, LiveRun] = field(default_factory=dict)
     max_runs: int = 2000
+    draining: asyncio.Event = field(default_factory=asyncio.Event)
+    windows: Windows = field(default_factory=Windows)
+    principals: Principals = field(default_factory=Principals)

@@ -11,8 +11,8 @@ from app.domain import Page, Principal, Role, Session, SessionParams, Usage, Use
 from app.errors import InvalidInput, NotAllowed, NotFound
 from app.store import accounts, messages, runs, sessions
 from app.usecases.accounts import local_user
+from app.usecases.conduct import stop_all
 from app.usecases.platform import Platform
-from app.usecases.runs import stop_all
 
 
 async def resolve_user(platform: Platform, principal: Principal, named: UUID | str | None) -> User:
@@ -56,7 +56,10 @@ async def create(
 ) -> Session:
     """Begin a conversation of `user` with an agent."""
     agent_params = await check_agent(platform, user, agent_id, agent_params)
-    session = Session(new_id(), user, agent_id, agent_params, params, title, (agent_id,), created_at=now())
+    moment = now()
+    session = Session(
+        new_id(), user, agent_id, agent_params, params, title, (agent_id,), created_at=moment, updated_at=moment
+    )
     async with platform.engine.begin() as db:
         await sessions.add(db, session, _stored(params))
     return session
@@ -127,5 +130,7 @@ async def delete(platform: Platform, principal: Principal, id: UUID) -> None:
         if await sessions.get(db, id, owner=principal.owner, lock=True) is None:
             raise NotFound("session", param="session_id")
         active = await runs.active_in(db, session_id=id)
+        await runs.request_cancel(db, active)
         await sessions.erase(db, session_id=id)
+    platform.windows.forget(id)
     stop_all(platform, active)

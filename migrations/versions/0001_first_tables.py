@@ -19,10 +19,10 @@ def upgrade() -> None:
     )
     op.create_table(
         "ledger",
-        sa.Column("id", sa.BigInteger(), autoincrement=True, nullable=False),
+        sa.Column("run_id", sa.Uuid(), nullable=False),
+        sa.Column("seq", sa.Integer(), nullable=False),
         sa.Column("user_id", sa.Uuid(), nullable=False),
         sa.Column("session_id", sa.Uuid(), nullable=False),
-        sa.Column("run_id", sa.Uuid(), nullable=False),
         sa.Column("agent_id", sa.Text(), nullable=False),
         sa.Column("credential_id", sa.Uuid(), nullable=True),
         sa.Column("model", sa.Text(), nullable=False),
@@ -33,7 +33,7 @@ def upgrade() -> None:
         sa.Column("cost", sa.Numeric(precision=18, scale=9), server_default=sa.text("0"), nullable=False),
         sa.Column("estimated", sa.Boolean(), server_default=sa.text("false"), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
-        sa.PrimaryKeyConstraint("id", name=op.f("pk_ledger")),
+        sa.PrimaryKeyConstraint("run_id", "seq", name=op.f("pk_ledger")),
     )
     op.create_index("ix_ledger_session_id", "ledger", ["session_id"], unique=False)
     op.create_index("ix_ledger_user_id_created_at", "ledger", ["user_id", "created_at"], unique=False)
@@ -177,6 +177,9 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_messages")),
         sa.UniqueConstraint("session_id", "seq", name=op.f("uq_messages_session_id_seq")),
     )
+    op.create_index(
+        "ix_messages_run_id", "messages", ["run_id"], unique=False, postgresql_where=sa.text("run_id IS NOT NULL")
+    )
     op.create_index("ix_messages_terms", "messages", ["terms"], unique=False, postgresql_using="gin")
     op.create_table(
         "runs",
@@ -191,7 +194,10 @@ def upgrade() -> None:
         sa.Column("kind", sa.Text(), nullable=False),
         sa.Column("status", sa.Text(), nullable=False),
         sa.Column("replica", sa.Uuid(), nullable=True),
+        sa.Column("cancel_requested", sa.Boolean(), server_default=sa.text("false"), nullable=False),
         sa.Column("error", postgresql.JSONB(astext_type=sa.Text()), nullable=True),
+        sa.Column("layout", postgresql.JSONB(astext_type=sa.Text()), nullable=True),
+        sa.Column("pending", postgresql.JSONB(astext_type=sa.Text()), nullable=True),
         sa.Column("prompt_tokens", sa.Integer(), server_default=sa.text("0"), nullable=False),
         sa.Column("completion_tokens", sa.Integer(), server_default=sa.text("0"), nullable=False),
         sa.Column("cached_tokens", sa.Integer(), server_default=sa.text("0"), nullable=False),
@@ -203,6 +209,16 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["session_id"], ["sessions.id"], name=op.f("fk_runs_session_id"), ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_runs")),
     )
+    op.create_index(
+        "ix_runs_queued", "runs", ["session_id", "id"], unique=False, postgresql_where=sa.text("status = 'queued'")
+    )
+    op.create_index(
+        "ix_runs_replica",
+        "runs",
+        ["replica"],
+        unique=False,
+        postgresql_where=sa.text("status IN ('running', 'waiting')"),
+    )
     op.create_index("ix_runs_session_id", "runs", ["session_id", "id"], unique=False)
     op.create_index("ix_runs_user_id", "runs", ["user_id", "id"], unique=False)
     op.create_index(
@@ -212,6 +228,20 @@ def upgrade() -> None:
         unique=True,
         postgresql_where=sa.text("kind = 'chat' AND status IN ('running', 'waiting')"),
     )
+    op.create_table(
+        "idempotency_keys",
+        sa.Column("owner_id", sa.Uuid(), nullable=False),
+        sa.Column("key", sa.Text(), nullable=False),
+        sa.Column("fingerprint", sa.LargeBinary(), nullable=False),
+        sa.Column("run_id", sa.Uuid(), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["owner_id"], ["users.id"], name=op.f("fk_idempotency_keys_owner_id"), ondelete="CASCADE"
+        ),
+        sa.ForeignKeyConstraint(["run_id"], ["runs.id"], name=op.f("fk_idempotency_keys_run_id"), ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("owner_id", "key", name=op.f("pk_idempotency_keys")),
+    )
+    op.create_index(op.f("ix_idempotency_keys_run_id"), "idempotency_keys", ["run_id"], unique=False)
     op.create_check_constraint(op.f("ck_users_role"), "users", "role IN ('admin', 'user')")
     op.create_check_constraint(op.f("ck_users_status"), "users", "status IN ('active', 'suspended')")
     op.create_check_constraint(op.f("ck_credentials_kind"), "credentials", "kind IN ('key', 'access', 'refresh')")

@@ -42,7 +42,7 @@ class Performance:
     @property
     def shown(self) -> list[tuple[str, str]]:
         """Every chunk as (type, content)."""
-        return [(chunk.content_type, chunk.content) for chunk in self.log.chunks]
+        return [(chunk.content_type, chunk.content) for _, chunk in self.log.events]
 
 
 def cast(cls: type[Chattable], variables: Mapping[str, str] | None = None) -> AgentVersion:

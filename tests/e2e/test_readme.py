@@ -171,7 +171,7 @@ def test_what_the_readme_says_happens(checkout: Path, upstream: str) -> None:
         pytest.skip("bash and curl are needed to follow the README")
     with reading(checkout, upstream) as reader:
         printed = [reader.follow(*block) for block in BLOCK.findall((checkout / "README.md").read_text())]
-        hello, again, echoed, model, kept, key, login, groups, translated = filter(str.strip, printed)
+        hello, again, echoed, model, kept, resumed, key, login, groups, translated = filter(str.strip, printed)
 
         assert json.loads(hello)["content"] == "Hello"
         assert streamed(again) == "Hello again"
@@ -189,6 +189,8 @@ def test_what_the_readme_says_happens(checkout: Path, upstream: str) -> None:
         assert [item["title"] for item in sessions["items"]] == ["First steps", None]
         assert len(found["data"]) == 3
 
+        assert "".join(data["content"] for name, data in events(resumed) if name == "chunk") == "aid: Once more"
+
         assert json.loads(key)["scopes"] == ["chat"]
         assert json.loads(login)["expires_in"] == 15 * 60
         agents = {group["name"]: group["agents"] for group in json.loads(groups)["data"]}
@@ -199,7 +201,7 @@ def test_what_the_readme_says_happens(checkout: Path, upstream: str) -> None:
             asked = [request["body"] for request in json.load(answer)["requests"]]
         assert {request["model"] for request in asked} == {"local"}
         assert [request["temperature"] for request in asked[:2]] == [0.2, 0.2]
-        assert asked[2]["messages"][0] == {"role": "system", "content": "Translate into Chinese."}
+        assert asked[3]["messages"][0] == {"role": "system", "content": "Translate into Chinese."}
 
 
 def test_passwords_are_made_once(tmp_path: Path) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import httpx2
 
-from tests.house import House, send, session
+from app.main import first_administrator
+from app.usecases.accounts import first_admin
+from tests.house import ADMIN_KEY, House, send, session
 
 
 async def log_in(house: House, name: str, password: str) -> httpx2.Response:
@@ -110,6 +113,19 @@ async def test_an_expired_key_is_refused(house: House) -> None:
     assert (await (await house.client(made["key"])).get("/api/v1/sessions")).status_code == 401
 
 
+async def test_a_key_made_with_an_expiring_key_lasts_no_longer(house: House) -> None:
+    me = (await house.admin.get("/api/v1/auth/users/me")).json()["id"]
+    made = (await house.admin.post("/api/v1/keys", json={"name": "week", "days": 7})).json()
+    week = await house.client(made["key"])
+    for path in ("/api/v1/keys", f"/api/v1/users/{me}/keys"):
+        for days in (None, 30):
+            longer = (await week.post(path, json={"name": "longer", "days": days})).json()
+            assert longer["expires_at"] == made["expires_at"]
+        shorter = (await week.post(path, json={"name": "shorter", "days": 1})).json()
+        assert shorter["expires_at"] < made["expires_at"]
+    assert (await house.admin.post("/api/v1/keys", json={"name": "for ever"})).json()["expires_at"] is None
+
+
 async def test_suspending_works_at_once_on_every_credential_and_ends_running_answers(house: House) -> None:
     ann = await house.user("ann", password="correct horse")
     tokens = (await log_in(house, "ann", "correct horse")).json()
@@ -144,6 +160,43 @@ async def test_the_last_administrator_stays(house: House) -> None:
     assert (await house.admin.delete(f"/api/v1/users/{me}")).status_code == 409
     assert (await house.admin.patch(f"/api/v1/users/{me}", json={"role": "user"})).status_code == 409
     assert (await house.admin.patch(f"/api/v1/users/{me}", json={"status": "suspended"})).status_code == 409
+
+
+async def test_a_removed_first_administrator_stays_removed(house: House) -> None:
+    me = (await house.admin.get("/api/v1/auth/users/me")).json()["id"]
+    bob = await house.user("bob", role="admin")
+    engine = house.platform.engine
+    assert (await bob.patch(f"/api/v1/users/{me}", json={"role": "user"})).status_code == 200
+    assert not await first_admin(engine, "ck_another-key-for-who-is-none-any-more")
+    assert (await bob.get("/api/v1/users")).status_code == 200
+    assert (await bob.delete(f"/api/v1/users/{me}")).status_code == 204
+    assert not await first_admin(engine, ADMIN_KEY)
+    assert (await house.admin.get("/api/v1/users")).status_code == 401
+    assert [user["name"] for user in (await bob.get("/api/v1/users")).json()["data"]] == ["bob"]
+
+
+async def test_a_changed_admin_api_key_ends_the_one_before_it(house: House, tmp_path: Path) -> None:
+    url = str(house.platform.engine.url.set(drivername="postgresql").render_as_string(hide_password=False))
+    made = (await house.admin.post("/api/v1/keys", json={"name": "mine"})).json()["key"]
+    other = "ck_another-first-key-of-the-same-house"
+    for _ in range(2):
+        sentence = await asyncio.to_thread(first_administrator, url, tmp_path, other)
+        assert sentence == "The administrator's key is in ADMIN_API_KEY."
+    for key, status in ((ADMIN_KEY, 401), (other, 200), (made, 200)):
+        assert (await (await house.client(key)).get("/api/v1/users")).status_code == status
+    sentence = await asyncio.to_thread(first_administrator, url, tmp_path, ADMIN_KEY)
+    assert sentence == "The key in ADMIN_API_KEY is not, or no longer, an administrator's."
+
+
+async def test_the_first_key_is_kept_in_a_file_that_only_its_owner_reads(house: House, tmp_path: Path) -> None:
+    url = str(house.platform.engine.url.set(drivername="postgresql").render_as_string(hide_password=False))
+    path = tmp_path / "admin.key"
+    for _ in range(2):
+        assert str(path) in await asyncio.to_thread(first_administrator, url, tmp_path, None)
+    assert [file.name for file in tmp_path.iterdir()] == ["admin.key"]
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert (await (await house.client(path.read_text().strip())).get("/api/v1/users")).status_code == 200
+    assert (await house.admin.get("/api/v1/users")).status_code == 200
 
 
 async def test_names_are_taken_whatever_their_case(house: House) -> None:

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
+import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
+from uuid import UUID
 
 import httpx2
 import pytest
+import uvicorn
+from sqlalchemy import insert
+from sqlalchemy.exc import IntegrityError
 
+from app.api import problems
+from app.api.callers import strict_json
+from app.api.gate import BrokenOff, Gate
+from app.cli import worker
+from app.errors import InvalidInput
+from app.store import messages, tables
 from tests.house import House, send, session
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -51,6 +64,10 @@ def check(answer: httpx2.Response, *, status: int = 400, param: str | None = Non
             "additional_kwargs",
         ),
         (b'{"session_id": "x", "content": "hi", "additional_kwargs": []}', "additional_kwargs"),
+        (
+            b'{"session_id": "x", "content": "hi", "additional_kwargs": {"a": "' + b"x" * 64_000 + b'"}}',
+            "additional_kwargs",
+        ),
         (b"[]", None),
         (b"{", None),
         (b"", None),
@@ -94,6 +111,8 @@ async def test_what_is_not_there_is_not_found(shared: House, body: dict[str, Any
         ({"agent": {"id": "fake_echo_agent"}, "user_id": {"a": 1}}, "user_id"),
         ({"agent": {"id": "fake_echo_agent"}, "user_id": True}, "user_id"),
         ({"agent": {"id": "fake_echo_agent"}, "title": "a\x00b"}, "title"),
+        ({"agent": {"id": "simple_openai_agent"}, "session_params": {"model": "a\x00b"}}, "session_params.model"),
+        ({"agent": {"id": "simple_openai_agent"}, "session_params": {"model": "  "}}, "session_params.model"),
     ],
 )
 async def test_a_bad_session_names_the_field(shared: House, body: dict[str, Any], param: str) -> None:
@@ -126,10 +145,74 @@ async def test_large_bodies_are_refused_with_and_without_a_length(shared: House)
     check(answer, status=413)
 
 
+CROWDS = {
+    "keys": b"{" + b",".join(b'"%d":1' % number for number in range(600_000)) + b"}",
+    "lists": b"[" + b"[]," * 2_000_000 + b"1]",
+    "texts": b"[" + b'"\\"",' * 1_000_000 + b"1]",
+    "in a field": b'{"session_id": "x", "content": "hi", "additional_kwargs": {"a": [' + b"1," * 3_000_000 + b"1]}}",
+}
+
+
+@pytest.mark.parametrize("crowd", CROWDS)
+async def test_a_body_of_too_many_values_is_refused_before_it_is_decoded(shared: House, crowd: str) -> None:
+    began = time.process_time()
+    with pytest.raises(InvalidInput, match="too many"):
+        strict_json(CROWDS[crowd])
+    assert time.process_time() - began < 0.5
+    check(await shared.admin.post("/SendMessage", content=CROWDS[crowd], headers=JSON))
+
+
+async def test_long_text_is_no_crowd_whatever_is_in_it(shared: House) -> None:
+    id = await session(shared.admin, "fake_echo_agent")
+    for text in ('{"a": [1, 2, \\\\]}' * 50_000, "\\" * 999_999, '"' * 999_999, '\\"' * 400_000):
+        answer = await send(shared.admin, id, text)
+        assert (answer.status_code, answer.json().get("content")) == (200, text)
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [("/api/v1/auth/refresh", "application/json"), ("/api/v1/auth/token", "application/x-www-form-urlencoded")],
+)
+async def test_a_stranger_may_send_little(shared: House, path: str, kind: str) -> None:
+    client = await shared.client()
+    client.headers["content-type"] = kind
+    check(await client.post(path, content=b"a" * 20_000), status=413)
+
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(20):
+            yield b"a" * 1000
+
+    check(await client.post(path, content=chunks()), status=413)
+
+
 async def test_a_message_may_be_long_but_not_longer(shared: House) -> None:
     id = await session(shared.admin, "fake_echo_agent")
     assert (await send(shared.admin, id, "界" * 1_000_000)).status_code == 200
     check(await send(shared.admin, id, "a" * 1_000_001), param="content")
+
+
+async def test_a_page_of_large_messages_is_cut_and_can_be_read_on(shared: House) -> None:
+    id = await session(shared.admin, "fake_echo_agent")
+    place = {"session_id": UUID(id), "user_id": UUID(int=1), "role": "user", "tokens": 1, "terms": []}
+    noise = secrets.token_hex(1_000_000)
+    rows: list[dict[str, Any]] = [
+        {"id": UUID(int=seq), "seq": seq, "content": "a" * 1_500_000, "parent_id": UUID(int=seq - 1), **place}
+        for seq in range(1, 6)
+    ]
+    rows[1]["content"] = "\N{GRINNING FACE}" * 1_250_000
+    for row in rows:
+        row["state"] = {"noise": noise}
+    async with shared.platform.engine.begin() as db:
+        await db.execute(insert(tables.messages), rows)
+    counts, after = [], None
+    for _ in range(4):
+        page = (await shared.admin.post("/ListMessages", json={"session_id": id, "limit": 100, "after": after})).json()
+        counts.append((len(page["items"]), page["has_more"]))
+        after = page["items"][-1]["id"]
+    assert counts == [(1, True), (1, True), (2, True), (1, False)]
+    async with shared.platform.engine.connect() as db:
+        window = await messages.window(db, UUID(int=5), max_tokens=100, max_messages=100)
+    assert [message.seq for message in window] == [4, 5]
 
 
 async def test_large_headers_are_refused(shared: House) -> None:
@@ -158,6 +241,52 @@ async def test_a_bad_credential_is_401(shared: House, header: str) -> None:
     assert answer.headers["www-authenticate"] == "Bearer"
 
 
+@pytest.mark.parametrize("header", [b"Bearer", b"Bearer  \t ", b"bearer \xa0"])
+async def test_an_empty_credential_is_refused_without_a_look(header: bytes) -> None:
+    def nothing() -> Any:
+        raise AssertionError("the platform was asked")
+
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/SendMessage", "headers": [(b"authorization", header)]}
+    await Gate(nothing, platform=nothing)(scope, nothing, send)
+    assert sent[0]["status"] == 401
+
+
+async def test_an_unexpected_error_is_logged_without_users_words(
+    shared: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    word = "yranac"[::-1]  # source lines are in the log
+    async with shared.platform.engine.connect() as db:
+        await db.execute(insert(tables.groups), [{"id": UUID(int=1), "name": word}])
+        with pytest.raises(IntegrityError) as raised:
+            await db.execute(insert(tables.groups), [{"id": UUID(int=2), "name": word}])
+    assert "parameters hidden" in str(raised.value)
+    problems.from_exception(raised.value)
+    assert word not in caplog.text
+    assert "UniqueViolation" in caplog.text
+    assert "23505" in caplog.text
+    assert "test_an_unexpected_error_is_logged" in caplog.text
+
+
+async def test_an_answer_that_breaks_off_is_logged_without_users_words(caplog: pytest.LogCaptureFixture) -> None:
+    async def breaks(_scope: Any, _receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise ValueError("yranac"[::-1])
+
+    async def send(_message: Any) -> None:
+        return
+
+    scope = {"type": "http", "method": "GET", "path": "/livez", "headers": []}
+    with pytest.raises(BrokenOff):
+        await Gate(breaks, platform=lambda: None)(scope, breaks, send)  # type: ignore[arg-type]  # nothing asks for it
+    assert "ValueError" in caplog.text
+    assert "canary" not in caplog.text
+
+
 async def test_a_login_form_is_checked_like_any_input(shared: House) -> None:
     client = await shared.client()
     check(await client.post("/api/v1/auth/token", data={"username": "x"}), param="password")
@@ -173,3 +302,95 @@ async def test_a_slow_body_does_not_hold_others_up(shared: House) -> None:
     writer.close()
     await writer.wait_closed()
     del reader
+
+
+async def hello(scope: Any, receive: Any, send: Any) -> None:
+    """The smallest application: it reads the body and says how long it was."""
+    length, more = 0, True
+    while more:
+        message = await receive()
+        length, more = length + len(message.get("body", b"")), message.get("more_body", False)
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"8")]})
+    await send({"type": "http.response.body", "body": b"%8d" % length})
+
+
+@asynccontextmanager
+async def connection() -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A raw connection to a server with the worker's protocol."""
+    server = uvicorn.Server(uvicorn.Config(hello, http=worker.Connection, lifespan="off", log_config=None, port=0))
+    server.config.load()
+    server.lifespan = server.config.lifespan_class(server.config)
+    await server.startup()
+    port = server.servers[0].sockets[0].getsockname()[1]
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+        await server.shutdown()
+
+
+async def answered(reader: asyncio.StreamReader) -> str:
+    """The body of one answer."""
+    async with asyncio.timeout(10):
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200"), head
+        return (await reader.readexactly(8)).decode().strip()
+
+
+async def rest(reader: asyncio.StreamReader) -> bytes:
+    """What comes until the server closes."""
+    async with asyncio.timeout(10):
+        try:
+            return await reader.read()
+        except ConnectionResetError:  # it closed while we were still sending
+            return b"HTTP/1.1 431"
+
+
+@pytest.mark.parametrize(
+    "begin",
+    [
+        b"GET / HTTP/1.1\r\nx: ",
+        b"GET /",
+        b"GET / HTTP/1.1\r\n\r\nGET /",
+        b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n0\r\nx: ",
+    ],
+)
+async def test_a_head_without_end_is_cut(begin: bytes) -> None:
+    async with connection() as (reader, writer):
+        writer.write(begin + b"a" * 300_000)
+        received = await rest(reader)
+    assert b"HTTP/1.1 431" in received
+
+
+async def test_large_bodies_and_requests_one_after_another_pass() -> None:
+    async with connection() as (reader, writer):
+        for length in (0, 10, 1_000_000):
+            writer.write(b"POST / HTTP/1.1\r\ncontent-length: %d\r\n\r\n" % length + b"a" * length)
+            assert await answered(reader) == str(length)
+        writer.write(b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n" + b"1\r\na\r\n" * 50_000 + b"0\r\n\r\n")
+        assert await answered(reader) == "50000"
+        writer.write(b"GET / HTTP/1.1\r\n\r\n" * 3)
+        assert [await answered(reader) for _ in range(3)] == ["0"] * 3
+
+
+@pytest.mark.parametrize("begin", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nhost: x\r\n", b"\r\n"])
+async def test_a_silent_connection_is_closed(begin: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "HEAD_SECONDS", 0.2)
+    async with connection() as (reader, writer):
+        writer.write(begin)
+        assert await rest(reader) == b""
+
+
+@pytest.mark.parametrize("begin", [b"GET / HT", b"\r\n"])
+async def test_a_connection_between_requests_may_be_silent_but_not_in_the_middle_of_one(
+    begin: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "HEAD_SECONDS", 0.2)
+    async with connection() as (reader, writer):
+        for _ in range(2):
+            writer.write(b"GET / HTTP/1.1\r\n\r\n")
+            assert await answered(reader) == "0"
+            await asyncio.sleep(0.5)
+        writer.write(begin)
+        assert await rest(reader) == b""

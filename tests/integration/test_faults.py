@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from app.servers.postgres import Postgres
+from app.store import runs
 from app.store.migrations import upgrade
 from tests.fakes.upstream import FakeUpstream
 from tests.house import AGENTS, House, events, open_house, send, session
@@ -160,7 +161,7 @@ async def test_a_failed_stream_ends_with_an_error_and_keeps_what_was_seen(faulty
 async def test_an_answer_without_end_is_cut_at_the_cap(faulty: House) -> None:
     id = await session(faulty.admin, "floods")
     answer = (await send(faulty.admin, id, "go")).json()
-    assert len(answer["content"]) == 8_000_000
+    assert 7_900_000 < len(answer["content"]) < 8_000_000
     assert answer["additional_kwargs"]["status"] == "partial"
 
 
@@ -254,7 +255,8 @@ async def test_after_a_restart_of_postgresql_the_next_request_succeeds(tmp_path:
         await asyncio.to_thread(postgres.stop)
 
 
-async def test_the_runs_of_a_dead_server_are_ended_by_another(house: House) -> None:
+async def test_the_runs_of_a_dead_server_are_ended_by_another(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "DEAD_AFTER_SECONDS", 2)
     id = await session(house.admin)
     run_id = (await send(house.admin, id, "repeat: x")).json()["run_id"]
     async with house.platform.engine.begin() as db:
@@ -262,7 +264,7 @@ async def test_the_runs_of_a_dead_server_are_ended_by_another(house: House) -> N
             "UPDATE runs SET status = 'running', replica = '00000000-0000-0000-0000-000000000001', ended_at = NULL"
         )
     assert (await send(house.admin, id, "repeat: x")).status_code == 409
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while (await house.admin.get(f"/api/v1/runs/{run_id}")).json()["status"] == "running":
             await asyncio.sleep(0.1)
     run = (await house.admin.get(f"/api/v1/runs/{run_id}")).json()

@@ -36,6 +36,8 @@ async def test_the_seeds_calls_work_without_a_key_and_make_their_user(opened: Ho
         {"host": "127.0.0.1.evil.example"},
         {"origin": "http://evil.example"},
         {"origin": "null"},
+        {"host": "["},
+        {"origin": "http://[a"},
         {"x-forwarded-for": "10.0.0.1"},
         {"forwarded": "for=10.0.0.1"},
         {"x-real-ip": "10.0.0.1"},
@@ -49,6 +51,7 @@ async def test_strangers_are_refused(opened: House, headers: dict[str, str]) -> 
     sent = {"content-type": "application/json", **headers}
     answer = await client.post("/CreateSession", content=body, headers=sent)
     assert answer.status_code in (400, 403), answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
     assert (await client.post("/ListSessions", json={"user_id": 1})).json()["items"] == []
 
 

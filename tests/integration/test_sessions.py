@@ -1,14 +1,12 @@
-"""Sessions: listing, changing, archiving, erasing, searching."""
+"""Sessions: listing, changing, archiving, erasing."""
 
 from __future__ import annotations
 
 import asyncio
 import zlib
-from uuid import UUID
 
 import asyncpg
 
-from app.store.search import query_terms
 from tests.fakes.upstream import FakeUpstream
 from tests.house import House, send, session
 
@@ -124,55 +122,6 @@ async def count(database_url: str, query: str) -> int:
     connection = await asyncpg.connect(database_url)
     try:
         return int(await connection.fetchval(query))
-    finally:
-        await connection.close()
-
-
-async def found(client: object, query: str) -> list[str]:
-    answer = await client.get("/api/v1/messages", params={"q": query})  # type: ignore[attr-defined]
-    assert answer.status_code == 200, answer.text
-    return [item["content"] for item in answer.json()["data"]]
-
-
-async def test_search_finds_words_and_chinese_of_any_length(house: House) -> None:
-    ann, bob = await house.user("ann"), await house.user("bob")
-    texts = ["The quick brown fox", "我在北京大学学习", "北方 京城 是别处", "ＦＵＬＬ width Ωmega", "50% off_sale"]
-    for client in (ann, bob):
-        for text in texts:
-            await send(client, await session(client, "fake_echo_agent"), text)
-    assert await found(ann, "QUICK fox") == [texts[0]] * 2
-    assert await found(ann, "quick dog") == []
-    assert await found(ann, "北京") == [texts[1]] * 2
-    assert await found(ann, "京") == [texts[2], texts[2], texts[1], texts[1]]
-    assert await found(ann, "北京大学") == [texts[1]] * 2
-    assert await found(ann, "京大北") == []
-    assert await found(ann, "full ωmega") == [texts[3]] * 2
-    assert await found(ann, "50% 'off_sale") == [texts[4]] * 2
-    assert await found(ann, "%%% --") == []
-    page = (await ann.get("/api/v1/messages", params={"q": "北京", "limit": 1})).json()
-    assert page["has_more"]
-    second = (await ann.get("/api/v1/messages", params={"q": "北京", "after": page["last_id"]})).json()
-    assert len(second["data"]) == 1
-
-
-async def test_search_uses_the_index(house: House, database_url: str) -> None:
-
-    client = await house.user("ann")
-    await session(client)
-    owner = client.headers["x-test-user"]
-    connection = await asyncpg.connect(database_url)
-    try:
-        await connection.execute(
-            """INSERT INTO messages (id, session_id, user_id, seq, role, content, tokens, terms)
-            SELECT gen_random_uuid(), s.id, s.user_id, n, 'user', 'x', 1, ARRAY[n, n + 1]
-            FROM sessions s, generate_series(10, 20000) n"""
-        )
-        await connection.execute("ANALYZE messages")
-        terms = query_terms(UUID(owner), "北京")
-        plan = await connection.fetch(
-            "EXPLAIN SELECT id FROM messages WHERE terms @> $1::int[] AND user_id = $2", terms, owner
-        )
-        assert "ix_messages_terms" in str(plan)
     finally:
         await connection.close()
 

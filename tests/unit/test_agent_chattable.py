@@ -69,7 +69,7 @@ async def test_a_stream_has_the_seeds_names_too() -> None:
     await stream.astream_message(content="working", content_type="status")
     await stream.astream_message("done")
     await stream.astop(stop_reason="completed")
-    assert log.chunks == [Chunk("working", "status"), Chunk("done")]
+    assert [event.chunk for event in log.events] == [Chunk("working", "status"), Chunk("done")]
     with pytest.raises(AgentFailed, match="stopped"):
         await stream.send("text", "more")
 

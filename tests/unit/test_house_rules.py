@@ -65,7 +65,7 @@ def test_store_functions_never_commit_and_take_the_transaction_first() -> None:
             continue
         for node in ast.walk(tree):
             if isinstance(node, ast.AsyncFunctionDef):
-                assert node.args.args[0].arg == "db", f"{path}:{node.lineno}"
+                assert node.args.args[0].arg == ("redis" if path.stem == "redis" else "db"), f"{path}:{node.lineno}"
             if isinstance(node, ast.Attribute):
                 assert node.attr not in ("commit", "rollback"), f"{path}:{node.lineno}"
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from app.domain import Chunk, Outcome, Run, RunStatus, Usage, new_id
 from app.errors import NotFound
 from app.journal import recorder as recorder_module
-from app.journal.log import Log, LogFull
+from app.journal.log import CHUNK_BYTES, Log, LogFull, joined
 from app.journal.recorder import JournalFull, Recorder
 
 
@@ -18,7 +20,7 @@ def ended(log: Log) -> Outcome:
 
 
 async def collect(log: Log, after: int = 0) -> list[str]:
-    return [chunk.content async for batch in log.read(after) for chunk in batch]
+    return [event.chunk.content async for batch in log.read(after) for event in batch]
 
 
 async def test_every_reader_gets_everything_from_where_it_stands() -> None:
@@ -41,11 +43,33 @@ async def test_the_answer_is_text_code_and_result_in_order() -> None:
 
 
 async def test_the_log_is_capped_in_bytes() -> None:
-    log = Log(new_id(), max_bytes=5)
+    log = Log(new_id(), max_bytes=5 + 2 * CHUNK_BYTES)
     log.append(Chunk("界"))
     with pytest.raises(LogFull):
         log.append(Chunk("界"))
     assert log.answer() == "界"
+
+
+@given(st.lists(st.text(min_size=1, max_size=5), max_size=8), st.data())
+def test_a_position_means_the_same_place_however_the_text_was_cut(texts: list[str], data: st.DataObject) -> None:
+    whole, whole_text = Log(new_id()), "".join(texts)
+    for text in texts:
+        whole.append(Chunk(text))
+    again = Log(new_id())
+    for chunk in joined(event.chunk for event in whole.events):
+        again.append(chunk)
+    position = data.draw(st.integers(0, len(whole_text) + 2))
+    for log in (whole, again):
+        found = log.since(position)
+        assert "".join(event.chunk.content for event in found) == whole_text[position:]
+        assert all(event.position > position for event in found)
+        assert log.position == len(whole_text)
+
+
+def test_an_empty_chunk_says_nothing() -> None:
+    log = Log(new_id())
+    log.append(Chunk("", "status"))
+    assert log.events == []
 
 
 async def test_a_silent_log_lets_its_reader_know() -> None:
@@ -53,7 +77,7 @@ async def test_a_silent_log_lets_its_reader_know() -> None:
     reading = log.read(patience=0.01)
     assert await anext(reading) == ()
     log.append(Chunk("a"))
-    assert [chunk.content for chunk in await anext(reading)] == ["a"]
+    assert [event.chunk.content for event in await anext(reading)] == ["a"]
     log.close(ended(log))
     with pytest.raises(StopAsyncIteration):
         await anext(reading)

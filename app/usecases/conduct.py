@@ -1,0 +1,209 @@
+"""Conducts a run: the agent answers, the answer is stored, the log ends. Whether anyone listens changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from app.agent.chattable import Binding
+from app.agent.history import History
+from app.agent.runner import Answer, answer
+from app.domain import ANSWER_TYPES, Chunk, Message, Outcome, Run, RunStatus, new_id
+from app.errors import AppError, NotFound, Unavailable
+from app.journal.log import Log, LogFull, joined
+from app.llm.call import RunLLM
+from app.llm.tokens import count
+from app.reports import report
+from app.store import messages, runs
+from app.store.batch import Begun, Finished, FinishRun
+from app.store.database import is_passing
+from app.usecases.live import LiveRun
+from app.usecases.platform import Platform
+from app.usecases.windows import MAX_MESSAGES, MAX_TOKENS, trim
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+PATIENCE_SECONDS = 60.0
+"""How long a run waits for a database that is away."""
+SHUTDOWN = {"code": "shutdown", "message": "The server is shutting down.", "status": 503}
+
+
+def start(platform: Platform, begun: Begun) -> LiveRun:
+    """Begin to answer, in tasks that belong to the platform and not to the caller."""
+    live = LiveRun(begun.run, Log(begun.run.id), credential_id=begun.credential_id)
+    platform.live[begun.run.id] = live
+    live.agent = platform.tasks.start(_answer(platform, begun, live), name="agent")
+    platform.tasks.start(_conduct(platform, live), name="run")
+    return live
+
+
+async def _answer(platform: Platform, begun: Begun, live: LiveRun) -> Answer | AppError:
+    session = begun.session
+    try:
+        live.history = history = await _history(platform, begun)
+        with platform.agents.lease(session.agent_id) as version:
+            binding = Binding(
+                session=session,
+                history=History(history),
+                llm=RunLLM(
+                    platform.calls, live.recorder, model=session.params.model, temperature=session.params.temperature
+                ),
+                recorder=live.recorder,
+                state=await _state(platform, history, session.agent_id) if version.state_model else None,
+            )
+            return await answer(version, binding, history[-1], live.log, timeout=platform.run_timeout)
+    except AppError as error:
+        return error
+    except Exception as error:
+        if is_passing(error):
+            return Unavailable("The database is not available at the moment.")
+        report(log, f"run {begun.run.id} failed outside its agent", error)
+        return AppError("Something went wrong in the server.")
+
+
+async def _history(platform: Platform, begun: Begun) -> Sequence[Message]:
+    """The branch that ends with the message to answer. Read after transaction 1, so that what it waited for is seen."""
+    message = begun.message
+    known = platform.windows.get(begun.session.id, message.parent_id) if message.parent_id else []
+    if known is not None:
+        return trim([*known, message])
+
+    async def read() -> Sequence[Message]:
+        async with platform.engine.connect() as db:
+            return await messages.window(db, begun.run.message_id, max_tokens=MAX_TOKENS, max_messages=MAX_MESSAGES)
+
+    return await patiently(read)
+
+
+async def _state(platform: Platform, history: Sequence[Message], agent_id: str) -> Mapping[str, Any] | None:
+    """The state that the agent left last on this branch, in the window or before it."""
+    for message in reversed(history):
+        if message.state is not None and message.agent_id == agent_id:
+            return message.state
+    first = history[0]
+    if first.parent_id is None:
+        return None
+    leaf_id = first.parent_id
+
+    async def read() -> Mapping[str, Any] | None:
+        async with platform.engine.connect() as db:
+            return await messages.last_state(db, leaf_id, agent_id)
+
+    return await patiently(read)
+
+
+async def _conduct(platform: Platform, live: LiveRun) -> None:
+    """Wait for the answer, store it, and only then end the log."""
+    assert live.agent is not None  # noqa: S101 - set by start()
+    await asyncio.wait({live.agent})
+    finished = Finished(Outcome(_failed(live.run, AppError("Something went wrong in the server."))))
+    try:
+        finished = await finish(platform, _ending(live))
+        if live.history and finished.outcome.messages:
+            platform.windows.put(live.run.session_id, [*live.history, *finished.outcome.messages])
+    finally:
+        platform.live.pop(live.run.id, None)
+        live.log.close(finished.outcome)
+    if finished.promoted:
+        start(platform, finished.promoted)
+
+
+def _ending(live: LiveRun) -> FinishRun:
+    status, error, given = _verdict(live)
+    chunks = joined(event.chunk for event in live.log.events)
+    run = replace(live.run, status=status, error=error, usage=live.recorder.usage, layout=layout(chunks))
+    answers = [stored_answer(chunks, status, given)] if chunks or status is RunStatus.COMPLETED else []
+    return FinishRun(run, answers, live.recorder.steps, live.credential_id)
+
+
+def _verdict(live: LiveRun) -> tuple[RunStatus, Any, Answer | None]:
+    assert live.agent is not None  # noqa: S101 - set by start()
+    if live.agent.cancelled():
+        if live.ended_by == "cancel":
+            return RunStatus.CANCELLED, None, None
+        return RunStatus.PARTIAL, SHUTDOWN, None
+    result = live.agent.result()
+    if isinstance(result, LogFull):
+        return RunStatus.PARTIAL, result.to_dict(), None
+    if isinstance(result, AppError):
+        return RunStatus.FAILED, result.to_dict(), None
+    assert isinstance(result, Answer)  # noqa: S101 - the only other thing _answer gives
+    return (RunStatus.PARTIAL if result.finish == "cut" else RunStatus.COMPLETED), None, result
+
+
+def layout(chunks: Sequence[Chunk]) -> list[tuple[str, int]] | None:
+    """The types and lengths of what was said, from which the stored message gives the log back; None for text alone."""
+    if all(chunk.content_type == "text" for chunk in chunks):
+        return None
+    return [(chunk.content_type, len(chunk.content)) for chunk in chunks]
+
+
+def stored_answer(chunks: Sequence[Chunk], status: RunStatus, given: Answer | None = None) -> Message:
+    """The message that a run leaves. What was shown beside the answer is in `additional_kwargs.asides`."""
+    extra = dict(given.additional_kwargs) if given else {}
+    if asides := joined(chunk for chunk in chunks if chunk.content_type not in ANSWER_TYPES):
+        extra["asides"] = [{"content_type": aside.content_type, "content": aside.content} for aside in asides]
+    if status is not RunStatus.COMPLETED:
+        extra["status"] = status.value
+    text = "".join(chunk.content for chunk in chunks if chunk.content_type in ANSWER_TYPES)
+    message = Message.assistant(text, id=new_id(), tokens=count(text), additional_kwargs=extra)
+    return replace(message, parts=given.parts, name=given.name, state=given.state) if given else message
+
+
+def stored_log(run: Run, answers: Iterable[Message]) -> Log:
+    """The log of a run that has ended, made again from what it left: the same text at the same positions."""
+    made = Log(run.id)
+    for message in answers:
+        asides = "".join(aside["content"] for aside in message.additional_kwargs.get("asides", ()))
+        rest = {True: message.content, False: asides}
+        for content_type, length in run.layout or [("text", len(message.content))]:
+            is_answer = content_type in ANSWER_TYPES
+            made.append(Chunk(rest[is_answer][:length], content_type))
+            rest[is_answer] = rest[is_answer][length:]
+    made.close(Outcome(run, tuple(answers)))
+    return made
+
+
+async def finish(platform: Platform, ending: FinishRun) -> Finished:
+    """Transaction 2. Losing it must never leave a reader waiting."""
+    try:
+        finished = await patiently(lambda: platform.writer.finish(ending))
+        return finished or Finished(await patiently(lambda: _as_stored(platform, ending.run)))
+    except Exception as error:
+        report(log, f"the end of run {ending.run.id} could not be stored", error)
+        return Finished(Outcome(_failed(ending.run, Unavailable("The answer could not be stored."))))
+
+
+async def _as_stored(platform: Platform, run: Run) -> Outcome:
+    """How a run ended that another replica has ended meanwhile; `NotFound` when it was erased."""
+    async with platform.engine.connect() as db:
+        stored = await runs.get(db, run.id, owner=None)
+        answers = await messages.of_runs(db, [run.id])
+    return Outcome(stored, answers.get(run.id, ())) if stored else Outcome(_failed(run, NotFound("session")))
+
+
+def _failed(run: Run, error: AppError) -> Run:
+    return replace(run, status=RunStatus.FAILED, error=error.to_dict())
+
+
+async def patiently(attempt: Callable[[], Awaitable[T]]) -> T:
+    """Try again while the database is away, up to `PATIENCE_SECONDS`: what was acknowledged is answered and stored."""
+    deadline = asyncio.get_running_loop().time() + PATIENCE_SECONDS
+    while True:
+        try:
+            return await attempt()
+        except Exception as error:
+            if not is_passing(error) or asyncio.get_running_loop().time() > deadline:
+                raise
+            await asyncio.sleep(0.25)
+
+
+def stop_all(platform: Platform, ids: Iterable[Any]) -> None:
+    """End runs that this process conducts."""
+    for id in ids:
+        if live := platform.live.get(id):
+            live.end("cancel")

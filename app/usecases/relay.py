@@ -1,0 +1,162 @@
+"""Copies the logs of this process's runs to Redis, and follows those of other processes there.
+
+So any replica can show a run that another conducts, and a crash keeps what was said up to the last flush. PostgreSQL alone decides how
+a run ended: without Redis a follower gets the whole answer at its end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from uuid import UUID
+
+from redis.exceptions import RedisError
+
+from app.domain import Chunk
+from app.journal.log import Log, joined
+from app.store import redis as store
+from app.store.database import is_passing
+from app.store.redis import Client, Entry
+from app.usecases.live import LiveRun
+
+log = logging.getLogger(__name__)
+
+FLUSH_SECONDS = 0.1
+RUNS_PER_FLUSH = 200
+"""With more live runs, each is flushed less often: a thousand every half second."""
+LONGEST_FLUSH = 0.9
+ASK_SECONDS = 1.0
+"""How often followed runs are looked up in PostgreSQL."""
+
+Load = Callable[[Sequence[UUID]], Awaitable[Mapping[UUID, Log]]]
+"""The logs of those of these runs that have ended, or are no more."""
+
+
+@dataclass(eq=False)
+class _Mirror:
+    """A run of another process as it is seen here, by `readers`."""
+
+    log: Log
+    readers: int = 0
+    last_id: bytes = b"0"
+
+
+class Relay:
+    """One for the process; `run()` does the work and belongs in a task."""
+
+    def __init__(self, redis: Client | None, live: Mapping[UUID, LiveRun], load: Load) -> None:
+        self._redis = redis
+        self._live = live
+        self._load = load
+        self._mirrors: dict[UUID, _Mirror] = {}
+        self._written: set[UUID] = set()
+        self._broken = False
+
+    @asynccontextmanager
+    async def following(self, run_id: UUID) -> AsyncIterator[Log]:
+        """The log of a run that another process conducts, kept up to date while the block lasts."""
+        mirror = self._mirrors.setdefault(run_id, _Mirror(Log(run_id)))
+        mirror.readers += 1
+        try:
+            yield mirror.log
+        finally:
+            mirror.readers -= 1
+            if mirror.readers == 0:
+                self._mirrors.pop(run_id, None)
+
+    async def run(self) -> None:
+        """Flush and follow until cancelled."""
+        asked = 0.0
+        loop = asyncio.get_running_loop()
+        while True:
+            pause = min(LONGEST_FLUSH, max(1, len(self._live) / RUNS_PER_FLUSH) * FLUSH_SECONDS)
+            await asyncio.sleep(pause)
+            await self._with_redis()
+            self._pull_local()
+            if self._mirrors and loop.time() - asked > ASK_SECONDS:
+                asked = loop.time()
+                await self._ask()
+
+    async def _with_redis(self) -> None:
+        if self._redis is None:
+            return
+        try:
+            await self._flush(self._redis)
+            await self._forget(self._redis)
+            await self._pull(self._redis)
+        except (RedisError, OSError, TimeoutError) as error:
+            if not self._broken:
+                log.warning("Redis is not available (%s); logs are copied again when it is back", type(error).__name__)
+            self._broken = True
+            for live in self._live.values():
+                live.flushed = 0 if live.flushed is not None else None
+
+    async def _flush(self, redis: Client) -> None:
+        """Append what is new to the streams, all in one round trip. A run shows up at its second flush: most end before it."""
+        batch: list[tuple[LiveRun, int, Entry]] = []
+        for live in self._live.values():
+            if live.flushed is None:
+                live.flushed = 0
+                continue
+            if events := live.log.since(live.flushed):
+                entry = Entry(live.flushed, joined(event.chunk for event in events), live.recorder.bill())
+                batch.append((live, events[-1].position, entry))
+        if not batch:
+            return
+        await store.append(redis, [(live.run.id, entry) for live, _, entry in batch])
+        self._broken = False
+        for live, position, _ in batch:
+            live.flushed = position
+            self._written.add(live.run.id)
+
+    async def _forget(self, redis: Client) -> None:
+        """Erase the logs of runs that have ended: their answers are stored."""
+        if ended := [id for id in self._written if id not in self._live]:
+            await store.forget(redis, ended)
+            self._written.difference_update(ended)
+
+    async def _pull(self, redis: Client) -> None:
+        wanted = {id: mirror.last_id for id, mirror in self._mirrors.items() if id not in self._live}
+        if not wanted:
+            return
+        for id, (last_id, entries) in (await store.follow(redis, wanted)).items():
+            if mirror := self._mirrors.get(id):
+                mirror.last_id = last_id
+                for entry in entries:
+                    extend(mirror.log, entry)
+
+    def _pull_local(self) -> None:
+        """A followed run may be promoted in this very process."""
+        for id, mirror in self._mirrors.items():
+            if live := self._live.get(id):
+                for event in live.log.since(mirror.log.position):
+                    mirror.log.append(event.chunk)
+
+    async def _ask(self) -> None:
+        """Whether followed runs have ended; what was not heard through Redis is taken from what is stored."""
+        try:
+            ended = await self._load(list(self._mirrors))
+        except Exception as error:
+            if not is_passing(error):
+                raise
+            return
+        for id, stored in ended.items():
+            mirror = self._mirrors.get(id)
+            if mirror is None or mirror.log.outcome is not None or stored.outcome is None:
+                continue
+            for event in stored.since(mirror.log.position):
+                mirror.log.append(event.chunk)
+            mirror.log.close(stored.outcome)
+
+
+def extend(log: Log, entry: Entry) -> None:
+    """Append what of an entry is new; one that begins beyond the log's end is left for the stored answer to fill."""
+    position = entry.position
+    for chunk in entry.chunks:
+        end = position + len(chunk.content)
+        if position <= log.position < end:
+            log.append(Chunk(chunk.content[log.position - position :], chunk.content_type))
+        position = end

@@ -1,0 +1,157 @@
+"""This process among others on one database: it says that it lives, and ends the runs of those that died."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from uuid import UUID
+
+import asyncpg
+
+from app.domain import Chunk, Message, Run, RunStatus, Step, Usage, now
+from app.journal.log import Log, joined
+from app.journal.recorder import Bill
+from app.llm.tokens import count
+from app.reports import report
+from app.store import messages, redis, runs
+from app.store.batch import FinishRun
+from app.store.database import is_passing
+from app.store.redis import Client
+from app.usecases.conduct import finish, layout, start, stored_answer
+from app.usecases.platform import Platform
+from app.usecases.relay import extend
+from app.usecases.windows import MAX_MESSAGES, MAX_TOKENS
+
+log = logging.getLogger(__name__)
+
+BEAT_SECONDS = 1.0
+REAP_SECONDS = 3.0
+SERVER_LOST = {"code": "server_lost", "message": "The server that was answering has ended.", "status": 502}
+
+
+class Heart(threading.Thread):
+    """Beats in a thread of its own, so that a blocked event loop is not taken for a dead server.
+
+    With each beat it learns which runs somebody wants cancelled, and which this replica has lost, and ends them.
+    """
+
+    def __init__(self, platform: Platform, connect: Callable[[], Awaitable[asyncpg.Connection]]) -> None:
+        super().__init__(name="heart", daemon=True)
+        self._platform = platform
+        self._connect = connect
+        self._loop = asyncio.get_running_loop()
+        self._stopped = threading.Event()
+        self._since: float | None = None
+
+    @property
+    def steady_seconds(self) -> float:
+        """For how long every beat has been heard."""
+        return time.monotonic() - self._since if self._since is not None else 0.0
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._stopped.set()
+        self.join(5)
+
+    def run(self) -> None:
+        """Beat until stopped, whatever happens to the database."""
+        asyncio.run(self._beat())
+
+    async def _beat(self) -> None:
+        connection: asyncpg.Connection | None = None
+        while not self._stopped.is_set():
+            try:
+                connection = connection or await self._connect()
+                held = list(self._platform.live)
+                for row in await connection.fetch(runs.BEAT, self._platform.writer.replica, held):
+                    self._loop.call_soon_threadsafe(self._end, row["id"], row["why"])
+                self._since = self._since or time.monotonic()
+            except Exception as error:
+                if not is_passing(error):
+                    report(log, "the heart missed a beat", error)
+                self._since = None
+                if connection is not None:
+                    connection.terminate()
+                    connection = None
+            await asyncio.to_thread(self._stopped.wait, BEAT_SECONDS)
+        if connection is not None:
+            await connection.close()
+
+    def _end(self, run_id: UUID, why: str) -> None:
+        if live := self._platform.live.get(run_id):
+            live.end("lost" if why == "lost" else "cancel")
+
+
+async def reap(platform: Platform, heart: Heart) -> None:
+    """Take over what dead replicas left, and what this one has lost sight of, and store of each run what is known of it.
+
+    Only while this replica's own beats have been heard for as long as it takes to be taken for dead: after the database was away, all
+    the others get the time to be seen again.
+    """
+    if heart.steady_seconds < runs.DEAD_AFTER_SECONDS:
+        return
+    async with platform.engine.begin() as db:
+        taken = await runs.take_over(db, platform.writer.replica, held=list(platform.live))
+    for run, credential_id in taken:
+        log.warning("run %s is ended for a server that died", run.id)
+        finished = await finish(platform, await _remains(platform, run, credential_id))
+        await _forget(platform.redis, run.id)
+        if finished.promoted:
+            start(platform, finished.promoted)
+    async with platform.engine.connect() as db:
+        stuck = await runs.stuck_sessions(db)
+    for session_id in stuck:
+        if begun := await platform.writer.promote(session_id):
+            start(platform, begun)
+
+
+async def _remains(platform: Platform, run: Run, credential_id: UUID | None) -> FinishRun:
+    said, bills = await _said(platform.redis, run.id)
+    chunks = joined(event.chunk for event in said.events)
+    status = RunStatus.CANCELLED if run.cancel_requested else RunStatus.PARTIAL if chunks else RunStatus.FAILED
+    steps = [_settled(bill, chunks, run) for bill in bills or [await _unknown_bill(platform, run)]]
+    usage = sum((step.usage for step in steps), Usage())
+    answers: list[Message] = [stored_answer(chunks, status)] if chunks else []
+    ended = replace(run, status=status, error=SERVER_LOST, usage=usage, layout=layout(chunks))
+    return FinishRun(ended, answers, steps, credential_id)
+
+
+async def _said(client: Client | None, run_id: UUID) -> tuple[Log, Sequence[Bill]]:
+    said, bills = Log(run_id), []
+    try:
+        entries = await redis.load(client, run_id) if client else []
+    except Exception as error:
+        log.warning("the log of run %s is not in reach: %s", run_id, type(error).__name__)
+        entries = []
+    for entry in entries:
+        extend(said, entry)
+        bills = entry.bill
+    return said, bills
+
+
+async def _forget(client: Client | None, run_id: UUID) -> None:
+    """Erase a log whose answer is stored now; one that is not in reach expires by itself."""
+    try:
+        if client:
+            await redis.forget(client, [run_id])
+    except Exception as error:
+        log.warning("the log of run %s is not in reach: %s", run_id, type(error).__name__)
+
+
+def _settled(bill: Bill, chunks: Sequence[Chunk], run: Run) -> Step:
+    """A call as a step: one that was open has at least written what was said."""
+    completion = bill.completion or sum(count(chunk.content) for chunk in chunks)
+    usage = Usage(bill.prompt, completion, bill.cached, bill.reasoning, estimated=bill.estimated)
+    began = run.created_at or now()
+    return Step(bill.seq, f"/{bill.model}", "llm", bill.model, "partial", began, now(), model=bill.model, usage=usage)
+
+
+async def _unknown_bill(platform: Platform, run: Run) -> Bill:
+    """Nothing is known of the run's calls: it is settled as one call with its whole history, never as zero."""
+    async with platform.engine.connect() as db:
+        history = await messages.window(db, run.message_id, max_tokens=MAX_TOKENS, max_messages=MAX_MESSAGES)
+    return Bill(1, "unknown", sum(message.tokens for message in history) + 1)

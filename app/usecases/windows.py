@@ -1,0 +1,60 @@
+"""The newest messages of sessions that this process has answered in, so that the next one need not be read back."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from uuid import UUID
+
+from app.domain import Message
+
+MAX_TOKENS = 6000
+"""How much history an agent is given, in estimated tokens: what fits a small local model's context of 8,192 with room to answer."""
+MAX_MESSAGES = 200
+CACHE_CHARACTERS = 20_000_000
+"""The size of the whole cache, in characters of content."""
+
+
+def trim(branch: Sequence[Message]) -> list[Message]:
+    """As many of the newest messages as fit, but always the last one."""
+    room, first = MAX_TOKENS, len(branch)
+    while first > 0 and first > len(branch) - MAX_MESSAGES:
+        room -= branch[first - 1].tokens
+        if room < 0 and first < len(branch):
+            break
+        first -= 1
+    return list(branch[first:])
+
+
+class Windows:
+    """One window of each session, the least recently used forgotten first.
+
+    Messages never change, so a window is right for whoever asks for the branch that ends with its last message.
+    """
+
+    def __init__(self, max_characters: int = CACHE_CHARACTERS) -> None:
+        self._windows: OrderedDict[UUID, list[Message]] = OrderedDict()
+        self._room = max_characters
+
+    def get(self, session_id: UUID, leaf_id: UUID) -> list[Message] | None:
+        """The window that ends with this message, if it is the one at hand."""
+        window = self._windows.get(session_id)
+        return window if window and window[-1].id == leaf_id else None
+
+    def put(self, session_id: UUID, branch: Sequence[Message]) -> None:
+        """Keep a branch's newest messages instead of what was kept for the session."""
+        self.forget(session_id)
+        window = trim(branch)
+        self._windows[session_id] = window
+        self._room -= _size(window)
+        while self._room < 0:
+            self._room += _size(self._windows.popitem(last=False)[1])
+
+    def forget(self, session_id: UUID) -> None:
+        """Keep nothing of a session."""
+        if window := self._windows.pop(session_id, None):
+            self._room += _size(window)
+
+
+def _size(window: Sequence[Message]) -> int:
+    return sum(len(message.content) for message in window) + 500 * len(window)
