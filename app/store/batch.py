@@ -54,6 +54,7 @@ SELECT (SELECT r.id FROM runs r WHERE r.session_id = s.id AND r.kind = 'chat' AN
 FROM unnest($1::uuid[], $2::uuid[], $3::uuid[]) WITH ORDINALITY AS w(session_id, run_id, credential_id, number)
 LEFT JOIN sessions s ON s.id = w.session_id ORDER BY w.number"""
 
+LOCK_KEYS = "SELECT pg_advisory_xact_lock(hashtextextended(name, 0)) FROM unnest($1::text[]) WITH ORDINALITY AS k(name, n) ORDER BY n"
 KEYS = """
 SELECT k.owner_id, k.key, k.fingerprint, r.* FROM unnest($1::uuid[], $2::text[]) AS w(owner_id, key)
 JOIN idempotency_keys k ON k.owner_id = w.owner_id AND k.key = w.key JOIN runs r ON r.id = k.run_id"""
@@ -161,16 +162,18 @@ class Promote:
     """Begin the session's next queued run, whose turn it should have been already."""
 
     session_id: UUID
+    promote: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class FinishRun:
-    """The end of a run: its final state, its answers in order, and its steps."""
+    """The end of a run: its final state, its answers in order, its steps; and whether to `promote` the session's next run."""
 
     run: Run
     answers: Sequence[Message]
     steps: Sequence[Step] = ()
     credential_id: UUID | None = None
+    promote: bool = True
 
     @property
     def session_id(self) -> UUID:
@@ -221,7 +224,7 @@ async def write(
         await db.execute(SET_KEY, *map(list, zip(*rows.keys, strict=True)))
     if rows.interrupted:
         await db.execute(INTERRUPT, rows.interrupted)
-    if ending := [op.session_id for op in ops if not isinstance(op, BeginRun)]:
+    if ending := [op.session_id for op in ops if not isinstance(op, BeginRun) and op.promote]:
         for session_id, begun in (await _promote(db, replica, ending)).items():
             ended = results.get(session_id)
             results[session_id] = replace(ended, promoted=begun) if isinstance(ended, Finished) else begun
@@ -311,6 +314,9 @@ async def _repeated(
     }
     if not keyed:
         return {}
+    await db.execute(
+        LOCK_KEYS, sorted(f"{owner} {key}" for owner, key in keyed)
+    )  # other sessions may be locked elsewhere
     found = await db.fetch(KEYS, *map(list, zip(*keyed, strict=True)))
     return {keyed[row["owner_id"], row["key"]]: row for row in found}
 

@@ -51,6 +51,11 @@ class _Caller:
             self.future.set_result(result)
 
 
+def _claims(op: Op) -> set[UUID | str]:
+    """What no two operations of one batch may share."""
+    return {op.session_id, op.key.key} if isinstance(op, BeginRun) and op.key else {op.session_id}
+
+
 class Writer:
     """Writes for one replica over a connection of its own. `run()` does the work and belongs in a task."""
 
@@ -98,17 +103,18 @@ class Writer:
             await self._disconnect()
 
     def _take(self) -> list[_Caller]:
-        """The next batch: the first that wait, but of each session only its first."""
+        """The next batch: the first that wait, but of each session and each idempotency key only the first."""
         batch: list[_Caller] = []
         later: list[_Caller] = []
-        sessions: set[UUID] = set()
+        taken: set[UUID | str] = set()
         while self._waiting and len(batch) < MAX_BATCH:
             caller = self._waiting.popleft()
-            if caller.op.session_id in sessions:
-                later.append(caller)
-            else:
-                sessions.add(caller.op.session_id)
+            claims = _claims(caller.op)
+            if taken.isdisjoint(claims):
+                taken |= claims
                 batch.append(caller)
+            else:
+                later.append(caller)
         self._waiting.extendleft(reversed(later))
         return batch
 

@@ -102,7 +102,7 @@ async def _conduct(platform: Platform, live: LiveRun) -> None:
     await asyncio.wait({live.agent})
     finished = Finished(Outcome(_failed(live.run, AppError("Something went wrong in the server."))))
     try:
-        finished = await finish(platform, _ending(live))
+        finished = await finish(platform, replace(_ending(live), promote=not platform.draining.is_set()))
         if live.history and finished.outcome.messages:
             platform.windows.put(live.run.session_id, [*live.history, *finished.outcome.messages])
     finally:

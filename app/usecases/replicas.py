@@ -87,13 +87,24 @@ class Heart(threading.Thread):
 
 
 async def reap(platform: Platform, heart: Heart) -> None:
+    """End what dead replicas left, and begin what waits though nothing runs before it."""
+    if platform.draining.is_set():
+        return
+    if heart.steady_seconds > runs.DEAD_AFTER_SECONDS:
+        await _end_lost(platform)
+    async with platform.engine.connect() as db:
+        stuck = await runs.stuck_sessions(db)
+    for session_id in stuck:
+        if begun := await platform.writer.promote(session_id):
+            start(platform, begun)
+
+
+async def _end_lost(platform: Platform) -> None:
     """Take over what dead replicas left, and what this one has lost sight of, and store of each run what is known of it.
 
     Only while this replica's own beats have been heard for as long as it takes to be taken for dead: after the database was away, all
     the others get the time to be seen again.
     """
-    if heart.steady_seconds < runs.DEAD_AFTER_SECONDS:
-        return
     async with platform.engine.begin() as db:
         taken = await runs.take_over(db, platform.writer.replica, held=list(platform.live))
     for run, credential_id in taken:
@@ -102,11 +113,6 @@ async def reap(platform: Platform, heart: Heart) -> None:
         await _forget(platform.redis, run.id)
         if finished.promoted:
             start(platform, finished.promoted)
-    async with platform.engine.connect() as db:
-        stuck = await runs.stuck_sessions(db)
-    for session_id in stuck:
-        if begun := await platform.writer.promote(session_id):
-            start(platform, begun)
 
 
 async def _remains(platform: Platform, run: Run, credential_id: UUID | None) -> FinishRun:
