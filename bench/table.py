@@ -1,0 +1,120 @@
+"""From figures to a table: medians of ratios, beside the bars they must reach."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+Values = Mapping[str, Mapping[str, Sequence[float]]]
+"""What was measured, by target, one value a round."""
+HEADER = ("what", "ours", "FastAPI+aiohttp", "ratio", "bar", "met?")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table; `met` is None where nothing must be reached."""
+
+    what: str
+    ours: str
+    reference: str = ""
+    ratio: str = ""
+    bar: str = ""
+    met: bool | None = None
+
+    def cells(self) -> tuple[str, ...]:
+        """Its columns."""
+        met = {None: "", True: "yes", False: "NO"}[self.met]
+        return self.what, self.ours, self.reference, self.ratio, self.bar, met
+
+
+def ratio_of(ours: Sequence[float], reference: Sequence[float]) -> float:
+    """The median of the ratios of each round: what else the machine did in a round it did to both."""
+    return median(one / other for one, other in zip(ours, reference, strict=True))
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """The value that `percent` of all do not exceed (nearest rank)."""
+    ranked = sorted(values)
+    return ranked[max(0, -(-len(ranked) * percent // 100).__int__() - 1)]
+
+
+def rows(values: Values) -> list[Row]:
+    """The rows that the figures allow."""
+    found = [
+        _against("CPU per SendMessage, not streamed, 64 at once", values, "whole", "µs", 1.25),
+        _against("CPU per streamed chunk, 64 streams × 100 chunks", values, "streamed", "µs", 1.5),
+        _limit("added time to first token, one caller, p50", values, "first", "ms", 5),
+        _limit("memory of an idle worker", values, "memory", "MiB", 120),
+    ]
+    for kind in ("long", "long, short messages"):
+        found += [_lengths(kind, values, part, unit) for part, unit in (("CPU", "µs"), ("wall", "ms"))]
+    return [row for row in found if row]
+
+
+def _against(what: str, values: Values, key: str, unit: str, bar: float) -> Row | None:
+    if key not in values:
+        return None
+    ours, reference = values[key]["ours"], values[key]["aiohttp"]
+    ratio = ratio_of(ours, reference)
+    return Row(
+        what, _shown(median(ours), unit), _shown(median(reference), unit), f"{ratio:.2f}", f"≤ {bar}", ratio <= bar
+    )
+
+
+def _limit(what: str, values: Values, key: str, unit: str, bar: float) -> Row | None:
+    if key not in values:
+        return None
+    # Memory is measured once a round, and only the first is that of a worker that has done nothing.
+    ours, reference = (
+        values[key][name][0] if key == "memory" else median(values[key][name]) for name in ("ours", "aiohttp")
+    )
+    return Row(what, _shown(ours, unit), _shown(reference, unit), "", f"≤ {bar} {unit}", ours <= bar)
+
+
+def _lengths(kind: str, values: Values, part: str, unit: str) -> Row | None:
+    key = f"{kind}, {part}"
+    if key not in values:
+        return None
+    many, few = values[key]["10000"], values[key]["10"]
+    ratio = ratio_of(many, few)
+    window = "equal windows" if kind == "long" else "short messages, windows of 200 and 10"
+    return Row(
+        f"{part} of a send, 10,000 messages against 10, {window}",
+        _shown(median(many), unit),
+        f"(10: {_shown(median(few), unit)})",
+        f"{ratio:.2f}",
+        "≤ 1.2",
+        ratio <= 1.2,
+    )
+
+
+def references(values: Values) -> list[Row]:
+    """The other relays, for orientation."""
+    names = {"asgi": "raw ASGI", "httpx": "FastAPI+httpx"}
+    found = []
+    for key, what, unit in (
+        ("whole", "not streamed", "µs"),
+        ("streamed", "per chunk", "µs"),
+        ("first", "first token", "ms"),
+    ):
+        for name, title in names.items():
+            if key in values:
+                ours, other = values[key]["ours"], values[key][name]
+                shown = f"ours is {ratio_of(ours, other):.2f} ×" if unit == "µs" else ""
+                found.append(Row(f"{title}, {what}", _shown(median(other), unit), ratio=shown))
+    return found
+
+
+def _shown(value: float, unit: str) -> str:
+    return f"{value:,.0f} {unit}" if abs(value) >= 100 else f"{value:.1f} {unit}"
+
+
+def rendered(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table with even columns."""
+    widths = [max(len(line[column]) for line in [header, *lines]) for column in range(len(header))]
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"
+
+    return "\n".join([line(header), "|" + "|".join("-" * (width + 2) for width in widths) + "|", *map(line, lines)])
