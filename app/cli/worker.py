@@ -9,6 +9,7 @@ byte goes out when requests are taken; its end is the end of `serve`. PRESENCE i
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -119,6 +120,7 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             self._loop = asyncio.get_running_loop()
+            _settle_garbage_collection()
             self._control.sendall(b"1")
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -150,6 +152,16 @@ def main(listener: int, control_file: int, presence: int) -> None:
         app = create_app(settings)
         server = _Server(_config(app, settings), control, partial(drain, app))
         server.run(sockets=[socket.socket(fileno=listener)])
+
+
+def _settle_garbage_collection() -> None:
+    """Look for cycles less often, and never among what was loaded at the start: a message makes hundreds of objects, few of them in cycles.
+
+    Saved an eighth of the CPU of a message (`./scripts/bench`).
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 100)
 
 
 def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:

@@ -28,6 +28,7 @@ FLUSH_SECONDS = 0.1
 RUNS_PER_FLUSH = 200
 """With more live runs, each is flushed less often: a thousand every half second."""
 LONGEST_FLUSH = 0.9
+RUNS_PER_TRIP = 25
 ASK_SECONDS = 1.0
 """How often followed runs are looked up in PostgreSQL."""
 
@@ -95,7 +96,7 @@ class Relay:
                 live.flushed = 0 if live.flushed is not None else None
 
     async def _flush(self, redis: Client) -> None:
-        """Append what is new to the streams, all in one round trip. A run shows up at its second flush: most end before it."""
+        """Append what is new to the streams, in few round trips. A run shows up at its second flush: most end before it."""
         batch: list[tuple[LiveRun, int, Entry]] = []
         for live in self._live.values():
             if live.flushed is None:
@@ -106,11 +107,13 @@ class Relay:
                 batch.append((live, events[-1].position, entry))
         if not batch:
             return
-        await store.append(redis, [(live.run.id, entry) for live, _, entry in batch])
+        for first in range(0, len(batch), RUNS_PER_TRIP):  # all in one would hold the event loop up
+            part = batch[first : first + RUNS_PER_TRIP]
+            await store.append(redis, [(live.run.id, entry) for live, _, entry in part])
+            for live, position, _ in part:
+                live.flushed = position
+                self._written.add(live.run.id)
         self._broken = False
-        for live, position, _ in batch:
-            live.flushed = position
-            self._written.add(live.run.id)
 
     async def _forget(self, redis: Client) -> None:
         """Erase the logs of runs that have ended: their answers are stored."""

@@ -23,7 +23,10 @@ CANCEL_SECONDS = 10.0
 
 
 async def get(platform: Platform, principal: Principal, id: UUID) -> Run:
-    """A run of the caller."""
+    """A run of the caller; one that is conducted here needs no look at the database."""
+    live = platform.live.get(id)
+    if live and principal.owner in (None, live.run.user_id):
+        return live.run
     async with platform.engine.connect() as db:
         run = await runs.get(db, id, owner=principal.owner)
     if run is None:
