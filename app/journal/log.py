@@ -44,7 +44,7 @@ class Log:
         self.events: list[Event] = []
         self.outcome: Outcome | None = None
         self._room = max_bytes
-        self._changed = asyncio.Event()
+        self._waiting: list[asyncio.Future[bool]] = []
 
     @property
     def position(self) -> int:
@@ -95,19 +95,34 @@ class Log:
     async def ended(self) -> Outcome:
         """Wait for the end of the run."""
         while self.outcome is None:
-            await self._changed.wait()
+            await self._change(None)
         return self.outcome
 
     async def _change(self, seconds: float | None) -> bool:
+        """Wait until something is added; false when nothing was for so long. A future each costs half of an event and a timeout."""
+        loop = asyncio.get_running_loop()
+        change: asyncio.Future[bool] = loop.create_future()
+        self._waiting.append(change)
+        timer = None if seconds is None else loop.call_later(seconds, _tell, change, False)
+        is_new = False
         try:
-            async with asyncio.timeout(seconds):
-                return await self._changed.wait()
-        except TimeoutError:
-            return False
+            is_new = await change
+        finally:
+            if timer:
+                timer.cancel()
+            if not is_new and change in self._waiting:  # silent for too long, or the reader left
+                self._waiting.remove(change)
+        return is_new
 
     def _wake(self) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()
+        waiting, self._waiting = self._waiting, []
+        for change in waiting:
+            _tell(change, True)
+
+
+def _tell(change: asyncio.Future[bool], is_new: bool) -> None:
+    if not change.done():
+        change.set_result(is_new)
 
 
 def joined(chunks: Iterable[Chunk]) -> list[Chunk]:
