@@ -16,6 +16,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from app.errors import SettingsError
 
 POOL_SIZE = 20
+SERVER_SETTINGS = {"idle_in_transaction_session_timeout": "5000"}
+"""In milliseconds. Our transactions wait for nothing but SQL: one that is idle belongs to a process that is paused or cut off, and
+would hold its locks against everybody else."""
 POOL_TIMEOUT = 10.0
 """Seconds a caller waits for a connection before it is told that the service is not available."""
 
@@ -49,7 +52,7 @@ def connect(url: str) -> AsyncEngine:
         hide_parameters=True,  # they are users' words, and errors go to the log
         json_serializer=encode_json,
         json_deserializer=msgspec.json.decode,
-        connect_args={"timeout": 10, "command_timeout": 30},
+        connect_args={"timeout": 10, "command_timeout": 30, "server_settings": SERVER_SETTINGS},
     )
 
     @event.listens_for(engine.sync_engine, "checkout")
@@ -65,15 +68,15 @@ def connector(url: str) -> Callable[[], Awaitable[asyncpg.Connection]]:
     dsn = asyncpg_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
 
     async def open_connection() -> asyncpg.Connection:
-        connection = await asyncpg.connect(dsn, timeout=10, command_timeout=30)
+        connection = await asyncpg.connect(dsn, timeout=10, command_timeout=30, server_settings=SERVER_SETTINGS)
         await connection.set_type_codec("jsonb", encoder=encode_json, decoder=msgspec.json.decode, schema="pg_catalog")
         return connection
 
     return open_connection
 
 
-PASSING = frozenset({"57P01", "57P02", "57P03", "53300", "40001", "40P01"})
-"""States that pass (PostgreSQL, appendix A): shutting down, starting up, too many connections, serialisation failure, deadlock."""
+PASSING = frozenset({"57P01", "57P02", "57P03", "25P03", "53300", "40001", "40P01"})
+"""States that pass (PostgreSQL, appendix A): shutting down, starting up, idle in a transaction, too many connections, serialisation failure, deadlock."""
 
 
 def is_passing(error: BaseException) -> bool:

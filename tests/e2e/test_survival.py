@@ -185,10 +185,15 @@ async def test_a_server_paused_while_it_writes_does_not_hold_up_the_others(
 
     writing = [asyncio.create_task(write(id)) for id in sessions]
     try:
-        while not await made.rows("SELECT FROM pg_stat_activity WHERE state = 'idle in transaction'"):
-            one.signal_workers(signal.SIGCONT)
+        for _ in range(500):
             await asyncio.sleep(random.uniform(0.02, 0.1))
             one.signal_workers(signal.SIGSTOP)
+            await asyncio.sleep(0.05)
+            if await made.rows(
+                "SELECT FROM pg_stat_activity WHERE state = 'idle in transaction' AND query LIKE '%sessions%'"
+            ):
+                break
+            one.signal_workers(signal.SIGCONT)
         began = time.monotonic()
         asked = [caller.call(two, "POST", "/SendMessage", {"session_id": id, "content": "y"}) for id in sessions]
         other_id = await caller.session(two, "fake_echo_agent")
@@ -206,7 +211,7 @@ async def until_closed(made: Cluster) -> None:
     """Wait until the upstream answers nobody."""
 
     async def closed() -> bool:
-        return (await made.fake.stats())["open"] == 0
+        return bool((await made.fake.stats())["open"] == 0)
 
     await until(closed, 10, "the end of the upstream's connections")
 
