@@ -76,7 +76,8 @@ def connector(url: str) -> Callable[[], Awaitable[asyncpg.Connection]]:
 
 
 PASSING = frozenset({"57P01", "57P02", "57P03", "25P03", "53300", "40001", "40P01"})
-"""States that pass (PostgreSQL, appendix A): shutting down, starting up, idle in a transaction, too many connections, serialisation failure, deadlock."""
+"""States that pass (PostgreSQL, appendix A): shutting down, starting up, idle in a transaction, too many connections,
+serialisation failure, deadlock."""
 
 
 def is_passing(error: BaseException) -> bool:

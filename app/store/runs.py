@@ -119,10 +119,12 @@ async def take_over(db: AsyncConnection, replica: UUID, *, held: Sequence[UUID])
 
     So are its own runs that it does not hold any more: their end could not be stored at the time.
     """
-    unheld = and_(runs.c.replica == replica, runs.c.id.not_in(held), runs.c.created_at < func.now() - text(YOUNG))
+    unheld = and_(runs.c.replica == replica, runs.c.created_at < func.now() - text(YOUNG))
     dead_since = func.now() - text(f"interval '{DEAD_AFTER_SECONDS} seconds'")
     alive = exists().where(replicas.c.id == runs.c.replica, replicas.c.seen_at > dead_since)
-    lost = select(runs.c.id).where(runs.c.status.in_(ACTIVE), or_(runs.c.replica.is_(None), ~alive, unheld))
+    lost = select(runs.c.id).where(
+        runs.c.status.in_(ACTIVE), runs.c.id.not_in(held), or_(runs.c.replica.is_(None), ~alive, unheld)
+    )
     chosen = lost.order_by(runs.c.id).limit(TAKE_OVER).with_for_update(skip_locked=True)
     taken = update(runs).where(runs.c.id.in_(chosen)).values(replica=replica).returning(runs)
     found = [(run_of(row), row.credential_id) for row in await db.execute(taken)]
