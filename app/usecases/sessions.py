@@ -130,7 +130,6 @@ async def delete(platform: Platform, principal: Principal, id: UUID) -> None:
         if await sessions.get(db, id, owner=principal.owner, lock=True) is None:
             raise NotFound("session", param="session_id")
         active = await runs.active_in(db, session_id=id)
-        await runs.request_cancel(db, active)
         await sessions.erase(db, session_id=id)
     platform.windows.forget(id)
     stop_all(platform, active)
