@@ -21,19 +21,22 @@ def _platform(request: Request) -> Platform:
     return platform
 
 
+def need(scope: Scope, principal: Principal) -> Principal:
+    """The caller, or `NotAllowed` when its credential lacks the scope."""
+    if scope not in principal.scopes:
+        raise NotAllowed(f"This credential lacks the scope {scope}.")
+    return principal
+
+
 def _with(scope: Scope) -> Callable[[Request], Principal]:
     def caller(request: Request) -> Principal:
-        principal: Principal = request.state.principal
-        if scope not in principal.scopes:
-            raise NotAllowed(f"This credential lacks the scope {scope}.")
-        return principal
+        return need(scope, request.state.principal)
 
     return caller
 
 
-chat_caller = _with(Scope.CHAT)
 Here = Annotated[Platform, Depends(_platform)]
-Chat = Annotated[Principal, Depends(chat_caller)]
+Chat = Annotated[Principal, Depends(_with(Scope.CHAT))]
 Account = Annotated[Principal, Depends(_with(Scope.ACCOUNT))]
 Admin = Annotated[Principal, Depends(_with(Scope.ADMIN))]
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
-from uuid import uuid4
 
-from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import Request
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from app.api import problems
@@ -26,8 +26,8 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Any, Receive, Send], Awaitable[None]]
-Shortcut = Callable[[Platform, Request], Awaitable[Response]]
-"""A route that is called past FastAPI, whose machinery costs more than all of the platform's work for it."""
+Shortcut = Callable[[Platform, Principal, Headers, bytes], Awaitable[Response]]
+"""A route that is called past FastAPI with its caller, headers and body: FastAPI's work costs more than all of the platform's."""
 
 PUBLIC = frozenset(
     {
@@ -83,7 +83,7 @@ class Gate:
             return
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else uuid4().hex
+        request_id = given if _REQUEST_ID.fullmatch(given) else os.urandom(16).hex()
         began = time.perf_counter()
         status = 0
         room = MAX_PUBLIC_BODY_BYTES if scope["path"] in PUBLIC else MAX_BODY_BYTES
@@ -92,17 +92,21 @@ class Gate:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
             await send(message)
 
         try:
             shortcut = self._shortcuts.get(scope["path"]) if scope["method"] == "POST" else None
-            await self._admit(scope, headers, room, recent=shortcut is not None)
-            if shortcut:
-                response = await shortcut(self._platform(), Request(scope, _bounded(receive, room)))
+            principal = await self._admit(scope, headers, room, recent=shortcut is not None)
+            if shortcut and principal:
+                body = await _body(_bounded(receive, room))
+                response = await shortcut(self._platform(), principal, headers, body)
                 await response(scope, receive, answer)
             else:
                 await self._app(scope, _bounded(receive, room), answer)
+        except ClientDisconnect:
+            if status:
+                raise BrokenOff from None
         except Exception as error:
             if status:
                 report(log, "an answer broke off", error)
@@ -112,14 +116,17 @@ class Gate:
             milliseconds = (time.perf_counter() - began) * 1000
             log.debug("%s %s %d %.1f ms %s", scope["method"], scope["path"][:200], status, milliseconds, request_id)
 
-    async def _admit(self, scope: Any, headers: Headers, room: int, *, recent: bool) -> None:
+    async def _admit(self, scope: Any, headers: Headers, room: int, *, recent: bool) -> Principal | None:
         if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADER_BYTES:
             raise TooLarge("The headers are too large.")
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length[:20]) > room:
             raise TooLarge
-        if scope["path"] not in PUBLIC:
-            scope.setdefault("state", {})["principal"] = await self._principal(scope, headers, recent)
+        if scope["path"] in PUBLIC:
+            return None
+        principal = await self._principal(scope, headers, recent)
+        scope.setdefault("state", {})["principal"] = principal
+        return principal
 
     async def _principal(self, scope: Any, headers: Headers, recent: bool) -> Principal:
         kind, _, secret = headers.get("authorization", "").partition(" ")
@@ -153,6 +160,18 @@ def _host(url: str) -> str | None:
         return urlsplit(url).hostname
     except ValueError:  # a broken IPv6 address
         return None
+
+
+async def _body(receive: Receive) -> bytes:
+    """The whole body; `ClientDisconnect` when the client leaves before its end."""
+    pieces = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        pieces.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 def _bounded(receive: Receive, room: int) -> Receive:

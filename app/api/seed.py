@@ -9,12 +9,12 @@ from uuid import UUID
 
 from fastapi import APIRouter
 from pydantic import BaseModel, Field, ValidationError, computed_field
-from starlette.requests import Request
+from starlette.datastructures import Headers
 from starlette.responses import Response
 
 from app import domain
 from app.api import wire
-from app.api.callers import Chat, Here, StrictRoute, chat_caller, strict_json
+from app.api.callers import Chat, Here, StrictRoute, need, strict_json
 from app.api.fields import Content, Id, JsonObject, Key, UserRef, checked_key
 from app.api.models import (
     AgentOfSession,
@@ -29,8 +29,10 @@ from app.api.models import (
 )
 from app.api.problems import sentence
 from app.api.rest import agent_out
+from app.domain import Principal, Scope
 from app.errors import InvalidInput
 from app.usecases import agents, messages, runs, sessions
+from app.usecases.platform import Platform
 
 router = APIRouter(route_class=StrictRoute, tags=["verbs"])
 
@@ -216,17 +218,17 @@ async def send_message(here: Here, caller: Chat, body: SendMessageIn, idempotenc
     return await wire.respond(here, live, stream=body.stream)
 
 
-async def send_message_directly(here: Here, request: Request) -> Response:
+async def send_message_directly(here: Platform, principal: Principal, headers: Headers, body: bytes) -> Response:
     """`/SendMessage` past FastAPI: the same models, the same function, a third of a millisecond less."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
+    need(Scope.CHAT, principal)
+    kind = headers.get("content-type", "")
+    if kind != "application/json" and kind.partition(";")[0].strip().lower() != "application/json":
         raise InvalidInput("Send the header Content-Type: application/json.", param="content-type")
     try:
-        body = SendMessageIn.model_validate(strict_json(await request.body()))
+        wanted = SendMessageIn.model_validate(strict_json(body))
     except ValidationError as error:
         raise sentence(error.errors(include_url=False, include_input=False)) from None
-    key = checked_key(request.headers.get("idempotency-key"))
-    return await send_message(here, chat_caller(request), body, key)
+    return await send_message(here, principal, wanted, checked_key(headers.get("idempotency-key")))
 
 
 SHORTCUTS = {"/SendMessage": send_message_directly}

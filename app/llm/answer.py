@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -56,7 +56,10 @@ class Answer:
         """`messages` are those sent, to be counted if the upstream does not. More bytes than that: `LLMError`."""
         self.done = False
         """Whether `[DONE]` has come."""
+        self.error: LLMError | None = None
+        """What was wrong after the chunks that `feed` gave last."""
         self.said: list[str] = []
+        self._chunks: list[Chunk] = []
         self._messages = messages
         self._room = max_bytes
         self._events: Events | None = Events(max_line)
@@ -67,7 +70,7 @@ class Answer:
         self._usage: Any = None
         self._model: str | None = None
 
-    def feed(self, piece: bytes) -> Iterator[Chunk]:
+    def feed(self, piece: bytes) -> list[Chunk]:
         """The chunks that `piece` completes; `LLMError` if it is not of the protocol or tells of an error."""
         self._room -= len(piece)
         if self._room < 0:
@@ -76,21 +79,28 @@ class Answer:
             self._begin(piece)
         if self._events is None:
             self._whole.append(piece)
-            return
-        for data in self._events.feed(piece):
-            yield from self._take(data)
+            return []
+        try:
+            for data in self._events.feed(piece):
+                self._take(data)
+        except LLMError as error:
+            if not self._chunks:
+                raise
+            self.error = error
+        return self._given()
 
-    def end(self) -> Iterator[Chunk]:
+    def end(self) -> list[Chunk]:
         """The chunks that the end of the connection completes."""
         if self._events is None:
-            yield from self._take(b"".join(self._whole))
+            self._take(b"".join(self._whole))
             self.done = True
         elif not self.done:
             try:
-                yield from self._take(b"\n".join(self._events.end()))
+                self._take(b"\n".join(self._events.end()))
             except LLMError:
                 if not self._seen:
                     raise  # otherwise it is half an event: the connection was cut
+        return self._given()
 
     def finish(self) -> Finish:
         """How it ended; `LLMError` if there was no answer at all."""
@@ -111,7 +121,11 @@ class Answer:
         if head == b"{":
             self._events = None
 
-    def _take(self, data: bytes) -> Iterator[Chunk]:
+    def _given(self) -> list[Chunk]:
+        given, self._chunks = self._chunks, []
+        return given
+
+    def _take(self, data: bytes) -> None:
         if self.done or not data:
             return
         if data == b"[DONE]":
@@ -127,18 +141,23 @@ class Answer:
         if self._model is None and event.model and len(event.model) <= 200 and event.model.isprintable():
             self._model = event.model
         if event.choices:
-            yield from self._choice(event.choices[0])
+            self._choice(event.choices[0])
 
-    def _choice(self, choice: _Choice) -> Iterator[Chunk]:
+    def _choice(self, choice: _Choice) -> None:
         if text := choice.delta or choice.message:
             if thought := text.reasoning_content or text.reasoning:
-                self.said.append(thought)
-                yield Chunk(thought, "thinking")
+                self._say(thought, "thinking")
             if text.content:
-                self.said.append(text.content)
-                yield Chunk(text.content)
+                self._say(text.content, "text")
         if choice.finish_reason:
             self._reason = choice.finish_reason if _WORD.fullmatch(choice.finish_reason) else "stop"
+
+    def _say(self, content: str, content_type: str) -> None:
+        """Add a chunk; what comes in one piece with its neighbour of the same type becomes one with it."""
+        self.said.append(content)
+        if self._chunks and self._chunks[-1].content_type == content_type:
+            content = self._chunks.pop().content + content
+        self._chunks.append(Chunk(content, content_type))
 
     def _counted(self) -> Usage:
         given = self._usage if isinstance(self._usage, Mapping) else {}

@@ -13,7 +13,7 @@ import msgspec
 from app.domain import Chunk, Usage
 from app.errors import InvalidInput, LLMUnavailable
 from app.journal.recorder import OpenStep, Recorder
-from app.llm.llm import LLM, Finish, Reply
+from app.llm.llm import LLM, Finish, Items, Reply
 from app.llm.options import checked
 from app.llm.tokens import count, count_messages
 from app.llm.upstream import Upstream
@@ -29,7 +29,7 @@ class CallPath:
 
     async def stream(
         self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any], recorder: Recorder
-    ) -> AsyncGenerator[Chunk | Finish, None]:
+    ) -> AsyncGenerator[Items, None]:
         """The chunks of the answer, then its `Finish`; the call is one step of kind `llm`, however it ends."""
         upstream = self._route()
         model = options.get("model") or self._default_model
@@ -40,20 +40,17 @@ class CallPath:
             step.model = model
             said = _Said()
             try:
-                async with aclosing(upstream.stream({"model": model, **rest, "messages": messages})) as items:
-                    async for item in items:
-                        if isinstance(item, Finish):
-                            said.finish = item
-                        else:
-                            said.chunks.append(item)
-                            yield item
+                async with aclosing(upstream.stream({"model": model, **rest, "messages": messages})) as answer:
+                    async for items in answer:
+                        said.add(items)
+                        if said.finish is None:  # the end is told when the step is recorded
+                            yield items
             except (asyncio.CancelledError, GeneratorExit):
                 said.cancelled = True
                 raise
             finally:
                 _settle(step, said, messages)
-        if said.finish:
-            yield said.finish
+        yield items
 
     def _route(self) -> Upstream:
         if self._upstream is None:
@@ -68,6 +65,14 @@ class _Said:
         self.chunks: list[Chunk] = []
         self.finish: Finish | None = None
         self.cancelled = False
+
+    def add(self, items: Items) -> None:
+        """Count what has come."""
+        for item in items:
+            if isinstance(item, Finish):
+                self.finish = item
+            else:
+                self.chunks.append(item)
 
 
 def _settle(step: OpenStep, said: _Said, messages: Sequence[Mapping[str, Any]]) -> None:
@@ -112,19 +117,21 @@ class RunLLM(LLM):
         self._loop = asyncio.get_running_loop()
         self._calls = _Calls()
 
-    def generate(self, messages: list[dict[str, Any]], **options: Any) -> AsyncGenerator[Chunk | Finish, None]:
-        """Take the call path."""
-        return self._path.stream(messages, options, self._recorder)
+    async def generate(self, messages: list[dict[str, Any]], **options: Any) -> AsyncGenerator[Chunk, None]:
+        """Take the call path, as every verb does."""
+        async for chunk in self._open(messages, options):
+            yield chunk
 
     async def close(self) -> None:
         """End the calls that are still open, and refuse new ones by `asyncio.CancelledError`: the run is over."""
         self._calls.closed = True
-        await asyncio.gather(*(reply.close() for reply in self._calls.open))
+        if going := [reply for reply in self._calls.open if not reply.ended]:
+            await asyncio.gather(*(reply.close() for reply in going))
 
     def _open(self, messages: list[dict[str, Any]], options: dict[str, Any]) -> Reply:
         if self._calls.closed:
             raise asyncio.CancelledError("the run is over")
-        reply = Reply(self.generate(messages, **checked(options)))
+        reply = Reply(self._path.stream(messages, checked(options), self._recorder))
         self._calls.open = [*(reply for reply in self._calls.open if not reply.ended), reply]
         return reply
 

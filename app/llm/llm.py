@@ -12,7 +12,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn, Self, TypeVar
+from typing import Any, NoReturn, Self, TypeAlias, TypeVar
 
 from app.domain import ANSWER_TYPES, Chunk, Usage
 from app.errors import LLMError
@@ -33,6 +33,10 @@ class Finish:
     reason: str
     usage: Usage
     model: str | None = None
+
+
+Items: TypeAlias = Sequence[Chunk | Finish]
+"""What has come at once of an answer; the last of the last is its `Finish`."""
 
 
 class Completion(str):
@@ -69,7 +73,7 @@ class Reply:
     fetching ends the answer. An answer that is not read to its end is ended by `close`.
     """
 
-    def __init__(self, source: AsyncIterator[Chunk | Finish]) -> None:
+    def __init__(self, source: AsyncIterator[Items]) -> None:
         self._source = source
         self._chunks: list[Chunk] = []
         self._finish: Finish | None = None
@@ -134,7 +138,7 @@ class Reply:
     async def _fetch(self) -> None:
         self._reader = asyncio.current_task()
         try:
-            item = await anext(self._source)
+            items = await anext(self._source)
         except StopAsyncIteration:
             self._end(None)
         except Exception as error:
@@ -143,10 +147,11 @@ class Reply:
             self._end(LLMError("The answer was abandoned before its end."))
             raise
         else:
-            if isinstance(item, Finish):
-                self._finish = item
-            else:
-                self._chunks.append(item)
+            for item in items:
+                if isinstance(item, Finish):
+                    self._finish = item
+                else:
+                    self._chunks.append(item)
         finally:
             self._reader = None
 
@@ -217,14 +222,13 @@ class LLM(ABC):
         """Every verb's way to an answer: the one place to add to all of them."""
         return Reply(self._items(messages, options))
 
-    async def _items(self, messages: list[dict[str, Any]], options: dict[str, Any]) -> AsyncIterator[Chunk | Finish]:
+    async def _items(self, messages: list[dict[str, Any]], options: dict[str, Any]) -> AsyncIterator[Items]:
         """What `generate` gives, in whichever of its forms, as a stream that ends with a `Finish`."""
         answer = self.generate(messages, **options)
         if inspect.isawaitable(answer):
             answer = await answer
         if isinstance(answer, str):
-            for item in _parts(messages, answer):
-                yield item
+            yield _parts(messages, answer)
             return
         if not isinstance(answer, AsyncIterable):
             raise TypeError("generate must return a text, or be an async generator of texts and chunks")
@@ -236,10 +240,10 @@ class LLM(ABC):
                     finish = item
                 else:
                     said.append(item.content)
-                    yield item
+                    yield (item,)
         finally:
             await _close(answer)
-        yield finish or _counted(messages, "".join(said))
+        yield (finish or _counted(messages, "".join(said)),)
 
     def _wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
         if self._loop is None:
@@ -248,15 +252,11 @@ class LLM(ABC):
         return wait(coroutine, self._loop)
 
 
-def _parts(messages: list[dict[str, Any]], answer: str) -> Iterator[Chunk | Finish]:
-    if isinstance(answer, Completion):
-        if answer.reasoning:
-            yield Chunk(answer.reasoning, "thinking")
-        yield Chunk(str(answer))
-        yield Finish(answer.finish_reason or "stop", answer.usage)
-    else:
-        yield Chunk(answer)
-        yield _counted(messages, answer)
+def _parts(messages: list[dict[str, Any]], answer: str) -> Items:
+    if not isinstance(answer, Completion):
+        return Chunk(answer), _counted(messages, answer)
+    thought = [Chunk(answer.reasoning, "thinking")] if answer.reasoning else []
+    return *thought, Chunk(str(answer)), Finish(answer.finish_reason or "stop", answer.usage)
 
 
 def _counted(messages: list[dict[str, Any]], said: str) -> Finish:

@@ -37,9 +37,10 @@ class OpenAILike(LLM):
         body = checked(options)
         if "model" not in body:
             raise InvalidInput("OpenAILike needs a model_name.", param="model")
-        async with aclosing(self._upstream.stream({**body, "messages": messages})) as items:
-            async for item in items:
-                yield item
+        async with aclosing(self._upstream.stream({**body, "messages": messages})) as answer:
+            async for items in answer:
+                for item in items:
+                    yield item
 
     def ping(self) -> bool:
         """Whether the server can be reached and accepts the key. Blocks."""

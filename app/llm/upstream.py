@@ -12,11 +12,11 @@ from weakref import WeakKeyDictionary
 
 import aiohttp
 import msgspec
+from yarl import URL
 
-from app.domain import Chunk
 from app.errors import InvalidInput, LLMError, LLMUnavailable
 from app.llm.answer import Answer
-from app.llm.llm import Finish
+from app.llm.llm import Items
 from app.llm.refusals import refusal
 
 OPENAI = "https://api.openai.com/v1"
@@ -55,6 +55,7 @@ class Upstream:
     ) -> None:
         """`max_bytes` and `max_line` bound an answer and each line of it as they come over the wire."""
         self._base_url = _checked_url(base_url or OPENAI)
+        self._chat_url = URL(f"{self._base_url}/chat/completions")
         self._headers = {
             "Accept": "text/event-stream",
             "Accept-Encoding": "identity",
@@ -69,8 +70,8 @@ class Upstream:
     def __repr__(self) -> str:
         return f"Upstream({self._base_url!r})"
 
-    async def stream(self, body: Mapping[str, Any]) -> AsyncGenerator[Chunk | Finish, None]:
-        """The chunks of the answer to `body`, a chat completion request, then its `Finish`.
+    async def stream(self, body: Mapping[str, Any]) -> AsyncGenerator[Items, None]:
+        """The chunks of the answer to `body`, a chat completion request, as many at once as have come; then its `Finish`.
 
         Raises `LLMUnavailable`, `LLMRejected` or `LLMError`. A stream that breaks off after its first token ends with
         `Finish("cut")`; one that hangs raises. Closing the generator closes the connection.
@@ -79,16 +80,17 @@ class Upstream:
         answer = Answer(body.get("messages", ()), max_bytes=self._max_bytes, max_line=self._max_line)
         response = await self._post(_encode(body), call)
         try:
-            while not answer.done and (piece := await call.read(response)):
-                for chunk in answer.feed(piece):
+            while not answer.done and (piece := await call.read(response.content)):
+                if (chunks := answer.feed(piece)) and not answer.done:
                     call.began = True
-                    yield chunk
-            for chunk in answer.end():
-                yield chunk
-            yield answer.finish()
-            if answer.done:
+                    yield chunks
+                if answer.error:
+                    raise answer.error
+            yield [*(chunks if answer.done else answer.end()), answer.finish()]
+            if answer.done and not response.content.at_eof():
                 await _reach_end(response)
         finally:
+            call.close()
             response.close()  # does nothing to a connection whose response was read to its end
 
     async def ping(self) -> bool:
@@ -113,9 +115,8 @@ class Upstream:
         try:
             async with asyncio.timeout_at(call.limit()):
                 response = await session.post(
-                    f"{self._base_url}/chat/completions",
-                    data=data,
-                    headers={"Content-Type": "application/json"},
+                    self._chat_url,
+                    data=aiohttp.BytesPayload(data, content_type="application/json"),
                     allow_redirects=False,
                 )
         except (aiohttp.ClientError, OSError, ValueError) as error:
@@ -138,7 +139,7 @@ class Upstream:
             connector=aiohttp.TCPConnector(limit=0),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=self._headers,
-            timeout=aiohttp.ClientTimeout(total=None, connect=self._deadlines.connect),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._deadlines.connect),
             trust_env=False,
         ) as session:
             yield session
@@ -151,12 +152,17 @@ class _Pool:
 
 
 class _Call:
-    """The deadlines of one call. They bind only while it waits for the server, not while its caller is busy."""
+    """The deadlines of one call. They bind only while it waits for the server, not while its caller is busy.
+
+    One timer serves all waits of a call: it looks when it is due whether the wait it was set for is over.
+    """
 
     def __init__(self, deadlines: Deadlines) -> None:
         self._deadlines = deadlines
         self._loop = asyncio.get_running_loop()
         self._started = self._loop.time()
+        self._timer: asyncio.TimerHandle | None = None
+        self._waiting_until: float | None = None
         self.began = False
 
     def limit(self) -> float:
@@ -166,11 +172,15 @@ class _Call:
         )
         return min(patience, self._started + self._deadlines.total)
 
-    async def read(self, response: aiohttp.ClientResponse) -> bytes:
+    async def read(self, content: aiohttp.StreamReader) -> bytes:
         """The next bytes; none at the end, and none when the connection breaks."""
         try:
-            async with asyncio.timeout_at(self.limit()):
-                return await response.content.readany()
+            if piece := content.read_nowait():
+                return piece
+            limit = self._waiting_until = self.limit()
+            if self._timer is None or self._timer.when() > limit:
+                self._set(content, limit)
+            return await content.readany()
         except TimeoutError:
             raise LLMUnavailable(
                 "The language model's server stopped in the middle of its answer."
@@ -179,6 +189,26 @@ class _Call:
             ) from None
         except (aiohttp.ClientError, OSError):
             return b""
+        finally:
+            self._waiting_until = None
+
+    def close(self) -> None:
+        """Wait for nothing more."""
+        if self._timer:
+            self._timer.cancel()
+
+    def _set(self, content: aiohttp.StreamReader, when: float) -> None:
+        self.close()
+        self._timer = self._loop.call_at(when, self._look, content)
+
+    def _look(self, content: aiohttp.StreamReader) -> None:
+        self._timer = None
+        if self._waiting_until is None:
+            return
+        if self._loop.time() < self._waiting_until:
+            self._set(content, self._waiting_until)
+        else:
+            content.set_exception(TimeoutError())
 
 
 async def _reach_end(response: aiohttp.ClientResponse) -> None:

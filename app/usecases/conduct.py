@@ -29,40 +29,72 @@ T = TypeVar("T")
 
 PATIENCE_SECONDS = 60.0
 """How long a run waits for a database that is away."""
+WRONG = "Something went wrong in the server."
 SHUTDOWN = {"code": "shutdown", "message": "The server is shutting down.", "status": 503}
 
 
 def start(platform: Platform, begun: Begun) -> LiveRun:
-    """Begin to answer, in tasks that belong to the platform and not to the caller."""
+    """Begin to answer, in a task that belongs to the platform and not to the caller."""
     live = LiveRun(begun.run, Log(begun.run.id), credential_id=begun.credential_id)
     platform.live[begun.run.id] = live
-    live.agent = platform.tasks.start(_answer(platform, begun, live), name="agent")
-    platform.tasks.start(_conduct(platform, live), name="run")
+    platform.tasks.start(_conduct(platform, begun, live), name="run")
     return live
 
 
-async def _answer(platform: Platform, begun: Begun, live: LiveRun) -> Answer | AppError:
-    session = begun.session
+async def _conduct(platform: Platform, begun: Begun, live: LiveRun) -> None:
+    """Have the agent answer, store the answer, and only then end the log."""
+    finished: Finished | None = None
     try:
-        live.history = history = await _history(platform, begun)
-        with platform.agents.lease(session.agent_id) as version:
-            binding = Binding(
-                session=session,
-                history=History(history),
-                llm=RunLLM(
-                    platform.calls, live.recorder, model=session.params.model, temperature=session.params.temperature
-                ),
-                recorder=live.recorder,
-                state=await _state(platform, history, session.agent_id) if version.state_model else None,
-            )
-            return await answer(version, binding, history[-1], live.log, timeout=platform.run_timeout)
+        result = await _result(platform, begun, live)
+        finished = await finish(platform, _ending(live, result, promote=not platform.draining.is_set()))
+        if live.history and finished.outcome.messages:
+            platform.windows.put(live.run.session_id, [*live.history, *finished.outcome.messages])
+    finally:
+        platform.live.pop(live.run.id, None)
+        live.log.close(finished.outcome if finished else _broken(live.run, AppError(WRONG)))
+    if finished.promoted:
+        start(platform, finished.promoted)
+
+
+async def _result(platform: Platform, begun: Begun, live: LiveRun) -> Answer | AppError | None:
+    """What the agent's work came to; None when it was ended early, which binds only until here."""
+    task = asyncio.current_task()
+    assert task is not None  # noqa: S101 - a coroutine always runs in a task
+    if live.ended_by:
+        return None
+    live.answering = task
+    try:
+        return await _answer(platform, begun, live)
+    except asyncio.CancelledError:
+        if not live.ended_by:
+            raise
+        task.uncancel()
+        return None
     except AppError as error:
         return error
     except Exception as error:
         if is_passing(error):
             return Unavailable("The database is not available at the moment.")
         report(log, f"run {begun.run.id} failed outside its agent", error)
-        return AppError("Something went wrong in the server.")
+        return AppError(WRONG)
+    finally:
+        live.answering = None
+
+
+async def _answer(platform: Platform, begun: Begun, live: LiveRun) -> Answer:
+    session = begun.session
+    live.history = history = await _history(platform, begun)
+    with platform.agents.lease(session.agent_id) as version:
+        binding = Binding(
+            session=session,
+            history=History(history),
+            llm=RunLLM(
+                platform.calls, live.recorder, model=session.params.model, temperature=session.params.temperature
+            ),
+            recorder=live.recorder,
+            state=await _state(platform, history, session.agent_id) if version.state_model else None,
+        )
+        return await answer(version, binding, history[-1], live.log, timeout=platform.run_timeout)
 
 
 async def _history(platform: Platform, begun: Begun) -> Sequence[Message]:
@@ -96,43 +128,21 @@ async def _state(platform: Platform, history: Sequence[Message], agent_id: str) 
     return await patiently(read)
 
 
-async def _conduct(platform: Platform, live: LiveRun) -> None:
-    """Wait for the answer, store it, and only then end the log."""
-    assert live.agent is not None  # noqa: S101 - set by start()
-    await asyncio.wait({live.agent})
-    finished = Finished(Outcome(_failed(live.run, AppError("Something went wrong in the server."))))
-    try:
-        finished = await finish(platform, replace(_ending(live), promote=not platform.draining.is_set()))
-        if live.history and finished.outcome.messages:
-            platform.windows.put(live.run.session_id, [*live.history, *finished.outcome.messages])
-    finally:
-        platform.live.pop(live.run.id, None)
-        live.log.close(finished.outcome)
-    if finished.promoted:
-        start(platform, finished.promoted)
-
-
-def _ending(live: LiveRun) -> FinishRun:
-    status, error, given = _verdict(live)
+def _ending(live: LiveRun, result: Answer | AppError | None, *, promote: bool) -> FinishRun:
+    status, error = _verdict(live, result)
+    given = result if isinstance(result, Answer) else None
     chunks = joined(event.chunk for event in live.log.events)
     run = replace(live.run, status=status, error=error, usage=live.recorder.usage, layout=layout(chunks))
     answers = [stored_answer(chunks, status, given)] if chunks or status is RunStatus.COMPLETED else []
-    return FinishRun(run, answers, live.recorder.steps, live.credential_id)
+    return FinishRun(run, answers, live.recorder.steps, live.credential_id, promote)
 
 
-def _verdict(live: LiveRun) -> tuple[RunStatus, Any, Answer | None]:
-    assert live.agent is not None  # noqa: S101 - set by start()
-    if live.agent.cancelled():
-        if live.ended_by == "cancel":
-            return RunStatus.CANCELLED, None, None
-        return RunStatus.PARTIAL, SHUTDOWN, None
-    result = live.agent.result()
-    if isinstance(result, LogFull):
-        return RunStatus.PARTIAL, result.to_dict(), None
-    if isinstance(result, AppError):
-        return RunStatus.FAILED, result.to_dict(), None
-    assert isinstance(result, Answer)  # noqa: S101 - the only other thing _answer gives
-    return (RunStatus.PARTIAL if result.finish == "cut" else RunStatus.COMPLETED), None, result
+def _verdict(live: LiveRun, result: Answer | AppError | None) -> tuple[RunStatus, Mapping[str, Any] | None]:
+    if result is None:
+        return (RunStatus.CANCELLED, None) if live.ended_by == "cancel" else (RunStatus.PARTIAL, SHUTDOWN)
+    if isinstance(result, Answer):
+        return (RunStatus.PARTIAL if result.finish == "cut" else RunStatus.COMPLETED), None
+    return (RunStatus.PARTIAL if isinstance(result, LogFull) else RunStatus.FAILED), result.to_dict()
 
 
 def layout(chunks: Sequence[Chunk]) -> list[tuple[str, int]] | None:
@@ -175,7 +185,7 @@ async def finish(platform: Platform, ending: FinishRun) -> Finished:
         return finished or Finished(await patiently(lambda: _as_stored(platform, ending.run)))
     except Exception as error:
         report(log, f"the end of run {ending.run.id} could not be stored", error)
-        return Finished(Outcome(_failed(ending.run, Unavailable("The answer could not be stored."))))
+        return Finished(_broken(ending.run, Unavailable("The answer could not be stored.")))
 
 
 async def _as_stored(platform: Platform, run: Run) -> Outcome:
@@ -183,11 +193,11 @@ async def _as_stored(platform: Platform, run: Run) -> Outcome:
     async with platform.engine.connect() as db:
         stored = await runs.get(db, run.id, owner=None)
         answers = await messages.of_runs(db, [run.id])
-    return Outcome(stored, answers.get(run.id, ())) if stored else Outcome(_failed(run, NotFound("session")))
+    return Outcome(stored, answers.get(run.id, ())) if stored else _broken(run, NotFound("session"))
 
 
-def _failed(run: Run, error: AppError) -> Run:
-    return replace(run, status=RunStatus.FAILED, error=error.to_dict())
+def _broken(run: Run, error: AppError) -> Outcome:
+    return Outcome(replace(run, status=RunStatus.FAILED, error=error.to_dict()))
 
 
 async def patiently(attempt: Callable[[], Awaitable[T]]) -> T:

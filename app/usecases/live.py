@@ -17,7 +17,7 @@ EndedBy = Literal["cancel", "shutdown", "lost"]
 
 @dataclass(eq=False)
 class LiveRun:
-    """The run, its log and record, and the way to end it early. `agent` is the task in which the agent answers, while it does.
+    """The run, its log and record, and the way to end it early. `answering` is the task that waits for the agent, while it does.
 
     `flushed` is how much of the log is in Redis; None while the run is too young to be there.
     """
@@ -27,12 +27,13 @@ class LiveRun:
     recorder: Recorder = field(default_factory=Recorder)
     credential_id: UUID | None = None
     history: Sequence[Message] = ()
-    agent: asyncio.Task[object] | None = None
+    answering: asyncio.Task[object] | None = None
     ended_by: EndedBy | None = None
     flushed: int | None = None
 
     def end(self, by: EndedBy) -> None:
         """Stop the agent; what it has said so far is kept, unless the run is lost to another replica."""
-        self.ended_by = self.ended_by or by
-        if self.agent is not None:
-            self.agent.cancel()
+        if self.ended_by is None:
+            self.ended_by = by
+            if self.answering is not None:
+                self.answering.cancel()

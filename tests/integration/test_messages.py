@@ -48,7 +48,7 @@ async def test_a_streamed_answer_equals_the_whole_one(llm_house: House) -> None:
     found = await events(client, "/SendMessage", {"session_id": id, "content": "say one two three", "stream": True})
     assert found[0][0] == "run"
     chunks = [event for event in found if event[0] == "chunk"]
-    assert [int(position) for _, position, _ in chunks] == [4, 8, 13]
+    assert int(chunks[-1][1]) == 13  # ids are positions, however the chunks were cut
     assert "".join(data["content"] for _, _, data in chunks) == "one two three"
     name, _, end = found[-1]
     assert (name, end["status"], end["content"]) == ("end", "completed", "one two three")

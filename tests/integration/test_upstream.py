@@ -11,6 +11,7 @@ import pytest
 
 from app.domain import Chunk, Usage
 from app.errors import InvalidInput, LLMError, LLMRejected, LLMUnavailable
+from app.journal.log import joined
 from app.llm.llm import Finish
 from app.llm.upstream import Deadlines, Upstream
 from tests.fakes.upstream import FakeUpstream, upstream
@@ -33,14 +34,19 @@ async def client(fake: FakeUpstream) -> AsyncIterator[Upstream]:
 
 async def ask(client: Upstream, text: str = "say one two 三 four", model: str = "fake") -> tuple[str, Finish]:
     body = {"model": model, "messages": [{"role": "user", "content": text}]}
-    *chunks, finish = [item async for item in client.stream(body)]
+    *chunks, finish = [item async for items in client.stream(body) for item in items]
     assert isinstance(finish, Finish)
     return "".join(chunk.content for chunk in chunks if isinstance(chunk, Chunk)), finish
 
 
 async def test_an_answer_comes_in_chunks_and_ends_with_exact_usage(fake: FakeUpstream, client: Upstream) -> None:
-    items = [item async for item in client.stream({"model": "m", "messages": [{"role": "user", "content": "say a b"}]})]
-    assert items == [Chunk("a "), Chunk("b"), Finish("stop", Usage(3, 2), "m")]
+    items = [
+        item
+        async for items in client.stream({"model": "m", "messages": [{"role": "user", "content": "say a b"}]})
+        for item in items
+    ]
+    assert joined(item for item in items if isinstance(item, Chunk)) == [Chunk("a b")]
+    assert items[-1] == Finish("stop", Usage(3, 2), "m")
     assert fake.requests[0].body == {
         "model": "m",
         "messages": [{"role": "user", "content": "say a b"}],
@@ -178,11 +184,13 @@ async def test_the_total_deadline_ends_an_answer_that_never_does(fake: FakeUpstr
 
 async def test_a_reader_that_takes_its_time_breaks_no_deadline(fake: FakeUpstream) -> None:
     client = Upstream(fake.base_url, KEY, deadlines=SHORT)
-    texts = []
-    async for item in client.stream({"model": "m", "messages": [{"role": "user", "content": "say a b c"}]}):
-        texts.append(item)
-        await asyncio.sleep(0.2)
-    assert texts[-1] == Finish("stop", Usage(4, 3), "m")
+    body = {"model": "m", "messages": [{"role": "user", "content": "say a b c [[fault: chunks=3 delay=0.05]]"}]}
+    seen = []
+    async for items in client.stream(body):
+        seen += items
+        await asyncio.sleep(0.4)
+    assert isinstance(seen[-1], Finish)
+    assert seen[-1].reason == "stop"
     await client.close()
 
 
@@ -276,7 +284,11 @@ def test_a_key_that_no_header_can_hold_is_refused(key: str) -> None:
 @pytest.mark.parametrize("content", ["\ud800", object()])
 async def test_what_json_cannot_express_is_refused(client: Upstream, content: object) -> None:
     with pytest.raises(InvalidInput):
-        [item async for item in client.stream({"model": "m", "messages": [{"role": "user", "content": content}]})]
+        [
+            item
+            async for items in client.stream({"model": "m", "messages": [{"role": "user", "content": content}]})
+            for item in items
+        ]
 
 
 async def test_a_conversation_is_answered_from_its_history(client: Upstream) -> None:
@@ -285,7 +297,7 @@ async def test_a_conversation_is_answered_from_its_history(client: Upstream) -> 
         {"role": "assistant", "content": "Hello."},
         {"role": "user", "content": "What was the first thing I said?"},
     ]
-    items = [item async for item in client.stream({"model": "m", "messages": messages})]
+    items = [item async for items in client.stream({"model": "m", "messages": messages}) for item in items]
     assert "".join(item.content for item in items if isinstance(item, Chunk)) == "My name is Ann."
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from app.domain import Chunk, Usage
 from app.errors import LLMError
 from app.llm.answer import Answer
+from app.journal.log import joined
 from app.llm.llm import Finish
 
 MESSAGES = [{"role": "user", "content": "Hello?"}]
@@ -24,8 +25,10 @@ def event(delta: dict[str, Any] | None = None, reason: str | None = None, **fiel
 
 def read(*pieces: bytes, max_bytes: int = 100_000) -> list[Chunk | Finish]:
     answer = Answer(MESSAGES, max_bytes=max_bytes, max_line=10_000)
-    chunks: list[Chunk | Finish] = [chunk for piece in pieces for chunk in answer.feed(piece)]
-    return [*chunks, *answer.end(), answer.finish()]
+    chunks = [chunk for piece in pieces for chunk in answer.feed(piece)]
+    if answer.error:
+        raise answer.error
+    return [*joined([*chunks, *answer.end()]), answer.finish()]
 
 
 def usage(given: object) -> Usage:
@@ -43,7 +46,7 @@ STREAM = (
     + event(usage={"prompt_tokens": 5, "completion_tokens": 7})
     + b"data: [DONE]\n\n"
 )
-ITEMS = [Chunk("思考", "thinking"), Chunk("Grüße, "), Chunk("😀"), Finish("stop", Usage(5, 7), "real")]
+ITEMS = [Chunk("思考", "thinking"), Chunk("Grüße, 😀"), Finish("stop", Usage(5, 7), "real")]
 
 
 @given(st.lists(st.integers(0, len(STREAM)), max_size=30))

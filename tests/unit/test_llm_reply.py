@@ -9,7 +9,7 @@ import pytest
 
 from app.domain import Chunk, Usage
 from app.errors import LLMError
-from app.llm.llm import Completion, Finish, Reply
+from app.llm.llm import Completion, Finish, Items, Reply
 
 WORDS = ["one ", "two ", "three"]
 
@@ -22,17 +22,16 @@ class Source:
         self.ended = False
         self._error = error
 
-    async def __call__(self) -> AsyncIterator[Chunk | Finish]:
+    async def __call__(self) -> AsyncIterator[Items]:
         try:
-            yield Chunk("Hm.", "thinking")
-            yield Chunk(WORDS[0])
+            yield (Chunk("Hm.", "thinking"),)
+            yield (Chunk(WORDS[0]),)
             await self.go.wait()
-            for word in WORDS[1:]:
-                yield Chunk(word)
+            yield [Chunk(word) for word in WORDS[1:]]
             if self._error:
                 raise self._error
-            yield Chunk("searching", "status")
-            yield Finish("stop", Usage(3, 4))
+            yield (Chunk("searching", "status"),)
+            yield (Finish("stop", Usage(3, 4)),)
         finally:
             self.ended = True
 
@@ -116,13 +115,13 @@ async def test_closing_ends_a_reader_that_waits_in_another_task() -> None:
 async def test_closing_waits_for_no_source_that_swallows_its_cancellation() -> None:
     go = asyncio.Event()
 
-    async def stubborn() -> AsyncIterator[Chunk | Finish]:
+    async def stubborn() -> AsyncIterator[Items]:
         while not go.is_set():
             try:
                 await go.wait()
             except asyncio.CancelledError:
                 continue
-        yield Chunk("late")
+        yield (Chunk("late"),)
 
     reply = Reply(stubborn())
     reader = asyncio.gather(collected(reply), return_exceptions=True)
