@@ -17,8 +17,10 @@ import asyncpg
 
 from app.errors import AppError, Unavailable
 from app.reports import report
-from app.store.batch import BeginRun, Begun, Finished, FinishRun, Op, Promote, Repeated, Result, ValueKey, write
+from app.store.batch import write
 from app.store.database import is_passing
+from app.store.operations import BeginRun, Begun, Finished, FinishRun, Op, Promote, Repeated, Result
+from app.store.rows import ValueKey
 
 log = logging.getLogger(__name__)
 

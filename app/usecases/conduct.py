@@ -18,8 +18,8 @@ from app.llm.call import RunLLM
 from app.llm.tokens import count
 from app.reports import report
 from app.store import messages, runs
-from app.store.batch import Begun, Finished, FinishRun
 from app.store.database import is_passing
+from app.store.operations import Begun, Finished, FinishRun
 from app.usecases.live import LiveRun
 from app.usecases.platform import Platform
 from app.usecases.windows import MAX_MESSAGES, MAX_TOKENS, trim

@@ -30,6 +30,7 @@ class LiveRun:
     answering: asyncio.Task[object] | None = None
     ended_by: EndedBy | None = None
     flushed: int | None = None
+    began: float = field(default_factory=lambda: asyncio.get_running_loop().time())
 
     def end(self, by: EndedBy) -> None:
         """Stop the agent; what it has said so far is kept, unless the run is lost to another replica."""

@@ -14,7 +14,7 @@ from app.domain import Message, Page, Principal, Run, RunStatus, new_id
 from app.errors import InvalidInput, NotFound, Unavailable
 from app.llm.tokens import count
 from app.store import messages, sessions
-from app.store.batch import BeginRun, IdempotencyKey, Repeated
+from app.store.operations import BeginRun, IdempotencyKey, Repeated
 from app.usecases import conduct
 from app.usecases.live import LiveRun
 from app.usecases.platform import Platform

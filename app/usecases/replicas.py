@@ -18,8 +18,8 @@ from app.journal.recorder import Bill
 from app.llm.tokens import count
 from app.reports import report
 from app.store import messages, redis, runs
-from app.store.batch import FinishRun
 from app.store.database import is_passing
+from app.store.operations import FinishRun
 from app.store.redis import Client
 from app.usecases.conduct import finish, layout, start, stored_answer
 from app.usecases.platform import Platform

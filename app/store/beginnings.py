@@ -1,0 +1,187 @@
+"""What becomes of messages that are sent: each is refused, answered at once, or waits its turn in its session."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from uuid import UUID
+
+import asyncpg
+
+from app.domain import Message, Role, Run, RunStatus, now
+from app.errors import (
+    AppError,
+    Conflict,
+    InvalidInput,
+    LimitExceeded,
+    NotAllowed,
+    NotAuthenticated,
+    NotFound,
+    SessionBusy,
+)
+from app.store.operations import BeginRun, Begun, Repeated, Result
+from app.store.rows import Row, Rows
+from app.store.runs import run_of
+from app.store.turns import pending, session_of, stored
+
+MAX_QUEUED = 20
+"""How many messages may wait in one session."""
+
+CHECK = """
+SELECT (SELECT r.id FROM runs r WHERE r.session_id = s.id AND r.kind = 'chat' AND r.status IN ('running', 'waiting')
+          AND r.id <> w.run_id) AS active,
+       (SELECT count(*) FROM runs r WHERE r.session_id = s.id AND r.status = 'queued') AS queued,
+       EXISTS (SELECT FROM runs r WHERE r.id = w.run_id) AS stored,
+       w.credential_id IS NULL OR EXISTS (
+         SELECT FROM credentials c WHERE c.id = w.credential_id AND c.revoked_at IS NULL
+           AND (c.expires_at IS NULL OR c.expires_at > now())) AS good,
+       EXISTS (SELECT FROM grants g JOIN groups o ON o.id = g.group_id
+               WHERE g.agent_id IN ('*', s.agent_id) AND (o.name = 'everyone' OR EXISTS (
+                 SELECT FROM group_members m WHERE m.group_id = o.id AND m.user_id = s.user_id))) AS may_use
+FROM unnest($1::uuid[], $2::uuid[], $3::uuid[]) WITH ORDINALITY AS w(session_id, run_id, credential_id, number)
+LEFT JOIN sessions s ON s.id = w.session_id ORDER BY w.number"""
+
+LOCK_KEYS = "SELECT pg_advisory_xact_lock(hashtextextended(name, 0)) FROM unnest($1::text[]) WITH ORDINALITY AS k(name, n) ORDER BY n"
+KEYS = """
+SELECT k.owner_id, k.key, k.fingerprint, r.* FROM unnest($1::uuid[], $2::text[]) AS w(owner_id, key)
+JOIN idempotency_keys k ON k.owner_id = w.owner_id AND k.key = w.key JOIN runs r ON r.id = k.run_id"""
+
+
+async def decide(
+    db: asyncpg.Connection,
+    replica: UUID,
+    ops: Sequence[BeginRun],
+    locked: Mapping[UUID, asyncpg.Record],
+    rows: Rows,
+) -> dict[UUID, Result]:
+    """The result of each message, by its session. What is to be stored goes to `rows`."""
+    ids = ([op.session_id for op in ops], [op.run_id for op in ops], [op.principal.credential_id for op in ops])
+    checks = await db.fetch(CHECK, *ids)
+    repeated = await _repeated(db, ops, locked)
+    known = await _known(db, ops, checks, repeated)
+    results: dict[UUID, Result] = {}
+    for op, check in zip(ops, checks, strict=True):
+        session = locked.get(op.session_id)
+        try:
+            if session is None:
+                raise NotFound("session", param="session_id")
+            _admit(op, session, check)
+            results[op.session_id] = _begin(op, session, check, known, repeated.get(op.session_id), replica, rows)
+        except AppError as error:
+            results[op.session_id] = error
+    return results
+
+
+def _admit(op: BeginRun, session: asyncpg.Record, check: asyncpg.Record) -> None:
+    """Raise every reason to refuse the message."""
+    caller = op.principal
+    if caller.owner and session["user_id"] != caller.owner:
+        raise NotFound("session", param="session_id")
+    if not check["good"] or session["status"] != "active":
+        raise NotAuthenticated
+    if session["agent_id"] not in op.agents:
+        raise NotFound("agent", param="agent.id")
+    if not check["may_use"] and session["role"] != Role.ADMIN:
+        raise NotAllowed("You may not use this agent.", param="agent.id")
+    if session["archived_at"] is not None:
+        raise Conflict("The session is archived.", param="session_id")
+
+
+def _begin(
+    op: BeginRun,
+    session: asyncpg.Record,
+    check: asyncpg.Record,
+    known: Mapping[UUID, Message],
+    repeated: asyncpg.Record | None,
+    replica: UUID,
+    rows: Rows,
+) -> Begun | Repeated:
+    """A run that begins, one that waits, or one that there is already."""
+    if repeated and not check["stored"]:
+        if op.key and repeated["fingerprint"] != op.key.fingerprint:
+            raise Conflict("Idempotency-Key: it was used for another request.", param="idempotency-key")
+        if repeated["status"] != RunStatus.FAILED:
+            return Repeated(run_of(Row(repeated)))
+        op = replace(op, again=True, message=replace(op.message, id=repeated["message_id"]))
+    policy = session["params"].get("busy", "reject")
+    waits = (check["active"] is not None or check["queued"] > 0) and not check["stored"]
+    if waits and policy == "reject":
+        raise SessionBusy
+    if waits and check["queued"] >= MAX_QUEUED:
+        raise LimitExceeded(f"{MAX_QUEUED} messages are waiting in this session already.", retry_after=5)
+    placed = _place(op, session, check, known)
+    message = op.message if waits else placed
+    run = Run(
+        op.run_id,
+        op.session_id,
+        session["user_id"],
+        session["agent_id"],
+        message.id or op.run_id,
+        RunStatus.QUEUED if waits else RunStatus.RUNNING,
+        created_at=now(),
+    )
+    if not check["stored"]:
+        _store(rows, replica, op, session, message, run)
+    interrupts = check["active"] if waits and policy == "interrupt" else None
+    if interrupts:
+        rows.interrupted.append(interrupts)
+    return Begun(session_of(session), message, run, op.principal.credential_id, interrupts)
+
+
+async def _repeated(
+    db: asyncpg.Connection, ops: Sequence[BeginRun], locked: Mapping[UUID, asyncpg.Record]
+) -> Mapping[UUID, asyncpg.Record]:
+    """The runs that idempotency keys stand for, by the session of the message that has the key now."""
+    keyed = {
+        (locked[op.session_id]["user_id"], op.key.key): op.session_id
+        for op in ops
+        if op.key and op.session_id in locked
+    }
+    if not keyed:
+        return {}
+    await db.execute(
+        LOCK_KEYS, sorted(f"{owner} {key}" for owner, key in keyed)
+    )  # other sessions may be locked elsewhere
+    found = await db.fetch(KEYS, *map(list, zip(*keyed, strict=True)))
+    return {keyed[row["owner_id"], row["key"]]: row for row in found}
+
+
+async def _known(
+    db: asyncpg.Connection,
+    ops: Sequence[BeginRun],
+    checks: Sequence[asyncpg.Record],
+    repeated: Mapping[UUID, asyncpg.Record],
+) -> Mapping[UUID, Message]:
+    """The stored messages that the batch refers to; most batches refer to none."""
+    wanted = {op.message.parent_id for op in ops if not op.at_leaf}
+    wanted |= {op.message.id for op, check in zip(ops, checks, strict=True) if op.again or check["stored"]}
+    wanted |= {row["message_id"] for row in repeated.values()}
+    return await stored(db, [id for id in wanted if id])
+
+
+def _place(op: BeginRun, session: asyncpg.Record, check: asyncpg.Record, known: Mapping[UUID, Message]) -> Message:
+    """The message at its place in the tree, or the stored one that is answered again."""
+    if op.again or check["stored"]:
+        stored = known.get(op.message.id or op.run_id)
+        if stored is None or stored.session_id != op.session_id or stored.role != "user":
+            raise NotFound("message", param="message_id")
+        return stored
+    parent_id = session["leaf_id"] if op.at_leaf else op.message.parent_id
+    if not op.at_leaf and parent_id:
+        parent = known.get(parent_id)
+        if parent is None or parent.session_id != op.session_id:
+            raise InvalidInput("parent_id: there is no such message in this session.", param="parent_id")
+    return replace(op.message, session_id=op.session_id, parent_id=parent_id, seq=session["next_seq"], created_at=now())
+
+
+def _store(rows: Rows, replica: UUID, op: BeginRun, session: asyncpg.Record, message: Message, run: Run) -> None:
+    waiting = pending(op) if run.status is RunStatus.QUEUED else None
+    if not waiting:
+        next_seq = session["next_seq"]
+        if not op.again:
+            rows.add_message(session["user_id"], message)
+            next_seq += 1
+        rows.advance(op.session_id, next_seq, message.id, now())
+    rows.add_run(run, replica=replica, credential_id=op.principal.credential_id, pending=waiting)
+    if op.key:
+        rows.keys.append((session["user_id"], op.key.key, op.key.fingerprint, run.id))

@@ -1,0 +1,82 @@
+"""The ends of runs: answers get their place, and what was recorded is stored with them, once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from uuid import UUID
+
+import asyncpg
+
+from app.domain import Message, Outcome, RunStatus, now
+from app.store.operations import Finished, FinishRun, Result
+from app.store.rows import Rows
+from app.store.turns import stored
+
+CHECK = "SELECT id, replica, status FROM runs WHERE id = ANY($1::uuid[])"
+
+
+async def decide(
+    db: asyncpg.Connection,
+    replica: UUID,
+    ops: Sequence[FinishRun],
+    locked: Mapping[UUID, asyncpg.Record],
+    rows: Rows,
+) -> dict[UUID, Result]:
+    """How each run ended, by its session; None when it was erased, or another replica has ended it. What is stored goes to `rows`."""
+    states = {row["id"]: row for row in await db.fetch(CHECK, [op.run.id for op in ops])}
+    results: dict[UUID, Result] = {}
+    for op in ops:
+        state, session = states.get(op.run.id), locked.get(op.session_id)
+        if session is None or state is None or state["replica"] != replica:
+            _charge(op, rows)  # what was spent is spent
+            results[op.session_id] = None
+        elif RunStatus(state["status"]).is_final:  # written before, when the commit was not heard of
+            results[op.session_id] = await _ended_before(db, op)
+        else:
+            results[op.session_id] = _end(op, session, replica, rows)
+    return results
+
+
+async def _ended_before(db: asyncpg.Connection, op: FinishRun) -> Finished:
+    known = await stored(db, [answer.id for answer in op.answers if answer.id])
+    answers = [known[answer.id] for answer in op.answers if answer.id and answer.id in known]
+    return Finished(Outcome(replace(op.run, ended_at=now()), answers))
+
+
+def _end(op: FinishRun, session: asyncpg.Record, replica: UUID, rows: Rows) -> Finished:
+    run = replace(op.run, ended_at=now())
+    answers = _numbered(op, session["next_seq"])
+    rows.end_run(run, replica=replica)
+    for answer in answers:
+        rows.add_message(run.user_id, answer)
+    leaf_id = answers[-1].id if answers else session["leaf_id"]
+    rows.advance(run.session_id, session["next_seq"] + len(answers), leaf_id, run.ended_at)
+    for step in op.steps:
+        rows.add_step(run, step)
+    _charge(op, rows)
+    return Finished(Outcome(run, answers))
+
+
+def _charge(op: FinishRun, rows: Rows) -> None:
+    for step in op.steps:
+        if step.kind == "llm":
+            rows.charge(op.run, step, op.credential_id)
+
+
+def _numbered(op: FinishRun, next_seq: int) -> list[Message]:
+    """The answers as a chain under the message they answer."""
+    chain: list[Message] = []
+    for offset, answer in enumerate(op.answers):
+        chain.append(
+            replace(
+                answer,
+                parent_id=chain[-1].id if chain else op.run.message_id,
+                seq=next_seq + offset,
+                session_id=op.run.session_id,
+                run_id=op.run.id,
+                agent_id=op.run.agent_id,
+                created_at=now(),
+            )
+        )
+    return chain

@@ -1,0 +1,90 @@
+"""What the writer is asked to store, and what comes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+from app.domain import Message, Outcome, Principal, Run, Session, Step
+from app.errors import AppError
+
+
+@dataclass(frozen=True, slots=True)
+class BeginRun:
+    """A message to be answered.
+
+    `message` is new and joins the branch at its `parent_id`, or at the active leaf when `at_leaf`; with `again` it is stored
+    already and is answered once more. `agents` are the ids of the agents that are loaded.
+    """
+
+    principal: Principal
+    session_id: UUID
+    run_id: UUID
+    message: Message
+    agents: frozenset[str]
+    at_leaf: bool = True
+    again: bool = False
+    key: IdempotencyKey | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class IdempotencyKey:
+    """The caller's key for a message, and what identifies the message it was given for."""
+
+    key: str
+    fingerprint: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """What transaction 1 made: a run to conduct; or one that waits its turn, and which run it interrupts."""
+
+    session: Session
+    message: Message
+    run: Run
+    credential_id: UUID | None = None
+    interrupts: UUID | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Repeated:
+    """The idempotency key stands for a run that there is already."""
+
+    run: Run
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """What transaction 2 made: how the run ended, and the session's next run, which the writer's replica now conducts."""
+
+    outcome: Outcome
+    promoted: Begun | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Promote:
+    """Begin the session's next queued run, whose turn it should have been already."""
+
+    session_id: UUID
+    promote: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class FinishRun:
+    """The end of a run: its final state, its answers in order, its steps; and whether to `promote` the session's next run."""
+
+    run: Run
+    answers: Sequence[Message]
+    steps: Sequence[Step] = ()
+    credential_id: UUID | None = None
+    promote: bool = True
+
+    @property
+    def session_id(self) -> UUID:
+        """The session that is locked for it."""
+        return self.run.session_id
+
+
+Op = BeginRun | FinishRun | Promote
+Result = Begun | Repeated | Finished | AppError | None

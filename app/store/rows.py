@@ -1,0 +1,229 @@
+"""The rows of a batch as JSON, and the one statement that stores them all.
+
+Every insert names its ids and does nothing when they are there: a batch whose commit is unknown can be written again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Container
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import msgspec
+
+from app.domain import Message, Run, Step
+from app.store import search
+from app.store.runs import usage_columns
+
+ValueKey = tuple[UUID, bytes]
+"""A value's scope and digest."""
+TINY = 200
+"""Values of so few bytes are not compressed."""
+
+_USAGE = "prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens, cost, estimated"
+_MESSAGE = (
+    "id, session_id, user_id, parent_id, seq, role, content, parts, name, additional_kwargs, run_id, agent_id, tokens, "
+    "state, terms, created_at"
+)
+_RUN = "id, session_id, user_id, agent_id, message_id, credential_id, kind, status, replica, pending, created_at"
+_STEP = (
+    "run_id, seq, started_at, scope_id, path, kind, name, input_hash, output_hash, model, ended_at, status, error, "
+    + _USAGE
+)
+_LEDGER = f"run_id, seq, user_id, session_id, agent_id, credential_id, model, created_at, {_USAGE}"
+STORE = f"""
+WITH new_messages AS (INSERT INTO messages ({_MESSAGE}) SELECT {_MESSAGE}
+       FROM json_populate_recordset(NULL::messages, $1) ON CONFLICT DO NOTHING),
+     new_runs AS (INSERT INTO runs ({_RUN}) SELECT {_RUN}
+       FROM json_populate_recordset(NULL::runs, $2) ON CONFLICT DO NOTHING),
+     ended_runs AS (UPDATE runs r SET ({_USAGE}, status, error, layout, ended_at) =
+         ({", ".join("e." + name for name in _USAGE.split(", "))}, e.status, e.error, e.layout, e.ended_at)
+       FROM json_populate_recordset(NULL::runs, $3) e
+       WHERE r.id = e.id AND r.replica = e.replica AND r.status IN ('running', 'waiting') RETURNING r.id),
+     advanced AS (UPDATE sessions s SET next_seq = a.next_seq, leaf_id = a.leaf_id, updated_at = a.updated_at
+       FROM json_populate_recordset(NULL::sessions, $4) a WHERE s.id = a.id),
+     new_steps AS (INSERT INTO steps ({_STEP}) SELECT {_STEP}
+       FROM json_populate_recordset(NULL::steps, $5) ON CONFLICT DO NOTHING),
+     new_values AS (INSERT INTO step_values (scope_id, hash, body) SELECT scope_id, hash, body
+       FROM json_populate_recordset(NULL::step_values, $6) ON CONFLICT DO NOTHING),
+     new_ledger AS (INSERT INTO ledger ({_LEDGER}) SELECT {_LEDGER}
+       FROM json_populate_recordset(NULL::ledger, $7) ON CONFLICT DO NOTHING)
+SELECT count(*) FROM ended_runs"""  # noqa: S608 - names of columns only
+
+SET_KEY = """
+INSERT INTO idempotency_keys (owner_id, key, fingerprint, run_id) SELECT * FROM unnest($1::uuid[], $2::text[], $3::bytea[], $4::uuid[])
+ON CONFLICT (owner_id, key) DO UPDATE SET run_id = excluded.run_id"""
+INTERRUPT = "UPDATE runs SET cancel_requested = true WHERE id = ANY($1::uuid[])"
+
+
+@dataclass(slots=True)
+class Rows:
+    """What a batch stores, table by table. Values in `stored` are known to be there."""
+
+    stored: Container[ValueKey] = ()
+    messages: list[dict[str, Any]] = field(default_factory=list)
+    runs: list[dict[str, Any]] = field(default_factory=list)
+    ends: list[dict[str, Any]] = field(default_factory=list)
+    sessions: list[dict[str, Any]] = field(default_factory=list)
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    values: dict[ValueKey, bytes] = field(default_factory=dict)
+    ledger: list[dict[str, Any]] = field(default_factory=list)
+    keys: list[tuple[UUID, str, bytes, UUID]] = field(default_factory=list)
+    interrupted: list[UUID] = field(default_factory=list)
+
+    def add_message(self, owner: UUID, message: Message) -> None:
+        """A new message."""
+        self.messages.append(
+            {
+                "id": message.id,
+                "session_id": message.session_id,
+                "user_id": owner,
+                "parent_id": message.parent_id,
+                "seq": message.seq,
+                "role": message.role,
+                "content": message.content,
+                "parts": message.parts or None,
+                "name": message.name,
+                "additional_kwargs": message.additional_kwargs or None,
+                "run_id": message.run_id,
+                "agent_id": message.agent_id,
+                "tokens": message.tokens,
+                "state": message.state,
+                "terms": search.terms(owner, message.content),
+                "created_at": message.created_at,
+            }
+        )
+
+    def add_run(
+        self, run: Run, *, replica: UUID, credential_id: UUID | None, pending: dict[str, Any] | None = None
+    ) -> None:
+        """A run that begins; one that waits its turn is nobody's yet."""
+        self.runs.append(
+            {
+                "id": run.id,
+                "session_id": run.session_id,
+                "user_id": run.user_id,
+                "agent_id": run.agent_id,
+                "message_id": run.message_id,
+                "credential_id": credential_id,
+                "kind": run.kind,
+                "status": run.status,
+                "replica": None if pending else replica,
+                "pending": pending,
+                "created_at": run.created_at,
+            }
+        )
+
+    def end_run(self, run: Run, *, replica: UUID) -> None:
+        """The final state of a run of this replica."""
+        self.ends.append(
+            {
+                "id": run.id,
+                "replica": replica,
+                "status": run.status,
+                "error": run.error,
+                "layout": run.layout,
+                "ended_at": run.ended_at,
+                **usage_columns(run.usage),
+            }
+        )
+
+    def advance(self, session_id: UUID, next_seq: int, leaf_id: UUID | None, at: datetime | None) -> None:
+        """Where a session's next message goes."""
+        self.sessions.append({"id": session_id, "next_seq": next_seq, "leaf_id": leaf_id, "updated_at": at})
+
+    def add_step(self, run: Run, step: Step) -> None:
+        """A step with its values."""
+        for part in step.parts:
+            self._named(run.session_id, part)
+        self.steps.append(
+            {
+                "run_id": run.id,
+                "scope_id": run.session_id,
+                "seq": step.seq,
+                "path": step.path,
+                "kind": step.kind,
+                "name": step.name,
+                "input_hash": self._named(run.session_id, step.input),
+                "output_hash": self._named(run.session_id, step.output),
+                "model": step.model,
+                "started_at": step.started_at,
+                "ended_at": step.ended_at,
+                "status": step.status,
+                "error": step.error,
+                **usage_columns(step.usage),
+            }
+        )
+
+    def charge(self, run: Run, call: Step, credential_id: UUID | None) -> None:
+        """What an LLM call cost, whatever became of its run."""
+        self.ledger.append(
+            {
+                "run_id": run.id,
+                "seq": call.seq,
+                "user_id": run.user_id,
+                "session_id": run.session_id,
+                "agent_id": run.agent_id,
+                "credential_id": credential_id,
+                "model": call.model or "",
+                "created_at": call.ended_at,
+                **usage_columns(call.usage),
+            }
+        )
+
+    def _named(self, scope: UUID, body: bytes | None) -> str | None:
+        if body is None:
+            return None
+        key = digest(body)
+        if (scope, key) not in self.stored:
+            self.values[scope, key] = body
+        return _hex(key)
+
+
+async def store(db: asyncpg.Connection, rows: Rows) -> None:
+    """Store all rows of a batch. A run that was lost between the batch's look and its writing fails the batch, to be written again."""
+    if not (rows.sessions or rows.ledger or rows.runs or rows.interrupted):
+        return
+    values = [
+        {"scope_id": scope, "hash": _hex(key), "body": _packed(rows.values[scope, key])}
+        for scope, key in sorted(rows.values)
+    ]
+    tables = (rows.messages, rows.runs, rows.ends, rows.sessions, rows.steps, values, rows.ledger)
+    ended = await db.fetchval(STORE, *(msgspec.json.encode(table).decode() for table in tables))
+    if ended != len(rows.ends):
+        raise asyncpg.SerializationError("a run was taken over meanwhile")
+    if rows.keys:
+        await db.execute(SET_KEY, *map(list, zip(*rows.keys, strict=True)))
+    if rows.interrupted:
+        await db.execute(INTERRUPT, rows.interrupted)
+
+
+def digest(body: bytes) -> bytes:
+    """The name of a value."""
+    return hashlib.sha256(body).digest()
+
+
+def _hex(body: bytes) -> str:
+    return "\\x" + body.hex()
+
+
+def _packed(body: bytes) -> str:
+    """A value as it is stored: zlib's format (RFC 1950), so that it needs no mark of its own; tiny ones uncompressed in it."""
+    return _hex(zlib.compress(body, 1 if len(body) > TINY else 0))
+
+
+class Row:
+    """A record whose columns are attributes, as SQLAlchemy's rows have them."""
+
+    __slots__ = ("_record",)
+
+    def __init__(self, record: asyncpg.Record) -> None:
+        self._record = record
+
+    def __getattr__(self, name: str) -> Any:
+        return self._record[name]

@@ -1,0 +1,110 @@
+"""Messages that wait for their turn in a busy session, and the turn itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+
+from app.domain import Message, Role, RunStatus, Session, SessionParams, User, now
+from app.store.messages import message_of
+from app.store.operations import BeginRun, Begun
+from app.store.rows import Row, Rows, store
+from app.store.runs import run_of
+
+LOCK = """
+SELECT s.*, u.name, u.role, u.status FROM sessions s JOIN users u ON u.id = s.user_id
+WHERE s.id = ANY($1::uuid[]) ORDER BY s.id FOR SHARE OF u FOR UPDATE OF s"""
+NEXT_QUEUED = """
+SELECT DISTINCT ON (r.session_id) r.* FROM runs r WHERE r.session_id = ANY($1::uuid[]) AND r.status = 'queued'
+  AND NOT EXISTS (SELECT FROM runs a WHERE a.session_id = r.session_id AND a.kind = 'chat' AND a.status IN ('running', 'waiting'))
+ORDER BY r.session_id, r.id"""
+PROMOTE = """
+UPDATE runs r SET status = 'running', pending = NULL, replica = $1, message_id = p.message_id
+FROM unnest($2::uuid[], $3::uuid[]) AS p(id, message_id)
+WHERE r.id = p.id AND r.status = 'queued' RETURNING r.id"""
+KNOWN = "SELECT * FROM messages WHERE id = ANY($1::uuid[])"
+
+
+async def lock(db: asyncpg.Connection, session_ids: Sequence[UUID]) -> Mapping[UUID, asyncpg.Record]:
+    """The sessions with their users, locked in the order of their ids."""
+    return {row["id"]: row for row in await db.fetch(LOCK, sorted(session_ids))}
+
+
+async def stored(db: asyncpg.Connection, ids: Sequence[UUID]) -> Mapping[UUID, Message]:
+    """Messages by id, those that there are."""
+    return {row["id"]: message_of(Row(row)) for row in await db.fetch(KNOWN, ids)} if ids else {}
+
+
+async def promote(db: asyncpg.Connection, replica: UUID, session_ids: Sequence[UUID]) -> Mapping[UUID, Begun]:
+    """Give each session's next queued run its turn, when nothing else runs there; this replica conducts it."""
+    queued = await db.fetch(NEXT_QUEUED, session_ids)
+    if not queued:
+        return {}
+    sessions = await lock(db, [row["session_id"] for row in queued])
+    known = await stored(db, [UUID(row["pending"]["id"]) for row in queued if row["pending"]["again"]])
+    turns: dict[UUID, Begun] = {}
+    for row in queued:
+        session, waiting = sessions[row["session_id"]], row["pending"]
+        message = known.get(UUID(waiting["id"])) if waiting["again"] else _unpacked(session, waiting)
+        if message is not None and session["status"] == "active":
+            run = replace(run_of(Row(row)), status=RunStatus.RUNNING, message_id=message.id or row["id"])
+            turns[run.id] = Begun(session_of(session), message, run, row["credential_id"])
+    ids = [begun.run.message_id for begun in turns.values()]
+    taken = {row["id"] for row in await db.fetch(PROMOTE, replica, list(turns), ids)}  # one may be cancelled meanwhile
+    rows = Rows()
+    for begun in (begun for id, begun in turns.items() if id in taken):
+        session, message = sessions[begun.session.id], begun.message
+        is_new = message.id not in known
+        if is_new:
+            rows.add_message(session["user_id"], message)
+        rows.advance(begun.session.id, session["next_seq"] + is_new, message.id, now())
+    await store(db, rows)
+    return {begun.session.id: begun for id, begun in turns.items() if id in taken}
+
+
+def pending(op: BeginRun) -> dict[str, Any]:
+    """A message that waits for its place, which it gets when its turn comes."""
+    message = op.message
+    return {
+        "id": message.id,
+        "content": message.content,
+        "additional_kwargs": message.additional_kwargs,
+        "tokens": message.tokens,
+        "parent_id": message.parent_id,
+        "at_leaf": op.at_leaf,
+        "again": op.again,
+    }
+
+
+def _unpacked(session: asyncpg.Record, pending: Mapping[str, Any]) -> Message:
+    parent_id = UUID(pending["parent_id"]) if pending["parent_id"] else None
+    return Message.user(
+        pending["content"],
+        id=UUID(pending["id"]),
+        additional_kwargs=pending["additional_kwargs"],
+        tokens=pending["tokens"],
+        session_id=session["id"],
+        parent_id=session["leaf_id"] if pending["at_leaf"] else parent_id,
+        seq=session["next_seq"],
+        created_at=now(),
+    )
+
+
+def session_of(row: asyncpg.Record) -> Session:
+    """The session in a row that `lock` gave."""
+    return Session(
+        id=row["id"],
+        user=User(row["user_id"], row["name"], Role(row["role"]), row["status"]),
+        agent_id=row["agent_id"],
+        agent_params=row["agent_params"],
+        params=SessionParams(**row["params"]),
+        title=row["title"],
+        participants=(row["agent_id"],),
+        leaf_id=row["leaf_id"],
+        created_at=row["created_at"],
+        updated_at=row["updated_at"],
+    )
