@@ -140,7 +140,8 @@ async def follow_run(
     here: Here, caller: Chat, run_id: Id, last_event_id: Annotated[int, Header(ge=0, le=2**53)] = 0
 ) -> Response:
     """A run's events after `Last-Event-ID`, from any replica, while it runs or after it has ended."""
-    return wire.EventStream(wire.followed(here, await runs.get(here, caller, run_id), last_event_id))
+    run, log = await runs.resume(here, caller, run_id)
+    return wire.EventStream(wire.sse(log, run, last_event_id) if log else wire.followed(here, run, last_event_id))
 
 
 @router.post("/runs/{run_id}/cancel", tags=["runs"])

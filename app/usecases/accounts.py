@@ -142,7 +142,7 @@ async def first_admin(engine: AsyncEngine, secret: str, *, alone: bool = False) 
             if alone:
                 await credentials.revoke(db, user.id, name=FIRST_KEY, kinds=["key"])
             await credentials.add(db, Credential(new_id(), user.id, "key", FIRST_KEY, secret[-4:], ALL_SCOPES), key)
-        principal = await credentials.principal(db, key)
+        principal = (await credentials.principals(db, [key])).get(key)
     return principal is not None and principal.is_admin
 
 

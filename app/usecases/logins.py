@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from uuid import UUID
 
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.domain import Credential, Page, Principal, Role, Scope, User, new_id, now
 from app.errors import Conflict, InvalidInput, NotAllowed, NotAuthenticated, NotFound, RateLimited, Unavailable
@@ -47,16 +47,21 @@ def digest(secret: str) -> bytes:
 async def authenticate(platform: Platform, secret: str) -> Principal:
     """Whom an API key or access token proves; `NotAuthenticated` when it is unknown, ended, or its user is suspended."""
     key = digest(secret)
-    async with platform.engine.connect() as db:
-        principal = await credentials.principal(db, key)
+    principal = await platform.proofs.get(key)
     if principal is None:
         raise NotAuthenticated
     platform.principals.put(key, principal)
     return principal
 
 
+async def prove(engine: AsyncEngine, digests: Sequence[bytes]) -> Mapping[bytes, Principal]:
+    """What `authenticate` has to know, for many in one statement."""
+    async with engine.connect() as db:
+        return await credentials.principals(db, digests)
+
+
 async def recognise(platform: Platform, secret: str) -> Principal:
-    """As `authenticate`, but what was proved a minute ago may do: for `messages.send`, whose transaction looks again."""
+    """As `authenticate`, but what was proved a minute ago may do: for `messages.send` and `runs.resume`, which look again."""
     return platform.principals.get(digest(secret)) or await authenticate(platform, secret)
 
 
