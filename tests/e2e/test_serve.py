@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -212,6 +213,38 @@ def test_servers_of_ones_own_are_used_and_none_is_started(tmp_path: Path) -> Non
     finally:
         postgres.stop()
         valkey.stop()
+
+
+def test_a_worker_that_starts_again_waits_for_a_database_that_is_away(tmp_path: Path) -> None:
+    postgres, valkey = Postgres(tmp_path / "theirs", fast=True), Valkey(tmp_path / "theirs")
+    postgres.start()
+    valkey.start()
+    try:
+        with serving(tmp_path, tmp_path / "ours", DATABASE_URL=postgres.url, REDIS_URL=valkey.url) as serve:
+            first = serve.ready().worker().pid
+            postgres.stop()
+            os.kill(first, signal.SIGKILL)
+            wait_until(lambda: status(f"{serve.url}/readyz") == 503, 30)
+            assert serve.worker().pid != first
+            postgres.start()
+            wait_until(lambda: answers(serve), 30)
+            assert len(re.findall(r"Worker \d+ ended", serve.output)) == 1
+            assert "Traceback" not in serve.output
+            assert serve.end() == 0
+    finally:
+        postgres.stop()
+        valkey.stop()
+
+
+def status(url: str) -> int:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as response:  # noqa: S310 - http
+            return int(response.status)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code
+    except OSError:
+        return 0
 
 
 def answers(serve: Serve) -> bool:
