@@ -137,9 +137,9 @@ def _serve(settings: Settings, stack: ExitStack, signals: Signals) -> None:
     stack.callback(workers.stop, lambda: signals.hurried)
     workers.watch()  # they import the application while the engines start
     engines.start()
-    with _checking("DATABASE_DIRECT_URL" if engines.is_pooled else "DATABASE_URL"):
+    with checking("DATABASE_DIRECT_URL" if engines.is_pooled else "DATABASE_URL"):
         _upgrade(engines.direct_url)
-    with _checking("DATABASE_URL"):
+    with checking("DATABASE_URL"):
         about_key = _first_administrator(settings, engines, data_dir)
     workers.tell(engines.settings())
     port = listener.getsockname()[1]
@@ -181,7 +181,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 @contextmanager
-def _checking(setting: str) -> Iterator[None]:
+def checking(setting: str) -> Iterator[None]:
     """A first use of the database: at a start a wrong address is told at once, and not waited for as a worker does later."""
     import asyncpg
     from sqlalchemy.exc import DBAPIError
@@ -240,5 +240,5 @@ def upgrade(settings: Settings) -> None:
             _upgrade(postgres.url)
             return
         name = "DATABASE_DIRECT_URL" if settings.database_direct_url else "DATABASE_URL"
-        with _checking(name):
+        with checking(name):
             _upgrade((settings.database_direct_url or settings.database_url).get_secret_value())

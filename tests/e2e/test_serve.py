@@ -271,6 +271,10 @@ def test_a_wrong_setting_is_named_without_a_traceback(tmp_path: Path) -> None:
     for settings, sentence in (
         ({"DATA_DIR": str(tmp_path / "file" / "data")}, f"DATA_DIR {tmp_path / 'file' / 'data'} cannot be written"),
         ({"DATABASE_URL": "postgresql://a:b@127.0.0.1:1/x"}, "The database of DATABASE_URL cannot be used"),
+        (
+            {"DATABASE_URL": "postgresql://a@b/x", "DATABASE_DIRECT_URL": "postgresql://a:b@127.0.0.1:1/x"},
+            "The database of DATABASE_DIRECT_URL cannot be used",
+        ),
         ({"HOST": "no-such-host.invalid"}, "HOST no-such-host.invalid cannot be listened on"),
         ({"PORT": "many"}, "PORT"),
     ):

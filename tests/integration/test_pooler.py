@@ -13,11 +13,14 @@ import asyncpg
 import pytest
 from sqlalchemy.engine import URL, make_url
 
+from app.cli.serve import checking
+from app.errors import SettingsError
+from app.main import first_administrator
 from app.servers import process
 from app.servers.process import Child, Identity
 from app.store.database import connect, connector
 from tests.engines import Engines
-from tests.house import open_house, send, session
+from tests.house import ADMIN_KEY, open_house, send, session
 
 SERVERS = 3
 """How many connections the pooler opens: fewer than callers at once, so that each gets another again and again."""
@@ -100,6 +103,11 @@ async def test_a_transaction_through_a_pooler_is_bounded_and_leaves_no_setting(p
         await engine.dispose()
 
 
-async def test_without_the_direct_address_a_pooler_is_refused_by_name(pooled_url: str) -> None:
-    with pytest.raises(asyncpg.PostgresError, match="startup parameter"):
-        await connector(pooled_url)()
+async def test_a_start_without_the_direct_address_names_the_setting_that_is_missing(
+    pooled_url: str, tmp_path: Path
+) -> None:
+    with (
+        pytest.raises(SettingsError, match=r"DATABASE_URL cannot .* set DATABASE_DIRECT_URL"),
+        checking("DATABASE_URL"),
+    ):
+        await asyncio.to_thread(first_administrator, pooled_url, tmp_path, ADMIN_KEY)
