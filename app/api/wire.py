@@ -15,7 +15,6 @@ from starlette.types import Receive, Scope, Send
 
 from app.api.problems import problem
 from app.domain import Outcome, Run, RunStatus, Usage
-from app.errors import Unavailable
 from app.journal.log import Event, Log
 from app.tasks import Tasks
 from app.usecases import runs
@@ -26,7 +25,7 @@ HEARTBEAT_SECONDS = 15.0
 HEARTBEAT = b": still here\n\n"
 WRITE_SECONDS = 30.0
 """How long a reader may leave its buffers full."""
-GOES_ON = Unavailable("The run goes on at another server.").to_dict()
+GOES_ON = {"code": "goes_on_elsewhere", "message": "The run goes on at another server.", "status": 503}
 log = logging.getLogger(__name__)
 _encoder = msgspec.json.Encoder()
 SSE_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}

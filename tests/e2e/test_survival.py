@@ -271,8 +271,11 @@ async def test_a_server_that_is_told_to_end_lets_answers_end_and_tells_those_tha
     assert await answers_of(made, long.run_id) == [long.text]
     assert "ERROR" not in one.output
     for waiting in behind:  # their turn came while the server was ending
-        assert ((await waiting.done(1)).names, waiting.broken) == (["run", "error"], None)
-        assert (waiting.events[-1].data["code"], waiting.events[-1].data["status"]) == ("shutdown", 503)
+        told = (await waiting.done(1)).events[-1]
+        assert (waiting.names[0], waiting.broken) == ("run", None)
+        if waiting is behind[0] and told.name == "end":
+            continue  # the other server was quick
+        assert (waiting.names[1:], told.data["code"], told.data["status"]) == (["error"], "shutdown", 503)
         followed = await Listener(caller.follow(two, waiting.run_id)).done(ENDED_WITHIN)
         assert (followed.end["status"], followed.text) == ("completed", LATER)
     for id in (short_id, long_id):
