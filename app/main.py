@@ -31,10 +31,12 @@ from app.settings import Settings
 from app.store import redis
 from app.store.database import connect, connector
 from app.store.writer import Writer
-from app.usecases import accounts, replicas, runs, upkeep
+from app.tasks import Tasks
+from app.usecases import accounts, logins, replicas, runs, upkeep
 from app.usecases.live import LiveRun
 from app.usecases.platform import Platform
 from app.usecases.relay import Relay
+from app.usecases.together import Together
 
 DRAIN_SECONDS = 15.0
 OPENAI_URL = "https://api.openai.com/v1"
@@ -94,9 +96,11 @@ async def drain(app: FastAPI) -> None:
 @asynccontextmanager
 async def _opened(settings: Settings, database_url: str) -> AsyncIterator[Platform]:
     async with AsyncExitStack() as stack:
-        engine = connect(database_url)
+        pooled = _is_pooled(settings)
+        engine = connect(database_url, pooled=pooled)
         stack.push_async_callback(engine.dispose)
-        await upkeep.once(engine)
+        # A worker that starts again while the database is away serves all the same, and says 503 until it is back.
+        upkeep_in = await upkeep.attempt(engine)
         agents = Agents(settings.agents_dir, settings_module.agent_variables())
         await agents.load()
         stack.callback(agents.close)
@@ -110,21 +114,26 @@ async def _opened(settings: Settings, database_url: str) -> AsyncIterator[Platfo
         if client:
             stack.push_async_callback(client.aclose)
         live: dict[UUID, LiveRun] = {}
+        tasks = Tasks()
         platform = Platform(
             engine=engine,
-            writer=Writer(connector(database_url), new_id()),
+            writer=Writer(connector(database_url, pooled=pooled), new_id()),
             agents=agents,
             calls=CallPath(upstream, settings.openai_model),
             relay=Relay(client, live, partial(runs.load, engine)),
+            proofs=Together(partial(logins.prove, engine), tasks, name="proofs"),
+            resumes=Together(partial(runs.look, engine), tasks, name="resumes"),
             redis=client,
             run_timeout=settings.run_timeout,
+            tasks=tasks,
             live=live,
         )
-        heart = replicas.Heart(platform, connector(database_url))
+        heart = replicas.Heart(platform, connector(database_url, pooled=pooled))
         heart.start()
         stack.callback(heart.stop)
         stack.push_async_callback(platform.tasks.close)
         _keep_going(platform, heart)
+        platform.tasks.start(upkeep.keep(engine, upkeep_in), name="upkeep")
         yield platform
 
 
@@ -135,7 +144,11 @@ def _keep_going(platform: Platform, heart: replicas.Heart) -> None:
     tasks.start(platform.relay.run(), name="relay")
     tasks.start(platform.agents.watch(), name="agents")
     tasks.repeat(partial(replicas.reap, platform, heart), replicas.REAP_SECONDS, name="reaper")
-    tasks.repeat(partial(upkeep.once, platform.engine), upkeep.PAUSE_SECONDS, name="upkeep")
+
+
+def _is_pooled(settings: Settings) -> bool:
+    """Whether `DATABASE_URL` is that of a transaction pooler: then there is another past it."""
+    return settings.database_direct_url is not None and settings.database_direct_url != settings.database_url
 
 
 def _upstream(settings: Settings) -> Upstream | None:
@@ -145,7 +158,7 @@ def _upstream(settings: Settings) -> Upstream | None:
     return Upstream(settings.openai_base_url or OPENAI_URL, key.get_secret_value() if key else None)
 
 
-def first_administrator(database_url: str, data_dir: Path, admin_api_key: str | None) -> str:
+def first_administrator(database_url: str, data_dir: Path, admin_api_key: str | None, *, pooled: bool = False) -> str:
     """Make sure that there is an administrator with a key; gives the sentence that says where the key is.
 
     Without `ADMIN_API_KEY` a key is made once and kept in `DATA_DIR/admin.key`, readable by its owner only. A changed
@@ -154,7 +167,7 @@ def first_administrator(database_url: str, data_dir: Path, admin_api_key: str | 
     path = data_dir / "admin.key"
     secret = admin_api_key or _kept_secret(path)
     place = "ADMIN_API_KEY" if admin_api_key else str(path)
-    if asyncio.run(_first_admin(database_url, secret, alone=admin_api_key is not None)):
+    if asyncio.run(_first_admin(database_url, secret, alone=admin_api_key is not None, pooled=pooled)):
         return f"The administrator's key is in {place}."
     return f"The key in {place} is not, or no longer, an administrator's."
 
@@ -175,8 +188,8 @@ def _kept_secret(path: Path) -> str:
     return secret
 
 
-async def _first_admin(database_url: str, secret: str, *, alone: bool) -> bool:
-    engine = connect(database_url)
+async def _first_admin(database_url: str, secret: str, *, alone: bool, pooled: bool) -> bool:
+    engine = connect(database_url, pooled=pooled)
     try:
         return await accounts.first_admin(engine, secret, alone=alone)
     finally:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Form, Request
 
 from app.api.callers import Account, Admin, Here, StrictRoute
-from app.api.fields import After, AgentOrAll, Id, Limit, Name, Secret
+from app.api.fields import After, AgentOrAll, Id, Key, Limit, Name, Secret
 from app.api.models import (
     GroupIn,
     GroupOut,
@@ -70,9 +70,11 @@ async def me(caller: Account) -> UserOut:
 
 
 @router.post("/keys", status_code=201, tags=["accounts"])
-async def create_key(here: Here, caller: Account, body: KeyIn) -> NewKeyOut:
-    """Make an API key; its secret is in this answer and never shown again."""
-    key, secret = await logins.create_key(here, caller, name=body.name, scopes=body.scopes, days=body.days)
+async def create_key(here: Here, caller: Account, body: KeyIn, idempotency_key: Key = None) -> NewKeyOut:
+    """Make an API key; its secret is in this answer and never shown again, not even for the same `Idempotency-Key`: that is a 409."""
+    key, secret = await logins.create_key(
+        here, caller, name=body.name, scopes=body.scopes, days=body.days, once=idempotency_key
+    )
     return NewKeyOut(**KeyOut.model_validate(key).model_dump(), key=secret)
 
 
@@ -89,9 +91,11 @@ async def delete_key(here: Here, caller: Account, key_id: Id) -> None:
 
 
 @router.post("/users", status_code=201, tags=["users"])
-async def create_user(here: Here, caller: Admin, body: UserIn) -> UserOut:
-    """Make an account."""
-    made = await accounts.create_user(here, caller, name=body.name, role=body.role, password=body.password)
+async def create_user(here: Here, caller: Admin, body: UserIn, idempotency_key: Key = None) -> UserOut:
+    """Make an account. Requests with the same `Idempotency-Key` make one, for a day; whether their passwords are equal is not looked at."""
+    made = await accounts.create_user(
+        here, caller, name=body.name, role=body.role, password=body.password, key=idempotency_key
+    )
     return UserOut.model_validate(made)
 
 
@@ -123,16 +127,18 @@ async def delete_user(here: Here, caller: Admin, user_id: Id) -> None:
 
 
 @router.post("/users/{user_id}/keys", status_code=201, tags=["users"])
-async def create_key_for(here: Here, caller: Admin, user_id: Id, body: KeyIn) -> NewKeyOut:
-    """Make an API key for a user; its secret is in this answer and never shown again."""
-    key, secret = await logins.create_key_for(here, caller, user_id, name=body.name, scopes=body.scopes, days=body.days)
+async def create_key_for(here: Here, caller: Admin, user_id: Id, body: KeyIn, idempotency_key: Key = None) -> NewKeyOut:
+    """Make an API key for a user; its secret is in this answer and never shown again, as with `POST /api/v1/keys`."""
+    key, secret = await logins.create_key_for(
+        here, caller, user_id, name=body.name, scopes=body.scopes, days=body.days, once=idempotency_key
+    )
     return NewKeyOut(**KeyOut.model_validate(key).model_dump(), key=secret)
 
 
 @router.post("/groups", status_code=201, tags=["groups"])
-async def create_group(here: Here, caller: Admin, body: GroupIn) -> GroupOut:
-    """Make a group."""
-    return GroupOut.model_validate(await groups.create_group(here, caller, name=body.name))
+async def create_group(here: Here, caller: Admin, body: GroupIn, idempotency_key: Key = None) -> GroupOut:
+    """Make a group. Requests with the same `Idempotency-Key` make one, for a day."""
+    return GroupOut.model_validate(await groups.create_group(here, caller, name=body.name, key=idempotency_key))
 
 
 @router.get("/groups", tags=["groups"])

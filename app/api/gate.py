@@ -52,6 +52,8 @@ BODY_SECONDS = 60.0
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_LOOKS_AGAIN = re.compile(r"/api/v1/runs/[^/]+/events")
+"""Routes, besides the shortcuts, whose use cases look again whether the caller's credential is good."""
 _CALLER_SCOPES = frozenset({Scope.CHAT, Scope.ACCOUNT})
 
 log = logging.getLogger("app.access")
@@ -97,7 +99,8 @@ class Gate:
 
         try:
             shortcut = self._shortcuts.get(scope["path"]) if scope["method"] == "POST" else None
-            principal = await self._admit(scope, headers, room, recent=shortcut is not None)
+            looks_again = shortcut is not None or _LOOKS_AGAIN.fullmatch(scope["path"]) is not None
+            principal = await self._admit(scope, headers, room, recent=looks_again)
             if shortcut and principal:
                 body = await _body(_bounded(receive, room))
                 response = await shortcut(self._platform(), principal, headers, body)

@@ -32,13 +32,13 @@ EVENTS: dict[int | str, dict[str, Any]] = {200: {"content": wire.EVENT_STREAM}}
 
 
 @router.post("/sessions", status_code=201, tags=["sessions"])
-async def create_session(here: Here, caller: Chat, body: SessionIn) -> SessionOut:
-    """Begin a conversation with an agent."""
+async def create_session(here: Here, caller: Chat, body: SessionIn, idempotency_key: Key = None) -> SessionOut:
+    """Begin a conversation with an agent. Requests with the same `Idempotency-Key` make one session, for a day."""
     user = await sessions.resolve_user(here, caller, body.user_id)
     params = body.session_params.to_domain()
     agent = body.agent
     created = await sessions.create(
-        here, user, agent_id=agent.id, agent_params=agent.params, params=params, title=body.title
+        here, user, agent_id=agent.id, agent_params=agent.params, params=params, title=body.title, key=idempotency_key
     )
     return SessionOut.of(created)
 
@@ -124,9 +124,12 @@ async def rate_message(here: Here, caller: Chat, message_id: Id, body: FeedbackI
 
 
 @router.post("/messages/{message_id}/regenerate", response_model=AnswerOut, responses=EVENTS, tags=["messages"])
-async def regenerate_message(here: Here, caller: Chat, message_id: Id, body: RegenerateIn) -> Response:
+async def regenerate_message(
+    here: Here, caller: Chat, message_id: Id, body: RegenerateIn, idempotency_key: Key = None
+) -> Response:
     """Answer a message once more; the new answer becomes a sibling."""
-    return await wire.respond(here, await messages.regenerate(here, caller, message_id), stream=body.stream)
+    begun = await messages.regenerate(here, caller, message_id, key=idempotency_key)
+    return await wire.respond(here, begun, stream=body.stream)
 
 
 @router.get("/runs/{run_id}", tags=["runs"])
@@ -140,7 +143,8 @@ async def follow_run(
     here: Here, caller: Chat, run_id: Id, last_event_id: Annotated[int, Header(ge=0, le=2**53)] = 0
 ) -> Response:
     """A run's events after `Last-Event-ID`, from any replica, while it runs or after it has ended."""
-    return wire.EventStream(wire.followed(here, await runs.get(here, caller, run_id), last_event_id))
+    run, log = await runs.resume(here, caller, run_id)
+    return wire.EventStream(wire.sse(log, run, last_event_id) if log else wire.followed(here, run, last_event_id))
 
 
 @router.post("/runs/{run_id}/cancel", tags=["runs"])

@@ -159,7 +159,7 @@ def _user_id(name: str) -> int | str:
 
 
 @router.post("/CreateSession")
-async def create_session(here: Here, caller: Chat, body: SessionIn) -> Created:
+async def create_session(here: Here, caller: Chat, body: SessionIn, idempotency_key: Key = None) -> Created:
     """Begin a conversation with an agent."""
     user = await sessions.resolve_user(here, caller, body.user_id)
     session = await sessions.create(
@@ -169,6 +169,7 @@ async def create_session(here: Here, caller: Chat, body: SessionIn) -> Created:
         agent_params=body.agent.params,
         params=body.session_params.to_domain(),
         title=body.title,
+        key=idempotency_key,
     )
     return Created(id=session.id)
 

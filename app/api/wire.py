@@ -25,6 +25,7 @@ HEARTBEAT_SECONDS = 15.0
 HEARTBEAT = b": still here\n\n"
 WRITE_SECONDS = 30.0
 """How long a reader may leave its buffers full."""
+GOES_ON = {"code": "goes_on_elsewhere", "message": "The run goes on at another server.", "status": 503}
 log = logging.getLogger(__name__)
 _encoder = msgspec.json.Encoder()
 SSE_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
@@ -48,7 +49,9 @@ async def respond(platform: Platform, begun: LiveRun | Run, *, stream: bool) -> 
 
 
 def whole(outcome: Outcome) -> Response:
-    """The answer, or the problem that a failed run ended with."""
+    """The answer, or the problem that a failed run ended with, or why a run cannot be followed here any longer."""
+    if not outcome.run.status.is_final:
+        return problem(outcome.run.error or GOES_ON, retry_after=1, run_id=outcome.run.id)
     if outcome.run.status is RunStatus.FAILED:
         return problem(outcome.run.error or {}, run_id=outcome.run.id, message_id=outcome.run.message_id)
     return Response(_encoder.encode(answer(outcome)), media_type="application/json")
@@ -57,6 +60,8 @@ def whole(outcome: Outcome) -> Response:
 async def sse(said: Log, run: Run, after: int = 0) -> AsyncGenerator[bytes, None]:
     """`run`, then `chunk`s whose ids are their positions, then `end`; a run that failed or was broken off has an `error` before it.
 
+    An `error` without an `end` tells that the run goes on, and that the rest of it is to be asked for elsewhere.
+
     Who asks for what follows a position beyond the end of an ended log (its server crashed before it was kept) gets one `snapshot`
     of the whole answer instead.
     """
@@ -64,6 +69,9 @@ async def sse(said: Log, run: Run, after: int = 0) -> AsyncGenerator[bytes, None
     async for events in said.read(after, patience=HEARTBEAT_SECONDS):
         yield b"".join(map(_chunk, events)) or HEARTBEAT
     outcome = await said.ended()
+    if not outcome.run.status.is_final:
+        yield _event("error", outcome.run.error or GOES_ON)
+        return
     if after > said.position:
         yield b"id: %d\n%b" % (said.position, _event("snapshot", {"content": said.answer()}))
     if outcome.run.error:

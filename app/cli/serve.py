@@ -92,6 +92,11 @@ class Engines:
         given = self._settings.database_direct_url
         return given.get_secret_value() if given and not self.postgres else self.database_url
 
+    @property
+    def is_pooled(self) -> bool:
+        """Whether a transaction pooler is in front of the database."""
+        return self.direct_url != self.database_url
+
     def settings(self) -> dict[str, str]:
         """What the workers must be told about them."""
         told = {"database_url": self.database_url, "database_direct_url": self.direct_url}
@@ -132,8 +137,10 @@ def _serve(settings: Settings, stack: ExitStack, signals: Signals) -> None:
     stack.callback(workers.stop, lambda: signals.hurried)
     workers.watch()  # they import the application while the engines start
     engines.start()
-    _upgrade(engines.direct_url)
-    about_key = _first_administrator(settings, engines.database_url, data_dir)
+    with checking("DATABASE_DIRECT_URL" if engines.is_pooled else "DATABASE_URL"):
+        _upgrade(engines.direct_url)
+    with checking("DATABASE_URL"):
+        about_key = _first_administrator(settings, engines, data_dir)
     workers.tell(engines.settings())
     port = listener.getsockname()[1]
     _wait_ready(workers, reachable(settings.host), port)
@@ -173,24 +180,33 @@ def _listen(host: str, port: int) -> socket.socket:
         raise SettingsError(sentence) from None
 
 
-def _upgrade(url: str) -> None:
+@contextmanager
+def checking(setting: str) -> Iterator[None]:
+    """A first use of the database: at a start a wrong address is told at once, and not waited for as a worker does later."""
     import asyncpg
-
-    from app.store import migrations
+    from sqlalchemy.exc import DBAPIError
 
     try:
-        migrations.upgrade(url)
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        raise SettingsError(
-            f"The database of DATABASE_URL cannot be used ({type(error).__name__}: {error})."
-        ) from error
+        yield
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, DBAPIError) as error:
+        reason = error.orig if isinstance(error, DBAPIError) and error.orig else error
+        sentence = f"The database of {setting} cannot be used ({type(reason).__name__}: {reason})."
+        if "startup parameter" in str(reason):
+            sentence += " Is it a transaction pooler? Then set DATABASE_DIRECT_URL to the address past it."
+        raise SettingsError(sentence) from error
 
 
-def _first_administrator(settings: Settings, database_url: str, data_dir: Path) -> str:
+def _upgrade(url: str) -> None:
+    from app.store import migrations
+
+    migrations.upgrade(url)
+
+
+def _first_administrator(settings: Settings, engines: Engines, data_dir: Path) -> str:
     from app.main import first_administrator
 
-    key = settings.admin_api_key
-    return first_administrator(database_url, data_dir, key.get_secret_value() if key else None)
+    key = settings.admin_api_key.get_secret_value() if settings.admin_api_key else None
+    return first_administrator(engines.database_url, data_dir, key, pooled=engines.is_pooled)
 
 
 def _wait_ready(workers: Workers, host: str, port: int) -> None:
@@ -223,5 +239,6 @@ def upgrade(settings: Settings) -> None:
             postgres.start()
             _upgrade(postgres.url)
             return
-        url = settings.database_direct_url or settings.database_url
-        _upgrade(url.get_secret_value())
+        name = "DATABASE_DIRECT_URL" if settings.database_direct_url else "DATABASE_URL"
+        with checking(name):
+            _upgrade((settings.database_direct_url or settings.database_url).get_secret_value())

@@ -24,12 +24,9 @@ def user_of(row: Row[Any] | Any) -> User:
 
 async def add_user(db: AsyncConnection, user: User, password_hash: str | None) -> bool:
     """Insert a user; false when the name is taken."""
-    statement = (
-        upsert(users)
-        .values(id=user.id, name=user.name, role=user.role, status=user.status, password_hash=password_hash)
-        .on_conflict_do_nothing()
-        .returning(users.c.id)
-    )
+    row = {"id": user.id, "name": user.name, "role": user.role, "status": user.status, "password_hash": password_hash}
+    row |= {"created_at": user.created_at} if user.created_at else {}
+    statement = upsert(users).values(row).on_conflict_do_nothing().returning(users.c.id)
     return (await db.execute(statement)).first() is not None
 
 

@@ -7,13 +7,30 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Row, and_, case, delete, func, insert, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    LargeBinary,
+    Row,
+    and_,
+    any_,
+    case,
+    delete,
+    func,
+    insert,
+    literal,
+    or_,
+    select,
+    update,
+)
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain import Credential, Page, Principal, Scope, now
 from app.store.accounts import user_of
 from app.store.tables import credentials, login_failures, users
+
+_PROOF = ("digest", "login_id", "scopes")
 
 
 async def add(db: AsyncConnection, credential: Credential, digest: bytes) -> None:
@@ -44,17 +61,18 @@ async def key_expiry(db: AsyncConnection, id: UUID | None) -> datetime | None:
     return (await db.execute(query)).scalar()
 
 
-async def principal(db: AsyncConnection, digest: bytes) -> Principal | None:
-    """Whom a key or access token proves, unless it or its user is no longer good."""
+async def principals(db: AsyncConnection, digests: Sequence[bytes]) -> Mapping[bytes, Principal]:
+    """Whom keys and access tokens prove, those left out that are no longer good, or whose users are not."""
     query = (
-        select(users, credentials.c.id.label("credential_id"), credentials.c.login_id, credentials.c.scopes)
+        select(users, credentials.c.id.label("credential_id"), *(credentials.c[name] for name in _PROOF))
         .join_from(credentials, users, users.c.id == credentials.c.user_id)
-        .where(credentials.c.digest == digest, credentials.c.kind != "refresh", users.c.status == "active", is_good())
+        .where(credentials.c.digest == any_(literal(list(digests), ARRAY(LargeBinary))))
+        .where(credentials.c.kind != "refresh", users.c.status == "active", is_good())
     )
-    row = (await db.execute(query)).first()
-    if row is None:
-        return None
-    return Principal(user_of(row), frozenset(map(Scope, row.scopes)), row.credential_id, row.login_id)
+    return {
+        row.digest: Principal(user_of(row), frozenset(map(Scope, row.scopes)), row.credential_id, row.login_id)
+        for row in await db.execute(query)
+    }
 
 
 def is_good() -> ColumnElement[bool]:

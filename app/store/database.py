@@ -16,9 +16,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from app.errors import SettingsError
 
 POOL_SIZE = 20
-SERVER_SETTINGS = {"idle_in_transaction_session_timeout": "5000"}
-"""In milliseconds. Our transactions wait for nothing but SQL: one that is idle belongs to a process that is paused or cut off, and
-would hold its locks against everybody else."""
+IDLE_MILLISECONDS = "5000"
+"""`idle_in_transaction_session_timeout`: our transactions wait for nothing but SQL. One that is idle belongs to a process that is paused
+or cut off, and would hold its locks against everybody else."""
 POOL_TIMEOUT = 10.0
 """Seconds a caller waits for a connection before it is told that the service is not available."""
 
@@ -39,11 +39,31 @@ def encode_json(value: Any) -> str:
     return msgspec.json.encode(value).decode()
 
 
-def connect(url: str) -> AsyncEngine:
+class _Shared(asyncpg.Connection):
+    """A connection through a transaction pooler such as PgBouncer: what it sets must end with its transaction, as must what it prepares."""
+
+    async def execute(self, query: str, *args: Any, **options: Any) -> str:
+        """As asyncpg has it; what begins a transaction also bounds it, in the same trip."""
+        if query.startswith("BEGIN"):
+            query += f" SET LOCAL idle_in_transaction_session_timeout = {IDLE_MILLISECONDS};"
+        return await super().execute(query, *args, **options)
+
+
+def _options(pooled: bool) -> dict[str, Any]:
+    """How asyncpg connects; `pooled` for a transaction pooler, which takes no settings at the start and keeps no statements."""
+    if pooled:
+        return {"timeout": 10, "command_timeout": 30, "connection_class": _Shared, "statement_cache_size": 0}
+    settings = {"idle_in_transaction_session_timeout": IDLE_MILLISECONDS}
+    return {"timeout": 10, "command_timeout": 30, "server_settings": settings}
+
+
+def connect(url: str, *, pooled: bool = False) -> AsyncEngine:
     """An engine whose pool gives out only connections that the server has not closed.
 
-    asyncpg learns of a closed socket at once, so looking costs nothing where a ping would cost a round trip.
+    asyncpg learns of a closed socket at once, so looking costs nothing where a ping would cost a round trip. `pooled` says that a
+    transaction pooler is in front of the server.
     """
+    unnamed = {"prepared_statement_cache_size": 0, "prepared_statement_name_func": str} if pooled else {}
     engine = create_async_engine(
         asyncpg_url(url),
         pool_size=POOL_SIZE,
@@ -52,7 +72,7 @@ def connect(url: str) -> AsyncEngine:
         hide_parameters=True,  # they are users' words, and errors go to the log
         json_serializer=encode_json,
         json_deserializer=msgspec.json.decode,
-        connect_args={"timeout": 10, "command_timeout": 30, "server_settings": SERVER_SETTINGS},
+        connect_args=_options(pooled) | unnamed,
     )
 
     @event.listens_for(engine.sync_engine, "checkout")
@@ -63,12 +83,12 @@ def connect(url: str) -> AsyncEngine:
     return engine
 
 
-def connector(url: str) -> Callable[[], Awaitable[asyncpg.Connection]]:
+def connector(url: str, *, pooled: bool = False) -> Callable[[], Awaitable[asyncpg.Connection]]:
     """A function that opens a connection of asyncpg's own, for statements too hot for SQLAlchemy."""
     dsn = asyncpg_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
 
     async def open_connection() -> asyncpg.Connection:
-        connection = await asyncpg.connect(dsn, timeout=10, command_timeout=30, server_settings=SERVER_SETTINGS)
+        connection: asyncpg.Connection = await asyncpg.connect(dsn, **_options(pooled))
         await connection.set_type_codec("jsonb", encoder=encode_json, decoder=msgspec.json.decode, schema="pg_catalog")
         return connection
 

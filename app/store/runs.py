@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, and_, delete, exists, func, or_, select, text, update
+from sqlalchemy import Row, Uuid, and_, any_, delete, exists, func, literal, or_, select, text, update
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.domain import Page, Run, RunStatus, Usage
-from app.store.tables import idempotency_keys, replicas, runs
+from app.domain import Message, Page, Run, RunStatus, Usage, now
+from app.store.credentials import is_good
+from app.store.messages import message_of
+from app.store.tables import credentials, idempotency_keys, messages, replicas, runs, sessions, users
 
 DEAD_AFTER_SECONDS = 15
 """A replica that has not beaten for so long, by the database's clock, has lost its runs."""
-YOUNG = "interval '60 seconds'"
-"""How long a run may be stored and not yet held, while its caller waits for the commit to be heard of."""
+YOUNG = timedelta(seconds=60)
+"""How long a run may be conducted as it is stored and not yet held here, while whoever begins it waits for the commit to be heard of."""
 TAKE_OVER = 200
 """How many runs of dead replicas are taken over at once."""
 
@@ -82,15 +86,58 @@ async def active_in(
     return (await db.execute(select(runs.c.id).where(chosen, runs.c.status.in_(ACTIVE)))).scalars().all()
 
 
-async def ended(db: AsyncConnection, ids: Sequence[UUID]) -> Sequence[Run]:
-    """Those of these runs that have ended."""
-    query = select(runs).where(runs.c.id.in_(ids), runs.c.status.not_in((RunStatus.QUEUED, *ACTIVE)))
-    return [run_of(row) for row in await db.execute(query)]
-
-
-async def existing(db: AsyncConnection, ids: Sequence[UUID]) -> frozenset[UUID]:
+async def stored(db: AsyncConnection, ids: Sequence[UUID]) -> Mapping[UUID, Run]:
     """Those of these runs that have not been erased."""
-    return frozenset((await db.execute(select(runs.c.id).where(runs.c.id.in_(ids)))).scalars())
+    query = select(runs).where(runs.c.id == any_(literal(list(ids), ARRAY(Uuid))))
+    return {row.id: run_of(row) for row in await db.execute(query)}
+
+
+Sought = tuple[UUID, UUID | None]
+"""A run's id, and the id of the credential it is asked for with; None where none is needed."""
+
+
+async def sought(
+    db: AsyncConnection, wanted: Sequence[Sought]
+) -> Mapping[Sought, tuple[bool, Run | None, Sequence[Message]]]:
+    """Of each: whether the credential and its user are good, the run, and its answers in order when it has ended. One statement."""
+    columns = [literal([pair[at] for pair in wanted], ARRAY(Uuid)) for at in (0, 1)]
+    asked = func.unnest(*columns).table_valued("run_id", "credential_id", name="asked").render_derived()
+    holds = exists().where(
+        credentials.c.id == asked.c.credential_id,
+        is_good(),
+        users.c.id == credentials.c.user_id,
+        users.c.status == "active",
+    )
+    ended = runs.c.status.not_in((RunStatus.QUEUED, *ACTIVE))
+    query = (
+        select(
+            asked,
+            or_(asked.c.credential_id.is_(None), holds).label("good"),
+            *(column.label(f"r_{column.name}") for column in runs.c),
+            *(column.label(f"m_{column.name}") for column in messages.c if column.name != "terms"),
+        )
+        .join_from(asked, runs, runs.c.id == asked.c.run_id, isouter=True)
+        .join(messages, and_(messages.c.run_id == runs.c.id, ended), isouter=True)
+        .order_by(messages.c.seq)
+    )
+    found: dict[Sought, tuple[bool, Run | None, list[Message]]] = {}
+    for row in await db.execute(query):
+        run = run_of(_Part(row, "r_")) if row.r_id else None
+        _, _, answers = found.setdefault((row.run_id, row.credential_id), (row.good, run, []))
+        if row.m_id:
+            answers.append(message_of(_Part(row, "m_")))
+    return found
+
+
+class _Part:
+    """The columns of a row whose names begin alike, under the rest of their names."""
+
+    def __init__(self, row: Row[Any], prefix: str) -> None:
+        self._row = row
+        self._prefix = prefix
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._row, self._prefix + name)
 
 
 async def request_cancel(db: AsyncConnection, ids: Sequence[UUID]) -> None:
@@ -117,9 +164,11 @@ SELECT held.id, 'lost' FROM unnest($2::uuid[]) AS held(id)
 async def take_over(db: AsyncConnection, replica: UUID, *, held: Sequence[UUID]) -> Sequence[tuple[Run, UUID | None]]:
     """Make the runs of dead replicas this one's, to end them; with the credential each was begun with.
 
-    So are its own runs that it does not hold any more: their end could not be stored at the time.
+    So are its own runs that it does not hold any more: their end could not be stored at the time. When such a run began is when its
+    session last changed, for one that had to wait its turn is older than that; both were told by this process's clock.
     """
-    unheld = and_(runs.c.replica == replica, runs.c.created_at < func.now() - text(YOUNG))
+    begun = exists().where(sessions.c.id == runs.c.session_id, sessions.c.updated_at < now() - YOUNG)
+    unheld = and_(runs.c.replica == replica, begun)
     dead_since = func.now() - text(f"interval '{DEAD_AFTER_SECONDS} seconds'")
     alive = exists().where(replicas.c.id == runs.c.replica, replicas.c.seen_at > dead_since)
     lost = select(runs.c.id).where(

@@ -212,6 +212,17 @@ idempotency_keys = Table(
 )
 """Which run a caller's `Idempotency-Key` stands for, for a day."""
 
+creations = Table(
+    "creations",
+    metadata,
+    Column("owner_id", Uuid, ForeignKey("users.id", ondelete="CASCADE"), primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("fingerprint", LargeBinary, nullable=False),
+    Column("object_id", Uuid, nullable=False),
+    _created(),
+)
+"""Which session, user, API key or group a caller's `Idempotency-Key` has made, for a day."""
+
 steps = Table(
     "steps",
     metadata,

@@ -12,6 +12,7 @@ from app.domain import Credential, Page, Principal, Role, User, new_id, now
 from app.errors import Conflict, InvalidInput, NotFound
 from app.store import accounts, credentials, runs, sessions
 from app.usecases.conduct import stop_all
+from app.usecases.creations import claim
 from app.usecases.logins import ALL_SCOPES, digest, require_admin
 from app.usecases.platform import Platform
 
@@ -19,12 +20,17 @@ FIRST_KEY = "first administrator"
 """The name of the keys that come from the operator's settings or files."""
 
 
-async def create_user(platform: Platform, principal: Principal, *, name: str, role: Role, password: str | None) -> User:
-    """Make an account. Without a password its user can log in once an administrator sets one."""
+async def create_user(
+    platform: Platform, principal: Principal, *, name: str, role: Role, password: str | None, key: str | None = None
+) -> User:
+    """Make an account; with an idempotency `key`, once. Without a password its user can log in once an administrator sets one."""
     require_admin(principal)
     hashed = await platform.passwords.hash(password) if password else None
     user = User(new_id(), name, role, "active", now())
     async with platform.engine.begin() as db:
+        made = await claim(db, principal.user.id, key, user.id, "user", name, role, password is not None)
+        if made != user.id:
+            return await existing(db, made)
         if not await accounts.add_user(db, user, hashed):
             raise Conflict("name: another user has this name.", param="name")
     return user
@@ -142,7 +148,7 @@ async def first_admin(engine: AsyncEngine, secret: str, *, alone: bool = False) 
             if alone:
                 await credentials.revoke(db, user.id, name=FIRST_KEY, kinds=["key"])
             await credentials.add(db, Credential(new_id(), user.id, "key", FIRST_KEY, secret[-4:], ALL_SCOPES), key)
-        principal = await credentials.principal(db, key)
+        principal = (await credentials.principals(db, [key])).get(key)
     return principal is not None and principal.is_admin
 
 

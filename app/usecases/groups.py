@@ -10,15 +10,19 @@ from app.domain import Group, Page, Principal, User, new_id
 from app.errors import Conflict, NotFound
 from app.store import accounts
 from app.usecases.accounts import existing
+from app.usecases.creations import claim
 from app.usecases.logins import require_admin
 from app.usecases.platform import Platform
 
 
-async def create_group(platform: Platform, principal: Principal, *, name: str) -> Group:
-    """Make a group."""
+async def create_group(platform: Platform, principal: Principal, *, name: str, key: str | None = None) -> Group:
+    """Make a group; with an idempotency `key`, once."""
     require_admin(principal)
     group = Group(new_id(), name)
     async with platform.engine.begin() as db:
+        made = await claim(db, principal.user.id, key, group.id, "group", name)
+        if made != group.id:
+            return await _existing_group(db, made)
         if not await accounts.add_group(db, group):
             raise Conflict("name: another group has this name.", param="name")
     return group

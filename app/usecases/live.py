@@ -15,6 +15,15 @@ from app.journal.recorder import Recorder
 EndedBy = Literal["cancel", "shutdown", "lost"]
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A run as it is stored, with its log when it has ended; and whether the credential it was asked for with is good."""
+
+    allowed: bool
+    run: Run | None = None
+    log: Log | None = None
+
+
 @dataclass(eq=False)
 class LiveRun:
     """The run, its log and record, and the way to end it early. `answering` is the task that waits for the agent, while it does.

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from uuid import UUID
 
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.domain import Credential, Page, Principal, Role, Scope, User, new_id, now
 from app.errors import Conflict, InvalidInput, NotAllowed, NotAuthenticated, NotFound, RateLimited, Unavailable
 from app.store import accounts, credentials
+from app.usecases.creations import claim
 from app.usecases.platform import Platform
 
 ACCESS_SECONDS = 900
@@ -47,16 +48,21 @@ def digest(secret: str) -> bytes:
 async def authenticate(platform: Platform, secret: str) -> Principal:
     """Whom an API key or access token proves; `NotAuthenticated` when it is unknown, ended, or its user is suspended."""
     key = digest(secret)
-    async with platform.engine.connect() as db:
-        principal = await credentials.principal(db, key)
+    principal = await platform.proofs.get(key)
     if principal is None:
         raise NotAuthenticated
     platform.principals.put(key, principal)
     return principal
 
 
+async def prove(engine: AsyncEngine, digests: Sequence[bytes]) -> Mapping[bytes, Principal]:
+    """What `authenticate` has to know, for many in one statement."""
+    async with engine.connect() as db:
+        return await credentials.principals(db, digests)
+
+
 async def recognise(platform: Platform, secret: str) -> Principal:
-    """As `authenticate`, but what was proved a minute ago may do: for `messages.send`, whose transaction looks again."""
+    """As `authenticate`, but what was proved a minute ago may do: for `messages.send` and `runs.resume`, which look again."""
     return platform.principals.get(digest(secret)) or await authenticate(platform, secret)
 
 
@@ -64,10 +70,17 @@ async def recognise(platform: Platform, secret: str) -> Principal:
 
 
 async def create_key(
-    platform: Platform, principal: Principal, *, name: str, scopes: Sequence[Scope] | None, days: int | None
+    platform: Platform,
+    principal: Principal,
+    *,
+    name: str,
+    scopes: Sequence[Scope] | None,
+    days: int | None,
+    once: str | None = None,
 ) -> tuple[Credential, str]:
     """Make an API key of the caller; its secret is given here and never again.
 
+    With an idempotency key, `once`, equal requests make one; all but the first are a `Conflict` that names it, for nobody has its secret.
     It can do no more than the caller's credential, and lasts no longer when that is a key too.
     """
     wanted = frozenset(scopes) if scopes is not None else principal.scopes
@@ -75,7 +88,7 @@ async def create_key(
         raise NotAllowed("scopes: a key cannot do more than the credential that makes it.", param="scopes")
     if not wanted:
         raise InvalidInput("scopes: name at least one.", param="scopes")
-    return await _add_key(platform, principal, principal.user.id, name, wanted, days)
+    return await _add_key(platform, principal, principal.user.id, name, wanted, days, once)
 
 
 async def create_key_for(
@@ -86,10 +99,11 @@ async def create_key_for(
     name: str,
     scopes: Sequence[Scope] | None,
     days: int | None,
+    once: str | None = None,
 ) -> tuple[Credential, str]:
     """Make an API key for a user, as an administrator. Without `scopes` it can do all that its user may.
 
-    It lasts no longer than the administrator's credential when that is a key.
+    It lasts no longer than the administrator's credential when that is a key. `once` is as in `create_key`.
     """
     require_admin(principal)
     async with platform.engine.connect() as db:
@@ -99,7 +113,7 @@ async def create_key_for(
     wanted = frozenset(scopes) if scopes is not None else scopes_of(user)
     if not wanted:
         raise InvalidInput("scopes: name at least one.", param="scopes")
-    return await _add_key(platform, principal, user.id, name, wanted & scopes_of(user), days)
+    return await _add_key(platform, principal, user.id, name, wanted & scopes_of(user), days, once)
 
 
 def require_admin(principal: Principal) -> None:
@@ -114,14 +128,28 @@ def scopes_of(user: User) -> frozenset[Scope]:
 
 
 async def _add_key(
-    platform: Platform, maker: Principal, user_id: UUID, name: str, scopes: frozenset[Scope], days: int | None
+    platform: Platform,
+    maker: Principal,
+    user_id: UUID,
+    name: str,
+    scopes: frozenset[Scope],
+    days: int | None,
+    once: str | None,
 ) -> tuple[Credential, str]:
+    id = new_id()
     async with platform.engine.begin() as db:
+        made = await claim(db, maker.user.id, once, id, "key", user_id, name, sorted(scopes), days)
+        if made != id:
+            raise Conflict(
+                f"The API key {made} was made with this Idempotency-Key, and its secret was shown then. If it is lost, delete that key, "
+                "and make another with another Idempotency-Key.",
+                param="idempotency-key",
+            )
         if await credentials.count_keys(db, user_id) >= MAX_KEYS:
             raise Conflict(f"There are {MAX_KEYS} keys already; delete one first.")
         ends = [now() + timedelta(days=days) if days else None, await credentials.key_expiry(db, maker.credential_id)]
         expires_at = min((end for end in ends if end), default=None)
-        key = Credential(new_id(), user_id, "key", name, "", scopes, None, now(), expires_at)
+        key = Credential(id, user_id, "key", name, "", scopes, None, now(), expires_at)
         return await _issue(db, key, "ck")
 
 

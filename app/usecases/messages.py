@@ -51,11 +51,17 @@ def _fingerprint(wanted: BeginRun) -> bytes:
     """What makes two requests the same."""
     message = wanted.message
     said = [wanted.session_id, message.content, message.additional_kwargs, message.parent_id, wanted.at_leaf]
-    return hashlib.sha256(msgspec.json.encode(said, order="sorted")).digest()
+    again = ["again"] if wanted.again else []
+    return hashlib.sha256(msgspec.json.encode([*said, *again], order="sorted")).digest()
 
 
-async def regenerate(platform: Platform, principal: Principal, message_id: UUID) -> LiveRun | Run:
-    """Answer a message once more; the new answer becomes a sibling. An answer's id stands for the message it answers."""
+async def regenerate(
+    platform: Platform, principal: Principal, message_id: UUID, *, key: str | None = None
+) -> LiveRun | Run:
+    """Answer a message once more; the new answer becomes a sibling. An answer's id stands for the message it answers.
+
+    Requests with the same idempotency `key` are one answer.
+    """
     async with platform.engine.connect() as db:
         message = await messages.get(db, message_id, owner=principal.owner)
         if message is not None and message.role == "assistant" and message.parent_id is not None:
@@ -63,6 +69,8 @@ async def regenerate(platform: Platform, principal: Principal, message_id: UUID)
     if message is None or message.session_id is None:
         raise NotFound("message", param="message_id")
     wanted = BeginRun(principal, message.session_id, new_id(), message, platform.agents.ids, again=True)
+    if key is not None:
+        wanted = replace(wanted, key=IdempotencyKey(key, _fingerprint(wanted)))
     return await _begin(platform, wanted)
 
 

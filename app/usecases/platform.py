@@ -9,26 +9,34 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.agent.loader import Agents
+from app.domain import Principal
 from app.llm.call import CallPath
 from app.store.redis import Client
+from app.store.runs import Sought
 from app.store.writer import Writer
 from app.tasks import Tasks
-from app.usecases.live import LiveRun
+from app.usecases.live import LiveRun, Seen
 from app.usecases.passwords import Passwords
 from app.usecases.principals import Principals
 from app.usecases.relay import Relay
+from app.usecases.together import Together
 from app.usecases.windows import Windows
 
 
 @dataclass(frozen=True)
 class Platform:
-    """The parts that a composition root has opened and will close. `live` are the runs this process conducts."""
+    """The parts that a composition root has opened and will close. `live` are the runs this process conducts.
+
+    `proofs` are who secrets prove, by digest, and `resumes` the runs that are to be followed, each looked up together.
+    """
 
     engine: AsyncEngine
     writer: Writer
     agents: Agents
     calls: CallPath
     relay: Relay
+    proofs: Together[bytes, Principal]
+    resumes: Together[Sought, Seen]
     redis: Client | None
     run_timeout: float
     passwords: Passwords = field(default_factory=Passwords)

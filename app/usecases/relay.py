@@ -15,7 +15,7 @@ from uuid import UUID
 
 from redis.exceptions import RedisError
 
-from app.domain import Chunk
+from app.domain import Chunk, Outcome
 from app.journal.log import Log, joined
 from app.store import redis as store
 from app.store.database import is_passing
@@ -69,6 +69,12 @@ class Relay:
             mirror.readers -= 1
             if mirror.readers == 0:
                 self._mirrors.pop(run_id, None)
+
+    def let_go(self, told: Callable[[UUID], Outcome]) -> None:
+        """End the logs of all runs that are followed here, though they go on elsewhere."""
+        for id, mirror in self._mirrors.items():
+            if mirror.log.outcome is None:
+                mirror.log.close(told(id))
 
     async def run(self) -> None:
         """Flush and follow until cancelled."""

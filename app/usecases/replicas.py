@@ -29,8 +29,36 @@ from app.usecases.windows import MAX_MESSAGES, MAX_TOKENS
 log = logging.getLogger(__name__)
 
 BEAT_SECONDS = 1.0
+LATE_SECONDS = 5.0
+"""A beat that follows the one before it by more, though none failed, tells of a process or machine that was asleep."""
 REAP_SECONDS = 3.0
 SERVER_LOST = {"code": "server_lost", "message": "The server that was answering has ended.", "status": 502}
+
+
+class Pulse:
+    """When beats were heard, told by the clock that goes on while the machine sleeps."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+        self._last = 0.0
+
+    @property
+    def steady_seconds(self) -> float:
+        """For how long beats have been heard in time. A process that was asleep knows nothing of what others did meanwhile."""
+        if self._since is None or time.time() - self._last > LATE_SECONDS:
+            return 0.0
+        return self._last - self._since
+
+    def heard(self) -> None:
+        """One more beat."""
+        moment = time.time()
+        if self._since is None or moment - self._last > LATE_SECONDS:
+            self._since = moment
+        self._last = moment
+
+    def missed(self) -> None:
+        """A beat failed."""
+        self._since = None
 
 
 class Heart(threading.Thread):
@@ -45,12 +73,22 @@ class Heart(threading.Thread):
         self._connect = connect
         self._loop = asyncio.get_running_loop()
         self._stopped = threading.Event()
-        self._since: float | None = None
+        self._pulse = Pulse()
+        self._is_away = False
 
     @property
     def steady_seconds(self) -> float:
         """For how long every beat has been heard."""
-        return time.monotonic() - self._since if self._since is not None else 0.0
+        return self._pulse.steady_seconds
+
+    def _missed(self, error: Exception) -> None:
+        """Tell of the first beat that is missed; of the others in a row, and whatever else misses the database, nobody need hear."""
+        self._pulse.missed()
+        if not is_passing(error):
+            report(log, "the heart missed a beat", error)
+        elif not self._is_away:
+            log.warning("The database is not available (%s); what needs it has to wait.", type(error).__name__)
+            self._is_away = True
 
     def stop(self) -> None:
         """End the thread."""
@@ -69,11 +107,10 @@ class Heart(threading.Thread):
                 held = list(self._platform.live)
                 for row in await connection.fetch(runs.BEAT, self._platform.writer.replica, held):
                     self._loop.call_soon_threadsafe(self._end, row["id"], row["why"])
-                self._since = self._since or time.monotonic()
+                self._pulse.heard()
+                self._is_away = False
             except Exception as error:
-                if not is_passing(error):
-                    report(log, "the heart missed a beat", error)
-                self._since = None
+                self._missed(error)
                 if connection is not None:
                     connection.terminate()
                     connection = None
@@ -87,9 +124,18 @@ class Heart(threading.Thread):
 
 
 async def reap(platform: Platform, heart: Heart) -> None:
-    """End what dead replicas left, and begin what waits though nothing runs before it."""
+    """End what dead replicas left, and begin what waits though nothing runs before it. Without the database, nothing."""
     if platform.draining.is_set():
         return
+    try:
+        await _reap(platform, heart)
+    except Exception as error:
+        if not is_passing(error):
+            raise
+        log.debug("nothing could be reaped (%s)", type(error).__name__)  # the heart has told why
+
+
+async def _reap(platform: Platform, heart: Heart) -> None:
     if heart.steady_seconds > runs.DEAD_AFTER_SECONDS:
         await _end_lost(platform)
     async with platform.engine.connect() as db:
@@ -108,6 +154,8 @@ async def _end_lost(platform: Platform) -> None:
     async with platform.engine.begin() as db:
         taken = await runs.take_over(db, platform.writer.replica, held=list(platform.live))
     for run, credential_id in taken:
+        if run.id in platform.live:  # its conductor was slow to take it up, and has now
+            continue
         log.warning("run %s is ended for a server that died", run.id)
         finished = await finish(platform, await _remains(platform, run, credential_id))
         await _forget(platform.redis, run.id)

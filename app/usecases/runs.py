@@ -10,10 +10,11 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.domain import Outcome, Page, Principal, Run, RunStatus
-from app.errors import NotFound
+from app.errors import NotAuthenticated, NotFound
 from app.journal.log import Log
 from app.store import messages, runs, sessions
-from app.usecases.conduct import stored_log
+from app.usecases.conduct import SHUTDOWN, stored_log
+from app.usecases.live import Seen
 from app.usecases.platform import Platform
 
 STORE_SECONDS = 10.0
@@ -49,30 +50,64 @@ async def following(platform: Platform, run: Run) -> AsyncIterator[Log]:
     """The log of a run while the block lasts, whoever conducts it, or as it is stored. No database connection is held meanwhile."""
     if live := platform.live.get(run.id):
         yield live.log
-        return
-    ended = await load(platform.engine, [run.id])
-    if log := ended.get(run.id):
-        yield log
-        return
-    async with platform.relay.following(run.id) as log:
-        yield log
+    elif run.status.is_final:
+        yield (await load(platform.engine, [run.id]))[run.id]
+    elif platform.draining.is_set():
+        yield _closed(_elsewhere(run.id))
+    else:
+        async with platform.relay.following(run.id) as log:
+            yield log
+
+
+async def resume(platform: Platform, principal: Principal, id: UUID) -> tuple[Run, Log | None]:
+    """A run of the caller to follow, and its log when it is conducted here or has ended.
+
+    Looks whether the caller's credential is still good, so that one who was recognised a moment ago may do. Many that come at once,
+    as after a restart, are looked up together: they take one connection and not each its own.
+    """
+    seen = await platform.resumes.get((id, principal.credential_id))
+    if seen is None or not seen.allowed:
+        raise NotAuthenticated
+    live = platform.live.get(id)
+    run = live.run if live else seen.run
+    if run is None or principal.owner not in (None, run.user_id):
+        raise NotFound("run", param="run_id")
+    return run, live.log if live else seen.log
+
+
+async def look(engine: AsyncEngine, wanted: Sequence[runs.Sought]) -> Mapping[runs.Sought, Seen]:
+    """What `resume` has to know, for many in one statement."""
+    async with engine.connect() as db:
+        found = await runs.sought(db, wanted)
+    return {
+        key: Seen(allowed, run, stored_log(run, answers) if run and run.status.is_final else None)
+        for key, (allowed, run, answers) in found.items()
+    }
 
 
 async def load(engine: AsyncEngine, ids: Sequence[UUID]) -> Mapping[UUID, Log]:
     """The logs of those of these runs that have ended or were erased, from what is stored."""
     async with engine.connect() as db:
-        found = {run.id: run for run in await runs.ended(db, ids)}
-        there = await runs.existing(db, ids)
-        answers = await messages.of_runs(db, list(found))
-    logs = {id: stored_log(run, answers.get(id, ())) for id, run in found.items()}
-    for id in set(ids) - there:
-        logs[id] = Log(id)
-        logs[id].close(Outcome(_erased(id)))
-    return logs
+        found = await runs.stored(db, ids)
+        ended = [run for run in found.values() if run.status.is_final]
+        answers = await messages.of_runs(db, [run.id for run in ended]) if ended else {}
+    logs = {run.id: stored_log(run, answers.get(run.id, ())) for run in ended}
+    return logs | {id: _closed(_erased(id)) for id in ids if id not in found}
 
 
-def _erased(id: UUID) -> Run:
-    return Run(id, id, id, "", id, RunStatus.FAILED, error=NotFound("session").to_dict())
+def _closed(outcome: Outcome) -> Log:
+    made = Log(outcome.run.id)
+    made.close(outcome)
+    return made
+
+
+def _erased(id: UUID) -> Outcome:
+    return Outcome(Run(id, id, id, "", id, RunStatus.FAILED, error=NotFound("session").to_dict()))
+
+
+def _elsewhere(id: UUID) -> Outcome:
+    """What who follows a run is told by a server that ends before the run does."""
+    return Outcome(Run(id, id, id, "", id, RunStatus.QUEUED, error=SHUTDOWN))
 
 
 async def cancel(platform: Platform, principal: Principal, id: UUID) -> Run:
@@ -89,22 +124,30 @@ async def cancel(platform: Platform, principal: Principal, id: UUID) -> Run:
         return (await live.log.ended()).run
     async with platform.engine.begin() as db:
         await runs.request_cancel(db, [id])
+    run = await get(platform, principal, id)
+    if run.status.is_final:  # it waited its turn
+        return run
     with suppress(TimeoutError):
         async with asyncio.timeout(CANCEL_SECONDS), following(platform, run) as log:
-            return (await log.ended()).run
+            await log.ended()
     return await get(platform, principal, id)
 
 
 async def drain(platform: Platform, seconds: float) -> None:
-    """Take no more messages; let running answers end by themselves, then end them as partial, and store them all."""
+    """Take no more messages; let running answers end by themselves, then end them as partial, and store them all.
+
+    Runs that wait, and those of other replicas, go on; who follows them here is told to follow them elsewhere.
+    """
     platform.draining.set()
     await _all_ended(platform, seconds)
     for live in list(platform.live.values()):
         live.end("shutdown")
     await _all_ended(platform, STORE_SECONDS)
+    platform.relay.let_go(_elsewhere)
 
 
 async def _all_ended(platform: Platform, seconds: float) -> None:
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
-            await asyncio.gather(*(live.log.ended() for live in list(platform.live.values())))
+            while platform.live:  # one may begin whose message was on its way
+                await asyncio.gather(*(live.log.ended() for live in list(platform.live.values())))

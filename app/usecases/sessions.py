@@ -12,6 +12,7 @@ from app.errors import InvalidInput, NotAllowed, NotFound
 from app.store import accounts, messages, runs, sessions
 from app.usecases.accounts import local_user
 from app.usecases.conduct import stop_all
+from app.usecases.creations import claim
 from app.usecases.platform import Platform
 
 
@@ -53,16 +54,21 @@ async def create(
     agent_params: Mapping[str, Any],
     params: SessionParams,
     title: str | None = None,
+    key: str | None = None,
 ) -> Session:
-    """Begin a conversation of `user` with an agent."""
-    agent_params = await check_agent(platform, user, agent_id, agent_params)
-    moment = now()
-    session = Session(
-        new_id(), user, agent_id, agent_params, params, title, (agent_id,), created_at=moment, updated_at=moment
-    )
+    """Begin a conversation of `user` with an agent; with an idempotency `key`, once, unless that one was erased."""
+    checked = await check_agent(platform, user, agent_id, agent_params)
+    id, moment, stored = new_id(), now(), _stored(params)
+    session = Session(id, user, agent_id, checked, params, title, (agent_id,), created_at=moment, updated_at=moment)
     async with platform.engine.begin() as db:
-        await sessions.add(db, session, _stored(params))
-    return session
+        made = await claim(db, user.id, key, id, "session", agent_id, agent_params, stored, title)
+        if made == id:
+            await sessions.add(db, session, stored)
+            return session
+        earlier = await sessions.get(db, made, owner=user.id)
+    if earlier is None:
+        raise NotFound("session", param="idempotency-key")
+    return earlier
 
 
 def _stored(params: SessionParams) -> Mapping[str, Any]:

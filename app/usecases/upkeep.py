@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.domain import now
-from app.store import credentials, partitions, runs
+from app.reports import report
+from app.store import creations, credentials, partitions, runs
+from app.store.database import is_passing
+
+log = logging.getLogger(__name__)
 
 PAUSE_SECONDS = 3600.0
+AWAY_SECONDS = 1.0
+"""How long to wait for a database that is away."""
 
 
 async def once(engine: AsyncEngine) -> None:
@@ -16,3 +25,26 @@ async def once(engine: AsyncEngine) -> None:
         await partitions.ensure(db, now())
         await credentials.sweep(db)
         await runs.sweep_keys(db)
+        await creations.sweep(db)
+
+
+async def attempt(engine: AsyncEngine) -> float:
+    """Do it `once`; gives the seconds after which to do it again: soon when the database is away, of which the heart tells."""
+    try:
+        await once(engine)
+    except Exception as error:
+        if not is_passing(error):
+            raise
+        return AWAY_SECONDS
+    return PAUSE_SECONDS
+
+
+async def keep(engine: AsyncEngine, pause: float) -> None:
+    """Do it again and again, the first time after `pause` seconds. Belongs in a task."""
+    while True:
+        await asyncio.sleep(pause)
+        try:
+            pause = await attempt(engine)
+        except Exception as error:
+            report(log, "upkeep failed; trying again", error)
+            pause = PAUSE_SECONDS

@@ -107,7 +107,8 @@ class Talker:
             answer = await self.caller.say(server, sent.session_id, sent.content)
         except Refused as refusal:
             if "run_id" in refusal.body:
-                sent.told(refusal.body["run_id"], "failed")
+                goes_on = refusal.body["code"] in ("shutdown", "goes_on_elsewhere")
+                sent.told(refusal.body["run_id"], None if goes_on else "failed")
             raise
         sent.told(answer["run_id"], answer["additional_kwargs"].get("status", "completed"))
         assert sent.text.startswith(answer["content"])

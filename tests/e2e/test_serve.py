@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -214,6 +215,38 @@ def test_servers_of_ones_own_are_used_and_none_is_started(tmp_path: Path) -> Non
         valkey.stop()
 
 
+def test_a_worker_that_starts_again_waits_for_a_database_that_is_away(tmp_path: Path) -> None:
+    postgres, valkey = Postgres(tmp_path / "theirs", fast=True), Valkey(tmp_path / "theirs")
+    postgres.start()
+    valkey.start()
+    try:
+        with serving(tmp_path, tmp_path / "ours", DATABASE_URL=postgres.url, REDIS_URL=valkey.url) as serve:
+            first = serve.ready().worker().pid
+            postgres.stop()
+            os.kill(first, signal.SIGKILL)
+            wait_until(lambda: status(f"{serve.url}/readyz") == 503, 30)
+            assert serve.worker().pid != first
+            postgres.start()
+            wait_until(lambda: answers(serve), 30)
+            assert len(re.findall(r"Worker \d+ ended", serve.output)) == 1
+            assert "Traceback" not in serve.output
+            assert serve.end() == 0
+    finally:
+        postgres.stop()
+        valkey.stop()
+
+
+def status(url: str) -> int:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as response:  # noqa: S310 - http
+            return int(response.status)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code
+    except OSError:
+        return 0
+
+
 def answers(serve: Serve) -> bool:
     try:
         return bool(serve.say("hello") == "hello")
@@ -238,6 +271,10 @@ def test_a_wrong_setting_is_named_without_a_traceback(tmp_path: Path) -> None:
     for settings, sentence in (
         ({"DATA_DIR": str(tmp_path / "file" / "data")}, f"DATA_DIR {tmp_path / 'file' / 'data'} cannot be written"),
         ({"DATABASE_URL": "postgresql://a:b@127.0.0.1:1/x"}, "The database of DATABASE_URL cannot be used"),
+        (
+            {"DATABASE_URL": "postgresql://a@b/x", "DATABASE_DIRECT_URL": "postgresql://a:b@127.0.0.1:1/x"},
+            "The database of DATABASE_DIRECT_URL cannot be used",
+        ),
         ({"HOST": "no-such-host.invalid"}, "HOST no-such-host.invalid cannot be listened on"),
         ({"PORT": "many"}, "PORT"),
     ):

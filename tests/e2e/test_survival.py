@@ -269,7 +269,13 @@ async def test_a_server_that_is_told_to_end_lets_answers_end_and_tells_those_tha
     row = await run_row(made, long.run_id)
     assert (row["status"], row["completion_tokens"] > 0, row["estimated"]) == ("partial", True, True)
     assert await answers_of(made, long.run_id) == [long.text]
+    assert "ERROR" not in one.output
     for waiting in behind:  # their turn came while the server was ending
+        told = (await waiting.done(1)).events[-1]
+        assert (waiting.names[0], waiting.broken) == ("run", None)
+        if waiting is behind[0] and told.name == "end":
+            continue  # the other server was quick
+        assert (waiting.names[1:], told.data["code"], told.data["status"]) == (["error"], "shutdown", 503)
         followed = await Listener(caller.follow(two, waiting.run_id)).done(ENDED_WITHIN)
         assert (followed.end["status"], followed.text) == ("completed", LATER)
     for id in (short_id, long_id):

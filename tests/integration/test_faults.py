@@ -6,14 +6,20 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 
+import httpx2
 import pytest
 
+from app.main import create_app
 from app.servers.postgres import Postgres
+from app.settings import Settings
 from app.store import runs
 from app.store.migrations import upgrade
+from app.usecases import accounts, replicas
+from app.usecases.platform import Platform
 from tests.fakes.upstream import FakeUpstream
-from tests.house import AGENTS, House, events, open_house, send, session
+from tests.house import ADMIN_KEY, AGENTS, House, events, open_house, send, session
 
 FAULTY = """
 import asyncio, sys, time
@@ -253,6 +259,75 @@ async def test_after_a_restart_of_postgresql_the_next_request_succeeds(tmp_path:
             assert (await held).json().get("content") == "asleep and awake", (await held).text
     finally:
         await asyncio.to_thread(postgres.stop)
+
+
+async def test_an_outage_of_the_database_is_one_sentence_in_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(replicas, "REAP_SECONDS", 0.1)
+    monkeypatch.setattr(replicas, "BEAT_SECONDS", 0.1)
+    postgres = Postgres(tmp_path, fast=True)
+    await asyncio.to_thread(postgres.start)
+    try:
+        await asyncio.to_thread(upgrade, postgres.url)
+        async with open_house(postgres.url) as house:
+            for _ in range(2):
+                await asyncio.sleep(0.5)
+                await asyncio.to_thread(postgres.stop)
+                assert (await house.admin.get("/readyz")).status_code == 503
+                await asyncio.sleep(1.5)
+                await asyncio.to_thread(postgres.start)
+                async with asyncio.timeout(20):
+                    while (await house.admin.get("/readyz")).status_code != 200:
+                        await asyncio.sleep(0.05)
+            await asyncio.sleep(0.5)
+    finally:
+        await asyncio.to_thread(postgres.stop)
+    told = [record for record in caplog.records if record.name.startswith("app.")]
+    assert [(record.levelname, record.name) for record in told] == [("WARNING", "app.usecases.replicas")] * 2
+
+
+async def test_a_server_that_starts_without_its_database_serves_when_it_comes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    postgres = Postgres(tmp_path, fast=True)
+    await asyncio.to_thread(postgres.start)
+    try:
+        await asyncio.to_thread(upgrade, postgres.url)
+        app = create_app(Settings(_env_file=None, database_url=postgres.url, agents_dir=AGENTS))
+        await asyncio.to_thread(postgres.stop)
+        async with app.router.lifespan_context(app):
+            platform: Platform = app.state.platform
+            transport = httpx2.ASGITransport(app=app)
+            async with httpx2.AsyncClient(transport=transport, base_url="http://test") as client:
+                assert (await client.get("/readyz")).json() == {"status": "database unavailable"}
+                await asyncio.to_thread(postgres.start)
+                async with asyncio.timeout(20):
+                    while (await client.get("/readyz")).status_code != 200:
+                        await asyncio.sleep(0.05)
+                await accounts.first_admin(platform.engine, ADMIN_KEY)
+                client.headers["authorization"] = f"Bearer {ADMIN_KEY}"
+                async with asyncio.timeout(20):  # its first upkeep makes the tables of steps
+                    while (await send(client, await session(client), "repeat: back")).status_code != 200:
+                        await asyncio.sleep(0.1)
+    finally:
+        await asyncio.to_thread(postgres.stop)
+    warned = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert [record.name for record in warned] == ["app.usecases.replicas"]
+
+
+def test_who_was_asleep_knows_nothing_of_others_until_he_has_heard_them_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    moments = iter([100.0, 101.0, 102.0, 102.5, 500.0, 500.1, 500.2, 501.1, 501.2])
+    monkeypatch.setattr(replicas, "time", SimpleNamespace(time=lambda: next(moments)))
+    pulse = replicas.Pulse()
+    for _ in range(3):
+        pulse.heard()
+    assert pulse.steady_seconds == 2.0
+    assert pulse.steady_seconds == 0.0  # after a long sleep, before the next beat
+    pulse.heard()
+    assert pulse.steady_seconds == 0.0
+    pulse.heard()
+    assert pulse.steady_seconds == pytest.approx(1.0)
 
 
 async def test_the_runs_of_a_dead_server_are_ended_by_another(house: House, monkeypatch: pytest.MonkeyPatch) -> None:

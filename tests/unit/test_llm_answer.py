@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from app.domain import Chunk, Usage
 from app.errors import LLMError
-from app.llm.answer import Answer
 from app.journal.log import joined
+from app.llm.answer import Answer
 from app.llm.llm import Finish
 
 MESSAGES = [{"role": "user", "content": "Hello?"}]
