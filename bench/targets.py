@@ -24,7 +24,8 @@ from bench.relays import RELAYS
 SENDS = 4
 """How many messages a session gets."""
 ROOT = Path(__file__).parents[1]
-ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "PYTHONSAFEPATH": "1"}  # or the working directory would come before the tree
+ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "PYTHONSAFEPATH": "1"}
+"""Without the last, the working directory would come before the tree that is to be measured."""
 
 Plan = Sequence[Sequence[bytes]]
 """Of each caller, the requests it makes one after another."""
