@@ -1,16 +1,20 @@
-"""The nouns of the house as frozen values. No I/O, no framework."""
+"""The nouns of the house as frozen values. No I/O, no framework.
+
+They are structs, which are made and copied in a tenth of the time of a frozen dataclass.
+"""
 
 from __future__ import annotations
 
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
 from enum import StrEnum
 from typing import Any, Generic, Literal, TypeVar
 from uuid import UUID
+
+from msgspec import Struct, field
 
 T = TypeVar("T")
 
@@ -45,8 +49,7 @@ class Scope(StrEnum):
     ADMIN = "admin"
 
 
-@dataclass(frozen=True, slots=True)
-class User:
+class User(Struct, frozen=True):
     """An account."""
 
     id: UUID
@@ -56,8 +59,7 @@ class User:
     created_at: datetime | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Principal:
+class Principal(Struct, frozen=True):
     """A user as proved by a credential. `acts_for_all` is the local caller under `AUTH=open`, who proves nothing."""
 
     user: User
@@ -77,8 +79,7 @@ class Principal:
         return self.user.role is Role.ADMIN and Scope.ADMIN in self.scopes
 
 
-@dataclass(frozen=True, slots=True)
-class Credential:
+class Credential(Struct, frozen=True):
     """An API key, or a token of a password login; the secret is shown once and never stored. `hint` is its last characters."""
 
     id: UUID
@@ -92,8 +93,7 @@ class Credential:
     expires_at: datetime | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
+class Group(Struct, frozen=True):
     """Users who may use the same agents; `*` stands for every agent."""
 
     id: UUID
@@ -101,8 +101,7 @@ class Group:
     agents: Sequence[str] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(Struct, frozen=True):
     """Tokens and money of one or more LLM calls. `estimated` marks counts the upstream did not give."""
 
     prompt: int = 0
@@ -138,8 +137,7 @@ ANSWER_TYPES = frozenset({"text", "code", "result"})
 """The content types that make up an answer; all others are shown beside it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(Struct, frozen=True):
     """A piece of an answer while it streams."""
 
     content: str
@@ -149,8 +147,7 @@ class Chunk:
 MESSAGE_TYPES = {"user": "human", "assistant": "ai", "system": "system", "tool": "tool"}
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(Struct, frozen=True):
     """Role and content; when stored, a node in its session's tree (`parent_id`), numbered by `seq`."""
 
     role: str
@@ -198,8 +195,7 @@ class Message:
         return body
 
 
-@dataclass(frozen=True, slots=True)
-class SessionParams:
+class SessionParams(Struct, frozen=True):
     """What a user sets for one session, whichever agent answers. `None` leaves the agent's or the model's own default."""
 
     model: str | None = None
@@ -208,8 +204,7 @@ class SessionParams:
     """What a message does that comes while another is being answered: refused (by default), queued, or in its place."""
 
 
-@dataclass(frozen=True, slots=True)
-class Session:
+class Session(Struct, frozen=True):
     """One conversation of a user with an agent."""
 
     id: UUID
@@ -242,8 +237,7 @@ class RunStatus(StrEnum):
         return self not in (RunStatus.QUEUED, RunStatus.RUNNING, RunStatus.WAITING)
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class Run(Struct, frozen=True):
     """One message being answered."""
 
     id: UUID
@@ -262,8 +256,7 @@ class Run:
     """Types and lengths of what was said, when it was not text alone."""
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(Struct, frozen=True):
     """One recorded act in a run. Input and output are kept by the hash of their bytes, as are `parts`, which the input names by hash."""
 
     seq: int
@@ -281,16 +274,14 @@ class Step:
     error: Mapping[str, Any] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(Struct, frozen=True):
     """How a run ended: its final state and the messages it gave."""
 
     run: Run
     messages: Sequence[Message] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Page(Generic[T]):
+class Page(Struct, Generic[T], frozen=True):
     """A slice of a list, and whether more follows."""
 
     items: Sequence[T]

@@ -6,10 +6,11 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from inspect import isasyncgenfunction, isawaitable, iscoroutinefunction
 from typing import Any, Literal
+
+from msgspec import Struct, field
 
 from app.agent.chattable import Binding, Chattable, Own
 from app.agent.plain import clean, plain
@@ -32,8 +33,7 @@ MAX_STATE = 1_000_000
 """The largest state, in characters of JSON."""
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(Struct, frozen=True):
     """What an agent answered. `finish` is `cut` when it passed on a language model's answer that broke off."""
 
     text: str

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from fastapi import APIRouter
+from msgspec.structs import asdict
 from pydantic import BaseModel, Field, ValidationError, computed_field
 from starlette.datastructures import Headers
 from starlette.responses import Response

@@ -8,10 +8,10 @@ answered from what is stored.
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Sequence
-from dataclasses import replace
 from uuid import UUID
 
 import asyncpg
+from msgspec.structs import replace
 
 from app.store import beginnings, endings, turns
 from app.store.operations import BeginRun, Finished, FinishRun, Op, Result

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from uuid import UUID
 
 import asyncpg
+from msgspec.structs import replace
 
 from app.domain import Message, Outcome, RunStatus, now
 from app.store.operations import Finished, FinishRun, Result

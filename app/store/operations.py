@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from uuid import UUID
+
+from msgspec import Struct
 
 from app.domain import Message, Outcome, Principal, Run, Session, Step
 from app.errors import AppError
 
 
-@dataclass(frozen=True, slots=True)
-class BeginRun:
+class BeginRun(Struct, frozen=True):
     """A message to be answered.
 
     `message` is new and joins the branch at its `parent_id`, or at the active leaf when `at_leaf`; with `again` it is stored
@@ -28,16 +28,14 @@ class BeginRun:
     key: IdempotencyKey | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class IdempotencyKey:
+class IdempotencyKey(Struct, frozen=True):
     """The caller's key for a message, and what identifies the message it was given for."""
 
     key: str
     fingerprint: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Begun:
+class Begun(Struct, frozen=True):
     """What transaction 1 made: a run to conduct; or one that waits its turn, and which run it interrupts."""
 
     session: Session
@@ -47,31 +45,27 @@ class Begun:
     interrupts: UUID | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Repeated:
+class Repeated(Struct, frozen=True):
     """The idempotency key stands for a run that there is already."""
 
     run: Run
 
 
-@dataclass(frozen=True, slots=True)
-class Finished:
+class Finished(Struct, frozen=True):
     """What transaction 2 made: how the run ended, and the session's next run, which the writer's replica now conducts."""
 
     outcome: Outcome
     promoted: Begun | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Promote:
+class Promote(Struct, frozen=True):
     """Begin the session's next queued run, whose turn it should have been already."""
 
     session_id: UUID
     promote: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class FinishRun:
+class FinishRun(Struct, frozen=True):
     """The end of a run: its final state, its answers in order, its steps; and whether to `promote` the session's next run."""
 
     run: Run

@@ -7,10 +7,10 @@ import logging
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
 from uuid import UUID
 
 import asyncpg
+from msgspec.structs import replace
 
 from app.domain import Chunk, Message, Run, RunStatus, Step, Usage, now
 from app.journal.log import Log, joined

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
 from typing import Any
 from uuid import UUID
+
+from msgspec.structs import asdict, replace
 
 from app.domain import Page, Principal, Role, Session, SessionParams, Usage, User, new_id, now
 from app.errors import InvalidInput, NotAllowed, NotFound
