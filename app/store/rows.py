@@ -20,8 +20,9 @@ from app.domain import Message, Run, Step
 from app.store import search
 from app.store.runs import usage_columns
 
-ValueKey = tuple[UUID, bytes]
-"""A value's scope and digest."""
+ValueKey = bytes
+"""A value's scope and, after `SCOPE_BYTES`, its digest: in one piece, which is found and sorted faster than a pair."""
+SCOPE_BYTES = 16
 TINY = 200
 """Values of so few bytes are not compressed."""
 
@@ -139,8 +140,9 @@ class Rows:
 
     def add_step(self, run: Run, step: Step) -> None:
         """A step with its values."""
+        scope = run.session_id.bytes
         for part in step.parts:
-            self._named(run.session_id, part)
+            self._named(scope, part)
         self.steps.append(
             {
                 "run_id": run.id,
@@ -149,8 +151,8 @@ class Rows:
                 "path": step.path,
                 "kind": step.kind,
                 "name": step.name,
-                "input_hash": self._named(run.session_id, step.input),
-                "output_hash": self._named(run.session_id, step.output),
+                "input_hash": self._named(scope, step.input),
+                "output_hash": self._named(scope, step.output),
                 "model": step.model,
                 "started_at": step.started_at,
                 "ended_at": step.ended_at,
@@ -176,13 +178,13 @@ class Rows:
             }
         )
 
-    def _named(self, scope: UUID, body: bytes | None) -> str | None:
+    def _named(self, scope: bytes, body: bytes | None) -> str | None:
         if body is None:
             return None
-        key = digest(body)
-        if (scope, key) not in self.stored:
-            self.values[scope, key] = body
-        return _hex(key)
+        name = hashlib.sha256(body).digest()
+        if (key := scope + name) not in self.stored:
+            self.values[key] = body
+        return _hex(name)
 
 
 async def store(db: asyncpg.Connection, rows: Rows) -> None:
@@ -190,8 +192,8 @@ async def store(db: asyncpg.Connection, rows: Rows) -> None:
     if not (rows.sessions or rows.ledger or rows.runs or rows.interrupted):
         return
     values = [
-        {"scope_id": scope, "hash": _hex(key), "body": _packed(rows.values[scope, key])}
-        for scope, key in sorted(rows.values)
+        {"scope_id": key[:SCOPE_BYTES].hex(), "hash": _hex(key[SCOPE_BYTES:]), "body": _packed(rows.values[key])}
+        for key in sorted(rows.values)
     ]
     tables = (rows.messages, rows.runs, rows.ends, rows.sessions, rows.steps, values, rows.ledger)
     ended = await db.fetchval(STORE, *(msgspec.json.encode(table).decode() for table in tables))
@@ -201,11 +203,6 @@ async def store(db: asyncpg.Connection, rows: Rows) -> None:
         await db.execute(SET_KEY, *map(list, zip(*rows.keys, strict=True)))
     if rows.interrupted:
         await db.execute(INTERRUPT, rows.interrupted)
-
-
-def digest(body: bytes) -> bytes:
-    """The name of a value."""
-    return hashlib.sha256(body).digest()
 
 
 def _hex(body: bytes) -> str:

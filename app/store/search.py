@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 import unicodedata
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from itertools import islice
 from uuid import UUID
 
 MAX_TERMS = 20_000
@@ -28,13 +29,13 @@ UNUSUAL = "[\u1100-\u11ff\u2e80-\u2fdf\u3099\u309a\u3131-\u33ff\uf900-\ufaff\uff
 
 def terms(owner: UUID, text: str) -> list[int]:
     """The terms under which a message is found."""
-    return _hashed(owner, (term for cjk, word in _pieces(text) for term in ((*cjk, *_pairs(cjk)) if cjk else (word,))))
+    return _hashed(owner, [term for cjk, word in _pieces(text) for term in ((*cjk, *_pairs(cjk)) if cjk else (word,))])
 
 
 def query_terms(owner: UUID, query: str) -> list[int]:
     """The terms that a message must all have to match a query; empty when the query has no word."""
     return _hashed(
-        owner, (term for cjk, word in _pieces(query) for term in (_pairs(cjk) or (cjk,) if cjk else (word,)))
+        owner, [term for cjk, word in _pieces(query) for term in (_pairs(cjk) or (cjk,) if cjk else (word,))]
     )
 
 
@@ -46,9 +47,8 @@ def phrases(query: str) -> list[str]:
     return [cjk for cjk, _ in _pieces(query) if len(cjk) > 2]
 
 
-def _pieces(text: str) -> Iterator[tuple[str, str]]:
-    for found in _PIECE.finditer(_normalised(text[:MAX_CHARACTERS])):
-        yield found[1] or "", found[2] or ""
+def _pieces(text: str) -> list[tuple[str, str]]:
+    return _PIECE.findall(_normalised(text[:MAX_CHARACTERS]))
 
 
 def _normalised(text: str) -> str:
@@ -70,9 +70,5 @@ def _pairs(run: str) -> list[str]:
 
 def _hashed(owner: UUID, found: Iterable[str]) -> list[int]:
     salt = zlib.crc32(owner.bytes)
-    distinct: dict[int, None] = {}
-    for term in found:
-        distinct[zlib.crc32(term.encode(), salt) - 0x80000000] = None
-        if len(distinct) >= MAX_TERMS:
-            break
-    return list(distinct)
+    distinct = dict.fromkeys([zlib.crc32(term.encode(), salt) - 0x80000000 for term in found])
+    return list(islice(distinct, MAX_TERMS))

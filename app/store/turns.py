@@ -31,7 +31,7 @@ KNOWN = "SELECT * FROM messages WHERE id = ANY($1::uuid[])"
 
 async def lock(db: asyncpg.Connection, session_ids: Sequence[UUID]) -> Mapping[UUID, asyncpg.Record]:
     """The sessions with their users, locked in the order of their ids."""
-    return {row["id"]: row for row in await db.fetch(LOCK, sorted(session_ids))}
+    return {row["id"]: row for row in await db.fetch(LOCK, session_ids)}
 
 
 async def stored(db: asyncpg.Connection, ids: Sequence[UUID]) -> Mapping[UUID, Message]:

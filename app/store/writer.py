@@ -31,7 +31,7 @@ REPLAY_SECONDS = 30.0
 """How long a batch is tried again while the database is away, before its callers are told."""
 REPLAY_PAUSE = 0.2
 MAX_REMEMBERED = 100_000
-"""How many values are known to be stored, at some 200 bytes each."""
+"""How many values are known to be stored, at some 150 bytes each."""
 
 
 class _Caller:
