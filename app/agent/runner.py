@@ -61,8 +61,7 @@ async def answer(
     stream = Stream(events)
     task = Tasks().start(_outcome(version, binding, message, events, stream), name=f"agent {version.id}")
     try:
-        await asyncio.wait({task}, timeout=timeout)
-        if not task.done():
+        if not await _ended(task, timeout):
             raise AgentTimeout
     finally:
         stream.close()
@@ -78,11 +77,28 @@ async def answer(
     return outcome
 
 
+async def _ended(task: asyncio.Task[Any], seconds: float) -> bool:
+    """Wait for a task, so long at most: whether it has ended. A future and a timer cost half of `asyncio.wait`."""
+    loop = asyncio.get_running_loop()
+    over: asyncio.Future[None] = loop.create_future()
+
+    def tell(_: object = None) -> None:
+        if not over.done():
+            over.set_result(None)
+
+    task.add_done_callback(tell)
+    timer = loop.call_later(seconds, tell)
+    try:
+        await over
+    finally:
+        timer.cancel()
+    return task.done()
+
+
 async def _end(task: asyncio.Task[Any]) -> None:
     """Cancel an agent's task; one that goes on all the same is abandoned."""
     task.cancel()
-    await asyncio.wait({task}, timeout=GRACE)
-    if task.done():
+    if await _ended(task, GRACE):
         return
     log.warning("%s does not end; it is abandoned", task.get_name())
     work: Any = task.get_coro()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Annotated, Any
 
 import msgspec
@@ -16,7 +16,7 @@ from app.errors import InvalidInput, NotAllowed
 from app.usecases.platform import Platform
 
 
-def _platform(request: Request) -> Platform:
+async def _platform(request: Request) -> Platform:
     platform: Platform = request.app.state.platform
     return platform
 
@@ -28,8 +28,8 @@ def need(scope: Scope, principal: Principal) -> Principal:
     return principal
 
 
-def _with(scope: Scope) -> Callable[[Request], Principal]:
-    def caller(request: Request) -> Principal:
+def _with(scope: Scope) -> Callable[[Request], Awaitable[Principal]]:
+    async def caller(request: Request) -> Principal:
         return need(scope, request.state.principal)
 
     return caller

@@ -96,16 +96,17 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve (ASGI)."""
-        sending = asyncio.current_task()
+        loop, sending = asyncio.get_running_loop(), asyncio.current_task()
         assert sending is not None  # noqa: S101 - a coroutine always runs in a task
         leaving = Tasks().start(_left(receive), name="reader")
         leaving.add_done_callback(lambda _: sending.cancel())
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            async with aclosing(self._events):
+            async with aclosing(self._events), asyncio.timeout(None) as patience:
                 async for events in self._events:
-                    async with asyncio.timeout(WRITE_SECONDS):
-                        await send({"type": "http.response.body", "body": events, "more_body": True})
+                    patience.reschedule(loop.time() + WRITE_SECONDS)
+                    await send({"type": "http.response.body", "body": events, "more_body": True})
+                    patience.reschedule(None)
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         except TimeoutError:
             log.info("a reader was dropped, because it did not read")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -160,7 +159,7 @@ class Answer:
         self._chunks.append(Chunk(content, content_type))
 
     def _counted(self) -> Usage:
-        given = self._usage if isinstance(self._usage, Mapping) else {}
+        given = self._usage if isinstance(self._usage, dict) else {}
         prompt, completion = _tokens(given, "prompt_tokens"), _tokens(given, "completion_tokens")
         if not prompt or completion is None or (self.said and not completion):
             return Usage(
@@ -191,5 +190,5 @@ def _decode(data: bytes) -> _Event:
 
 
 def _tokens(given: Any, name: str) -> int | None:
-    value = given.get(name) if isinstance(given, Mapping) else None
+    value = given.get(name) if isinstance(given, dict) else None
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_TOKENS else None

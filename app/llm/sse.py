@@ -26,7 +26,7 @@ class Events:
             self._line += len(piece)
             self._check(self._line)
             return []
-        *lines, rest = b"".join(self._pieces).split(b"\n")
+        *lines, rest = b"".join(self._pieces).replace(b"\r\n", b"\n").split(b"\n")
         self._pieces, self._line = [rest], len(rest)
         self._check(self._line)
         return self._events(lines)
@@ -37,10 +37,9 @@ class Events:
 
     def _events(self, lines: list[bytes]) -> list[bytes]:
         events = []
-        for raw in lines:
-            line = raw[:-1] if raw.endswith(b"\r") else raw
-            if line.startswith(b"data:"):
-                self._data.append(line[6:] if line.startswith(b"data: ") else line[5:])
+        for line in lines:
+            if line[:5] == b"data:":
+                self._data.append(line[6:] if line[5:6] == b" " else line[5:])
                 self._event += len(line)
                 self._check(self._event)
             elif not line and self._data:
