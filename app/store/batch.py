@@ -14,7 +14,7 @@ import asyncpg
 from msgspec.structs import replace
 
 from app.store import beginnings, endings, turns
-from app.store.operations import BeginRun, Finished, FinishRun, Op, Result
+from app.store.operations import BeginRun, Finished, FinishRun, Op, Promote, Result
 from app.store.rows import Rows, ValueKey, store
 
 
@@ -29,13 +29,16 @@ async def write(
     rows = Rows(stored)
     locked = await turns.lock(db, [op.session_id for op in ops])
     results: dict[UUID, Result] = {}
+    due = [op.session_id for op in ops if isinstance(op, Promote)]
     if begins := [op for op in ops if isinstance(op, BeginRun)]:
         results |= await beginnings.decide(db, replica, begins, locked, rows)
     if finishes := [op for op in ops if isinstance(op, FinishRun)]:
-        results |= await endings.decide(db, replica, finishes, locked, rows)
+        ended, waiting = await endings.decide(db, replica, finishes, locked, rows)
+        results |= ended
+        due += waiting
     await store(db, rows)
-    if ending := [op.session_id for op in ops if not isinstance(op, BeginRun) and op.promote]:
-        for session_id, begun in (await turns.promote(db, replica, ending)).items():
-            ended = results.get(session_id)
-            results[session_id] = replace(ended, promoted=begun) if isinstance(ended, Finished) else begun
+    if due:
+        for session_id, begun in (await turns.promote(db, replica, due)).items():
+            result = results.get(session_id)
+            results[session_id] = replace(result, promoted=begun) if isinstance(result, Finished) else begun
     return [results.get(op.session_id) for op in ops], rows.values

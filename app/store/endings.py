@@ -13,7 +13,9 @@ from app.store.operations import Finished, FinishRun, Result
 from app.store.rows import Rows
 from app.store.turns import stored
 
-CHECK = "SELECT id, replica, status FROM runs WHERE id = ANY($1::uuid[])"
+CHECK = """
+SELECT id, replica, status, EXISTS (SELECT FROM runs q WHERE q.session_id = r.session_id AND q.status = 'queued') AS has_next
+FROM runs r WHERE id = ANY($1::uuid[])"""
 
 
 async def decide(
@@ -22,10 +24,14 @@ async def decide(
     ops: Sequence[FinishRun],
     locked: Mapping[UUID, asyncpg.Record],
     rows: Rows,
-) -> dict[UUID, Result]:
-    """How each run ended, by its session; None when it was erased, or another replica has ended it. What is stored goes to `rows`."""
+) -> tuple[dict[UUID, Result], list[UUID]]:
+    """How each run ended, by its session; None when it was erased, or another replica has ended it. What is stored goes to `rows`.
+
+    And the sessions where another run waits for its turn.
+    """
     states = {row["id"]: row for row in await db.fetch(CHECK, [op.run.id for op in ops])}
     results: dict[UUID, Result] = {}
+    waiting: list[UUID] = []
     for op in ops:
         state, session = states.get(op.run.id), locked.get(op.session_id)
         if session is None or state is None or state["replica"] != replica:
@@ -35,7 +41,9 @@ async def decide(
             results[op.session_id] = await _ended_before(db, op)
         else:
             results[op.session_id] = _end(op, session, replica, rows)
-    return results
+        if op.promote and state and state["has_next"]:
+            waiting.append(op.session_id)
+    return results, waiting
 
 
 async def _ended_before(db: asyncpg.Connection, op: FinishRun) -> Finished:

@@ -62,7 +62,6 @@ class Promote(Struct, frozen=True):
     """Begin the session's next queued run, whose turn it should have been already."""
 
     session_id: UUID
-    promote: bool = True
 
 
 class FinishRun(Struct, frozen=True):

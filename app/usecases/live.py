@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -39,7 +40,7 @@ class LiveRun:
     answering: asyncio.Task[object] | None = None
     ended_by: EndedBy | None = None
     flushed: int | None = None
-    began: float = field(default_factory=lambda: asyncio.get_running_loop().time())
+    began: float = field(default_factory=time.monotonic)
 
     def end(self, by: EndedBy) -> None:
         """Stop the agent; what it has said so far is kept, unless the run is lost to another replica."""

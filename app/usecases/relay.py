@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -106,7 +107,7 @@ class Relay:
     async def _flush(self, redis: Client) -> None:
         """Append what is new to the streams, in few round trips. Most runs end before they are old enough to show up."""
         batch: list[tuple[LiveRun, int, Entry]] = []
-        grown = asyncio.get_running_loop().time() - YOUNG_SECONDS
+        grown = time.monotonic() - YOUNG_SECONDS
         for live in self._live.values():
             if live.flushed is None:
                 if live.began > grown:
