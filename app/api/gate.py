@@ -19,6 +19,7 @@ from app.api import problems
 from app.domain import Principal, Scope
 from app.errors import InvalidInput, NotAllowed, NotAuthenticated, TooLarge
 from app.reports import report
+from app.tasks import Deadline
 from app.usecases import accounts, logins
 from app.usecases.platform import Platform
 
@@ -187,7 +188,7 @@ def _bounded(receive: Receive, room: int) -> Receive:
         if whole:
             return await receive()
         try:
-            async with asyncio.timeout_at(deadline):
+            with Deadline(deadline):
                 message = await receive()
         except TimeoutError:
             raise InvalidInput("The body did not arrive in time.") from None

@@ -18,6 +18,7 @@ from app.errors import InvalidInput, LLMError, LLMUnavailable
 from app.llm.answer import Answer
 from app.llm.llm import Items
 from app.llm.refusals import refusal
+from app.tasks import Deadline
 
 OPENAI = "https://api.openai.com/v1"
 """The base URL where none is given."""
@@ -113,7 +114,7 @@ class Upstream:
     async def _post(self, data: bytes, call: _Call) -> aiohttp.ClientResponse:
         session = await self._session()
         try:
-            async with asyncio.timeout_at(call.limit()):
+            with Deadline(call.limit()):
                 response = await session.post(
                     self._chat_url,
                     data=aiohttp.BytesPayload(data, content_type="application/json"),
