@@ -102,7 +102,10 @@ class Group(Struct, frozen=True):
 
 
 class Usage(Struct, frozen=True):
-    """Tokens and money of one or more LLM calls. `estimated` marks counts the upstream did not give."""
+    """Tokens and money of one or more LLM calls. `estimated` marks counts the upstream did not give.
+
+    `saved` is how much more it would have cost without the cache, or by the last model of a cascade.
+    """
 
     prompt: int = 0
     completion: int = 0
@@ -110,6 +113,7 @@ class Usage(Struct, frozen=True):
     reasoning: int = 0
     cost: Decimal = Decimal(0)
     estimated: bool = False
+    saved: Decimal = Decimal(0)
 
     @property
     def total(self) -> int:
@@ -119,8 +123,12 @@ class Usage(Struct, frozen=True):
     @property
     def money(self) -> str:
         """The cost as a plain decimal number: `0.0125`, never `1.25E-2`."""
-        text = f"{self.cost:f}"
-        return text.rstrip("0").rstrip(".") if "." in text else text
+        return _plain(self.cost)
+
+    @property
+    def money_saved(self) -> str:
+        """What was saved, in the same form."""
+        return _plain(self.saved)
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
@@ -130,7 +138,13 @@ class Usage(Struct, frozen=True):
             self.reasoning + other.reasoning,
             self.cost + other.cost,
             self.estimated or other.estimated,
+            self.saved + other.saved,
         )
+
+
+def _plain(amount: Decimal) -> str:
+    text = f"{amount:f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 ANSWER_TYPES = frozenset({"text", "code", "result"})
@@ -272,6 +286,7 @@ class Step(Struct, frozen=True):
     model: str | None = None
     usage: Usage = field(default_factory=Usage)
     error: Mapping[str, Any] | None = None
+    from_cache: bool = False
 
 
 class Outcome(Struct, frozen=True):

@@ -49,6 +49,8 @@ class AppError(Exception):
         body: dict[str, Any] = {"code": self.code, "message": self.message, "status": self.status}
         if self.param:
             body["param"] = self.param
+        if self.retry_after is not None:
+            body["retry_after"] = self.retry_after
         return body
 
 

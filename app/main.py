@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -21,25 +21,35 @@ from app import settings as settings_module
 from app.agent.loader import Agents
 from app.agent.watchdog import Watchdog
 from app.api import accounts as accounts_api
+from app.api import budgets as budgets_api
+from app.api import cache as cache_api
 from app.api import health, problems, rest, seed
 from app.api.gate import Gate
 from app.domain import new_id
 from app.errors import SettingsError
+from app.llm.cache import FLUSH_SECONDS, Cache
 from app.llm.call import CallPath
-from app.llm.upstream import Upstream
+from app.llm.catalog import Catalog
+from app.llm.discovery import discover
+from app.llm.endpoints import Endpoints, OwnLLMs
+from app.llm.models_file import ModelsFile
+from app.llm.route import Router
+from app.llm.slices import Slices
 from app.settings import Settings
-from app.store import redis
+from app.store import redis, slices
+from app.store.cache import RedisCache
 from app.store.database import connect, connector
+from app.store.reserve import Reserver
 from app.store.writer import Writer
 from app.tasks import Tasks
 from app.usecases import accounts, logins, replicas, runs, upkeep
 from app.usecases.live import LiveRun
 from app.usecases.platform import Platform
+from app.usecases.rates import Rates
 from app.usecases.relay import Relay
 from app.usecases.together import Together
 
 DRAIN_SECONDS = 15.0
-OPENAI_URL = "https://api.openai.com/v1"
 MIN_SECRET = 32
 """The shortest key that is taken from the file, in characters, as for `ADMIN_API_KEY`."""
 
@@ -59,7 +69,14 @@ def create_app(settings: Settings) -> FastAPI:
 
     app = _Gated(settings, title="Chattable", version="0.1.0", lifespan=lifespan, redoc_url=None)
     problems.install(app)
-    for router in (health.router, accounts_api.router, rest.router, seed.router):
+    for router in (
+        health.router,
+        accounts_api.router,
+        budgets_api.router,
+        cache_api.router,
+        rest.router,
+        seed.router,
+    ):
         app.include_router(router)
     return app
 
@@ -107,20 +124,28 @@ async def _opened(settings: Settings, database_url: str) -> AsyncIterator[Platfo
         watchdog = Watchdog(asyncio.get_running_loop())
         watchdog.start()
         stack.callback(watchdog.stop)
-        upstream = _upstream(settings)
-        if upstream:
-            stack.push_async_callback(upstream.close)
         client = redis.connect(settings.redis_url.get_secret_value()) if settings.redis_url else None
         if client:
             stack.push_async_callback(client.aclose)
         live: dict[UUID, LiveRun] = {}
         tasks = Tasks()
+        connecting = connector(database_url, pooled=pooled)
+        writer = Writer(connecting, new_id())
+        take = partial(slices.take, client, writer.replica) if client else None
+        models = _Models(settings, Slices(take, replicas=settings.workers) if take else None)
+        stack.push_async_callback(models.endpoints.close)
+        cache = Cache(RedisCache(client) if client else None)
+        stack.push_async_callback(cache.close)
+        reserver = Reserver(connecting)
         platform = Platform(
             engine=engine,
-            writer=Writer(connector(database_url, pooled=pooled), new_id()),
+            writer=writer,
             agents=agents,
-            calls=CallPath(upstream, settings.openai_model),
+            calls=models.call_path(cache, reserver, _secret(settings)),
             relay=Relay(client, live, partial(runs.load, engine)),
+            reserver=reserver,
+            rates=Rates(settings.requests_per_minute, client),
+            cache=cache,
             proofs=Together(partial(logins.prove, engine), tasks, name="proofs"),
             resumes=Together(partial(runs.look, engine), tasks, name="resumes"),
             redis=client,
@@ -128,11 +153,12 @@ async def _opened(settings: Settings, database_url: str) -> AsyncIterator[Platfo
             tasks=tasks,
             live=live,
         )
-        heart = replicas.Heart(platform, connector(database_url, pooled=pooled))
+        heart = replicas.Heart(platform, connecting)
         heart.start()
         stack.callback(heart.stop)
         stack.push_async_callback(platform.tasks.close)
         _keep_going(platform, heart)
+        models.keep_going(platform.tasks)
         platform.tasks.start(upkeep.keep(engine, upkeep_in), name="upkeep")
         yield platform
 
@@ -141,8 +167,10 @@ def _keep_going(platform: Platform, heart: replicas.Heart) -> None:
     """Start what runs for as long as the server does."""
     tasks = platform.tasks
     tasks.start(platform.writer.run(), name="writer")
+    tasks.start(platform.reserver.run(), name="reserver")
     tasks.start(platform.relay.run(), name="relay")
     tasks.start(platform.agents.watch(), name="agents")
+    tasks.repeat(platform.cache.flush, FLUSH_SECONDS, name="cache")
     tasks.repeat(partial(replicas.reap, platform, heart), replicas.REAP_SECONDS, name="reaper")
 
 
@@ -151,11 +179,47 @@ def _is_pooled(settings: Settings) -> bool:
     return settings.database_direct_url is not None and settings.database_direct_url != settings.database_url
 
 
-def _upstream(settings: Settings) -> Upstream | None:
-    if not settings.llm_is_configured:
-        return None
+def models_file(settings: Settings, check: Callable[[Catalog], None], *, strict: bool) -> ModelsFile:
+    """The models as the settings have them; a `SettingsError` when they cannot be used, if it is `strict`."""
     key = settings.openai_api_key
-    return Upstream(settings.openai_base_url or OPENAI_URL, key.get_secret_value() if key else None)
+    openai = Catalog.from_openai(
+        settings.openai_base_url, key.get_secret_value() if key else None, settings.openai_model
+    )
+    return ModelsFile(settings.models_file, settings_module.variables, openai, check, strict=strict)
+
+
+class _Models:
+    """What stands behind the aliases of language models: the file, the endpoints and their limits."""
+
+    def __init__(self, settings: Settings, slices: Slices | None) -> None:
+        self._slices = slices
+        self._own = OwnLLMs()
+        self.endpoints = Endpoints(slices)
+        self._file = models_file(settings, self._own.load, strict=False)
+        self.endpoints.apply(self._file.catalog)
+
+    def call_path(self, cache: Cache, reserver: Reserver, secret: bytes) -> CallPath:
+        """The call path over them."""
+        router = Router(self.endpoints, self._own)
+        return CallPath(self._current, router, cache=cache, reservations=reserver, secret=secret)
+
+    def _current(self) -> Catalog:
+        catalog = self._file.catalog
+        self.endpoints.apply(catalog)
+        return catalog
+
+    def keep_going(self, tasks: Tasks) -> None:
+        """Start what runs for as long as the server does."""
+        tasks.start(self._file.watch(), name="models")
+        tasks.start(discover(self._file, self.endpoints), name="discovery")
+        if self._slices:
+            tasks.start(self._slices.run(), name="slices")
+
+
+def _secret(settings: Settings) -> bytes:
+    """What names cached answers: `SECRET_KEY`, which `serve` makes once, or one of this process alone."""
+    given = settings.secret_key
+    return given.get_secret_value().encode() if given else secrets.token_bytes(32)
 
 
 def first_administrator(database_url: str, data_dir: Path, admin_api_key: str | None, *, pooled: bool = False) -> str:
@@ -170,6 +234,11 @@ def first_administrator(database_url: str, data_dir: Path, admin_api_key: str | 
     if asyncio.run(_first_admin(database_url, secret, alone=admin_api_key is not None, pooled=pooled)):
         return f"The administrator's key is in {place}."
     return f"The key in {place} is not, or no longer, an administrator's."
+
+
+def secret_key(data_dir: Path) -> str:
+    """The key that is kept in `DATA_DIR/secret.key` for the workers of one machine."""
+    return _kept_secret(data_dir / "secret.key")
 
 
 def _kept_secret(path: Path) -> str:

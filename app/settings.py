@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from app.errors import SettingsError
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+MODELS_FILE = Path("models.toml")
 
 
 class Settings(BaseSettings):
@@ -38,6 +39,9 @@ class Settings(BaseSettings):
     )
     auth: Literal["keys", "open"] = Field("keys", description="`open` asks for no key, on the loopback address only")
     admin_api_key: SecretStr | None = Field(None, description="the first administrator's key, at least 32 characters")
+    secret_key: SecretStr | None = Field(
+        None, description="names cached answers, at least 32 characters; the same for all servers of one database"
+    )
     openai_api_key: SecretStr | None = Field(None, description="the key of the OpenAI-compatible server")
     openai_base_url: str | None = Field(
         None,
@@ -45,7 +49,11 @@ class Settings(BaseSettings):
         description="the address of the OpenAI-compatible server; also read as `OPENAI_API_BASE`",
     )
     openai_model: str = Field("gpt-4o-mini", description="the model asked for when an agent or session names none")
+    models_file: Path = Field(MODELS_FILE, description="the file of language models, where there is one")
     run_timeout: float = Field(600, gt=0, le=86400, description="seconds an agent may take for one answer")
+    requests_per_minute: int = Field(
+        0, ge=0, le=1_000_000, description="requests a user may make in a minute; 0 is no limit"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="how much is logged")
 
     @field_validator("cors_origins", mode="before")
@@ -58,7 +66,7 @@ class Settings(BaseSettings):
     def _lower(cls, value: Any) -> Any:
         return value.lower() if isinstance(value, str) else value
 
-    @field_validator("admin_api_key")
+    @field_validator("admin_api_key", "secret_key")
     @classmethod
     def _long_enough(cls, value: SecretStr | None) -> SecretStr | None:
         if value and len(value.get_secret_value()) < 32:
@@ -72,6 +80,13 @@ class Settings(BaseSettings):
             raise ValueError("must start with http:// or https://")
         return value.rstrip("/") if value else value
 
+    @field_validator("models_file")
+    @classmethod
+    def _there(cls, value: Path) -> Path:
+        if value != MODELS_FILE and not value.is_file():
+            raise ValueError("there is no such file")
+        return value
+
     @model_validator(mode="after")
     def _open_stays_local(self) -> Settings:
         if self.auth == "open" and self.host not in LOOPBACK:
@@ -80,8 +95,9 @@ class Settings(BaseSettings):
 
     @property
     def llm_is_configured(self) -> bool:
-        """Whether an upstream for language models is known: a key (for api.openai.com) or an address."""
-        return self.openai_api_key is not None or self.openai_base_url is not None
+        """Whether an upstream for language models is known: a key (for api.openai.com), an address, or a file of models."""
+        configured = self.openai_api_key is not None or self.openai_base_url is not None
+        return configured or self.models_file.is_file()
 
 
 def load(**overrides: Any) -> Settings:
@@ -98,7 +114,12 @@ def _sentence(problem: Any) -> str:
     return f"{name}: {text}." if name else f"{text}."
 
 
-def agent_variables() -> dict[str, str]:
-    """The operator's settings of agents: every variable `AGENT_<ID>_<FIELD>` of the environment, or else of `.env`."""
+def variables() -> dict[str, str]:
+    """Every variable that has a value, of the environment or else of `.env`: keys are looked up here by their names."""
     found = {**dotenv_values(".env"), **os.environ}  # noqa: TID251 - its one home
-    return {key: value for key, value in found.items() if key.startswith("AGENT_") and value}
+    return {key: value for key, value in found.items() if value}
+
+
+def agent_variables() -> dict[str, str]:
+    """The operator's settings of agents: every variable `AGENT_<ID>_<FIELD>`."""
+    return {key: value for key, value in variables().items() if key.startswith("AGENT_")}

@@ -17,11 +17,13 @@ from pathlib import Path
 import asyncpg
 import uvloop
 
-from bench import large
-from bench.measures import MEASURES, QUICK, Figures, Size
+from bench import calls, large, measures
+from bench.measures import QUICK, Figures, Measure, Size
 from bench.processes import many_files
 from bench.table import HEADER, Row, references, rendered, rows
 from bench.targets import ROOT, Stage, stage
+
+MEASURES: dict[str, Measure] = {**measures.MEASURES, "calls": calls.calls, "cached": calls.cached}
 
 
 def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:

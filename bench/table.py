@@ -49,7 +49,32 @@ def rows(values: Values) -> list[Row]:
     ]
     for kind in ("long", "long, short messages"):
         found += [_lengths(kind, values, part, unit) for part, unit in (("CPU", "µs"), ("wall", "ms"))]
+    found += [_stages(values), _hits(values)]
+    found.append(_answered(values))
     return [row for row in found if row]
+
+
+def _stages(values: Values) -> Row | None:
+    if "calls" not in values:
+        return None
+    straight, staged = values["calls"]["straight"], values["calls"]["staged"]
+    added = median(one - other for one, other in zip(staged, straight, strict=True))
+    what = "CPU that the stages of the call path add to a call"
+    return Row(what, _shown(added, "µs"), f"(client: {_shown(median(straight), 'µs')})", "", "≤ 150 µs", added <= 150)
+
+
+def _hits(values: Values) -> Row | None:
+    if "calls" not in values:
+        return None
+    a_second = 1e6 / median(values["calls"]["hit"])
+    return Row("cache hits inside the process", f"{a_second:,.0f}/s", "", "", "≥ 5,000/s", a_second >= 5000)
+
+
+def _answered(values: Values) -> Row | None:
+    if "cached" not in values:
+        return None
+    taken = median(values["cached"]["ours"])
+    return Row("a cached answer over HTTP, one caller, p50", _shown(taken, "ms"), "", "", "≤ 2 ms", taken <= 2)
 
 
 def _against(what: str, values: Values, key: str, unit: str, bar: float) -> Row | None:

@@ -96,10 +96,12 @@ class Platform:
         caller.close()
         return answer.json()
 
-    async def sessions(self, count: int, agent: str = "simple_openai_agent") -> list[str]:
-        """New sessions."""
+    async def sessions(
+        self, count: int, agent: str = "simple_openai_agent", params: dict[str, object] | None = None
+    ) -> list[str]:
+        """New sessions, with session parameters."""
         callers = await dial_many(self.program.port, min(16, count))
-        wanted = self.request("POST", "/CreateSession", {"agent": {"id": agent}})
+        wanted = self.request("POST", "/CreateSession", {"agent": {"id": agent}, "session_params": params or {}})
         made: list[str] = []
         while len(made) < count:
             some = callers[: count - len(made)]

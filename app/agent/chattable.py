@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar, overload
 
@@ -53,6 +53,8 @@ class Chattable:
     """
 
     id: ClassVar[str]
+    shares_cache: ClassVar[bool] = False
+    """Whether cached answers of language models are shared among the agent's users; else each has his own."""
 
     session: Session
     history: History
@@ -101,6 +103,10 @@ class Chattable:
                     result = await result
             step.output = canonical(result)
         return result
+
+    async def embed(self, texts: Sequence[str], *, model: str | None = None) -> list[list[float]]:
+        """The embedding of each text, in order; by the model `embedding` where there is one and none is named."""
+        return await self.llm.embed(texts, model=model)
 
     def bind(self, binding: Binding, stream: Stream, own: Own, threads: Threads) -> None:
         """Give the instance what it works with; for the platform, after `__init__`."""

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from hashlib import sha256
 from importlib.abc import MetaPathFinder
 from importlib.machinery import FileFinder, ModuleSpec, SourceFileLoader
 from importlib.util import module_from_spec, spec_from_file_location
@@ -147,7 +148,7 @@ class Agents:
 
     async def _load(self, name: str, unit: _Unit) -> bool:
         """Put the newest version of a file in service; False, with the reason kept, when it cannot be used."""
-        code = Code(self._free_name(unit.path))
+        code = Code(self._free_name(unit.path), await asyncio.to_thread(_digest, unit.path))
         code.hold()
         try:
             async with asyncio.timeout(self._deadline):  # not wait_for: its task would let SystemExit end the loop
@@ -237,6 +238,18 @@ def _signature(path: Path) -> Signature:
         if file.is_file():
             found.append((str(file), status.st_mtime_ns, status.st_size))
     return tuple(found)
+
+
+def _digest(path: Path) -> str:
+    """What tells one text of a file or package from another, on every machine."""
+    said = sha256()
+    for file in [path] if path.is_file() else sorted(path.rglob("*.py")):
+        try:
+            text = file.read_bytes()
+        except OSError:  # gone since it was listed
+            continue
+        said.update(b"%b %d " % (file.relative_to(path.parent).as_posix().encode(), len(text)) + text)
+    return said.hexdigest()[:16]
 
 
 class _Source(SourceFileLoader):

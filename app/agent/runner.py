@@ -21,8 +21,8 @@ from app.domain import Chunk, Message
 from app.errors import AgentFailed, AgentTimeout, AppError
 from app.journal.log import Log
 from app.llm.bridge import wait
-from app.llm.call import RunLLM
 from app.llm.llm import Completion, Reply
+from app.llm.run import RunLLM
 from app.tasks import Tasks
 
 log = logging.getLogger(__name__)

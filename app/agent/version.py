@@ -32,8 +32,9 @@ MAX_SENTENCE = 300
 class Code:
     """The modules of one load of a file, forgotten when nobody holds them any more."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, digest: str = "") -> None:
         self.name = name
+        self.digest = digest
         self._holders = 0
 
     def hold(self) -> None:
@@ -61,6 +62,9 @@ class AgentVersion:
         self.source = source
         """Its file, relative to the folder of agents."""
         self.code = code
+        self.digest = code.digest
+        """Of the text it was loaded from: another text may answer otherwise."""
+        self.shares_cache = cls.shares_cache is True
         self.description = _description(cls)
         self.params_model = _declared(cls, "params")
         self.state_model = _declared(cls, "state")

@@ -89,19 +89,23 @@ class Gate:
         request_id = given if _REQUEST_ID.fullmatch(given) else os.urandom(16).hex()
         began = time.perf_counter()
         status = 0
+        extra: list[tuple[bytes, bytes]] = [(b"x-request-id", request_id.encode())]
         room = MAX_PUBLIC_BODY_BYTES if scope["path"] in PUBLIC else MAX_BODY_BYTES
 
         async def answer(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+                message["headers"] = [*message["headers"], *extra]
             await send(message)
 
         try:
             shortcut = self._shortcuts.get(scope["path"]) if scope["method"] == "POST" else None
             looks_again = shortcut is not None or _LOOKS_AGAIN.fullmatch(scope["path"]) is not None
             principal = await self._admit(scope, headers, room, recent=looks_again)
+            if principal and (rate := await self._platform().rates.take(principal.user.id)):
+                extra += [(name.encode(), value.encode()) for name, value in rate.headers.items()]
+                rate.check()
             if shortcut and principal:
                 body = await _body(_bounded(receive, room))
                 response = await shortcut(self._platform(), principal, headers, body)

@@ -57,6 +57,9 @@ class UsageOut(Out):
     total: int
     cost: str = Field(validation_alias=AliasChoices("money", "cost"), description="a decimal number")
     estimated: bool
+    saved: str = Field(
+        "0", validation_alias=AliasChoices("money_saved", "saved"), description="by the cache and by cascades"
+    )
 
 
 # Accounts

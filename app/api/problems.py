@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from app.errors import AppError, InvalidInput, TooLarge, Unavailable
+from app.errors import AppError, InvalidInput, QuotaExceeded, TooLarge, Unavailable
 from app.reports import report
 from app.store.database import is_passing
 
@@ -29,8 +29,11 @@ def problem(error: Mapping[str, Any], *, retry_after: float | None = None, **ext
     body = {"type": "about:blank", "title": error["code"], "status": error["status"], "detail": error["message"]}
     body |= {"code": error["code"], **({"param": error["param"]} if error.get("param") else {}), **extra}
     headers = {}
+    retry_after = error.get("retry_after") if retry_after is None else retry_after
     if retry_after is not None:
         headers["retry-after"] = str(min(MAX_RETRY_AFTER, max(1, math.ceil(retry_after))))
+    if error["code"] == QuotaExceeded.code:
+        headers["x-should-retry"] = "false"  # for OpenAI's clients, which would try again three times
     if error["status"] == 401:
         headers["www-authenticate"] = "Bearer"
     content = msgspec.json.encode(body, enc_hook=str)

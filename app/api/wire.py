@@ -149,6 +149,7 @@ def usage(spent: Usage) -> dict[str, Any]:
         "total": spent.total,
         "cost": spent.money,
         "estimated": spent.estimated,
+        "saved": spent.money_saved,
     }
 
 

@@ -6,6 +6,8 @@ import sys
 
 import typer
 
+from app.cli.models import models
+from app.cli.usage import show_usage
 from app.errors import SettingsError
 
 commands = typer.Typer(
@@ -15,6 +17,8 @@ commands = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+commands.add_typer(models, name="models")
+commands.command("usage")(show_usage)
 
 
 @commands.command()

@@ -136,12 +136,13 @@ def _serve(settings: Settings, stack: ExitStack, signals: Signals) -> None:
     workers = Workers(settings.workers, listener, presence)
     stack.callback(workers.stop, lambda: signals.hurried)
     workers.watch()  # they import the application while the engines start
+    _check_models(settings)
     engines.start()
     with checking("DATABASE_DIRECT_URL" if engines.is_pooled else "DATABASE_URL"):
         _upgrade(engines.direct_url)
     with checking("DATABASE_URL"):
         about_key = _first_administrator(settings, engines, data_dir)
-    workers.tell(engines.settings())
+    workers.tell(engines.settings() | _secret_key(settings, data_dir))
     port = listener.getsockname()[1]
     _wait_ready(workers, reachable(settings.host), port)
     typer.echo(banner(settings, port, about_key))
@@ -194,6 +195,19 @@ def checking(setting: str) -> Iterator[None]:
         if "startup parameter" in str(reason):
             sentence += " Is it a transaction pooler? Then set DATABASE_DIRECT_URL to the address past it."
         raise SettingsError(sentence) from error
+
+
+def _check_models(settings: Settings) -> None:
+    """A start with a broken models file ends with its sentence; a later edit that breaks it only changes nothing."""
+    from app.main import models_file
+
+    models_file(settings, lambda _: None, strict=True)  # operators' own classes are imported by workers only
+
+
+def _secret_key(settings: Settings, data_dir: Path) -> dict[str, str]:
+    from app.main import secret_key
+
+    return {} if settings.secret_key else {"secret_key": secret_key(data_dir)}
 
 
 def _upgrade(url: str) -> None:

@@ -58,6 +58,7 @@ class OpenStep:
     usage: Usage = field(default_factory=Usage)
     status: Literal["completed", "partial", "failed", "cancelled"] = "completed"
     error: Mapping[str, Any] | None = None
+    from_cache: bool = False
 
 
 class Recorder:
@@ -129,6 +130,7 @@ class Recorder:
                 model=opened.model,
                 usage=opened.usage,
                 error=opened.error,
+                from_cache=opened.from_cache,
             )
         )
 

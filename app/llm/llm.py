@@ -10,9 +10,10 @@ import asyncio
 import copy
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, Self, TypeAlias, TypeVar
+
+from msgspec import Struct
 
 from app.domain import ANSWER_TYPES, Chunk, Usage
 from app.errors import LLMError
@@ -26,8 +27,7 @@ CLOSE_SECONDS = 1.0
 """How long closing an answer waits for a reader elsewhere to let go of it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Finish:
+class Finish(Struct, frozen=True):
     """The last thing a stream gives. `reason` is the upstream's own word, or `cut` when the stream broke off."""
 
     reason: str
@@ -218,11 +218,21 @@ class LLM(ABC):
         other._defaults = {**self._defaults, **({"model": alias} if alias else {}), **defaults}
         return other
 
+    def __add__(self, other: LLM) -> LLM:
+        """A new LLM that balances over both: they are asked in turn, and each stands in for the other while it has said nothing."""
+        from app.llm.balance import Balanced  # which is an LLM itself
+
+        return Balanced(self, other)
+
+    async def embed(self, texts: Sequence[str], *, model: str | None = None) -> list[list[float]]:
+        """The embedding of each text, in order; `NotImplementedError` by an LLM that makes none."""
+        raise NotImplementedError(f"{type(self).__name__} makes no embeddings")
+
     def _open(self, messages: list[dict[str, Any]], options: dict[str, Any]) -> Reply:
         """Every verb's way to an answer: the one place to add to all of them."""
-        return Reply(self._items(messages, options))
+        return Reply(self.items(messages, options))
 
-    async def _items(self, messages: list[dict[str, Any]], options: dict[str, Any]) -> AsyncIterator[Items]:
+    async def items(self, messages: list[dict[str, Any]], options: dict[str, Any]) -> AsyncGenerator[Items, None]:
         """What `generate` gives, in whichever of its forms, as a stream that ends with a `Finish`."""
         answer = self.generate(messages, **options)
         if inspect.isawaitable(answer):

@@ -32,6 +32,15 @@ def _is_stop(value: Any) -> bool:
     )
 
 
+def _is_bias(value: Any) -> bool:
+    fits = _number(-100, 100)
+    return (
+        isinstance(value, Mapping)
+        and len(value) <= 300
+        and all(isinstance(token, str) and token.isdecimal() and fits(bias) for token, bias in value.items())
+    )
+
+
 def _is_format(value: Any) -> bool:
     return isinstance(value, Mapping) and value.get("type") in ("text", "json_object", "json_schema")
 
@@ -43,6 +52,8 @@ _OPTIONS: Mapping[str, tuple[Check, str]] = {
     "top_p": (_number(0, 1), "a number from 0 to 1"),
     "max_tokens": (_integer(1, 10_000_000), "an integer from 1 to 10000000"),
     "max_completion_tokens": (_integer(1, 10_000_000), "an integer from 1 to 10000000"),
+    "n": (_integer(1, 1), "1: for other answers call again"),
+    "logit_bias": (_is_bias, "a dictionary of up to 300 tokens, each with a number from -100 to 100"),
     "stop": (_is_stop, "a text or up to four texts"),
     "seed": (_integer(-(2**63), 2**63 - 1), "a 64-bit integer"),
     "presence_penalty": (_number(-2, 2), "a number from -2 to 2"),

@@ -35,6 +35,10 @@ class UpstreamAuth(LLMUnavailable):
     code = "upstream_auth"
 
 
+class UpstreamBusy(LLMUnavailable):
+    """The language model's server is busy: it asks to slow down."""
+
+
 def refusal(status: int, headers: Mapping[str, str], body: bytes) -> LLMError:
     """The error for an answer that is not 200. Whatever the upstream says, it is never a 401 to our caller."""
     if status in (401, 403):
@@ -43,11 +47,9 @@ def refusal(status: int, headers: Mapping[str, str], body: bytes) -> LLMError:
         return LLMUnavailable(
             "The language model's server knows no such address or model: check OPENAI_BASE_URL and the model name."
         )
-    if status == 429:
-        return LLMUnavailable(
-            "The language model's server is busy: it asks to slow down.", retry_after=retry_after(headers)
-        )
-    if status in (402, 408) or status in (502, 503, 504, 529):
+    if status in (429, 529):  # the second is Anthropic's "overloaded"
+        return UpstreamBusy(retry_after=retry_after(headers))
+    if status in (402, 408) or status in (502, 503, 504):
         return LLMUnavailable(retry_after=retry_after(headers))
     if 400 <= status < 500:
         said = upstream_message(body)

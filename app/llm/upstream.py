@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -24,8 +24,36 @@ OPENAI = "https://api.openai.com/v1"
 """The base URL where none is given."""
 MAX_ERROR_BODY = 64_000
 """How much of a refusal is read, in bytes."""
+MAX_LIST = 4_000_000
+"""How much of a list of models is read, in bytes."""
 END_SECONDS = 0.2
 """How long an answered call waits for the end of its HTTP response, so that the connection can be used again."""
+
+
+class _Embedding(msgspec.Struct):
+    embedding: list[float]
+    index: int = 0
+
+
+class _EmbeddingUsage(msgspec.Struct):
+    prompt_tokens: int | None = None
+
+
+class _Embeddings(msgspec.Struct):
+    data: list[_Embedding]
+    usage: _EmbeddingUsage | None = None
+
+
+class _Named(msgspec.Struct):
+    id: str
+
+
+class _Models(msgspec.Struct):
+    data: list[_Named]
+
+
+_embeddings = msgspec.json.Decoder(_Embeddings)
+_listed = msgspec.json.Decoder(_Models)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +85,7 @@ class Upstream:
         """`max_bytes` and `max_line` bound an answer and each line of it as they come over the wire."""
         self._base_url = _checked_url(base_url or OPENAI)
         self._chat_url = URL(f"{self._base_url}/chat/completions")
+        self._embed_url = URL(f"{self._base_url}/embeddings")
         self._headers = {
             "Accept": "text/event-stream",
             "Accept-Encoding": "identity",
@@ -79,7 +108,7 @@ class Upstream:
         """
         call = _Call(self._deadlines)
         answer = Answer(body.get("messages", ()), max_bytes=self._max_bytes, max_line=self._max_line)
-        response = await self._post(_encode(body), call)
+        response = await self._post(self._chat_url, _encode_chat(body), call)
         try:
             while not answer.done and (piece := await call.read(response.content)):
                 if (chunks := answer.feed(piece)) and not answer.done:
@@ -93,6 +122,41 @@ class Upstream:
         finally:
             call.close()
             response.close()  # does nothing to a connection whose response was read to its end
+
+    async def embed(self, model: str, texts: Sequence[str]) -> tuple[list[list[float]], int | None]:
+        """The embedding of each text, in order, and how many tokens they were, if it says; errors as of `stream`."""
+        call = _Call(self._deadlines)
+        data = _encode({"model": model, "input": texts, "encoding_format": "float"})
+        response = await self._post(self._embed_url, data, call)
+        try:
+            body = b"".join([piece async for piece in call.rest(response.content, self._max_bytes)])
+            found = _embeddings.decode(body)
+        except ValueError:
+            raise LLMError("The language model's server sent what is not of the OpenAI protocol.") from None
+        finally:
+            call.close()
+            response.close()
+        vectors = [each.embedding for each in sorted(found.data, key=lambda each: each.index)]
+        if len(vectors) != len(texts):
+            raise LLMError("The language model's server sent fewer embeddings than it was given texts.")
+        return vectors, found.usage.prompt_tokens if found.usage else None
+
+    async def models(self) -> list[str]:
+        """The names of the models that the server lists; `LLMUnavailable` when it does not."""
+        session = await self._session()
+        try:
+            async with (
+                asyncio.timeout(self._deadlines.connect),
+                session.get(f"{self._base_url}/models", allow_redirects=False) as response,
+            ):
+                if response.status != 200:
+                    raise await _refused(response)
+                call = _Call(self._deadlines)
+                body = b"".join([piece async for piece in call.rest(response.content, MAX_LIST)])
+                call.close()
+                return [each.id for each in _listed.decode(body).data]
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise LLMUnavailable(_sentence(error)) from error
 
     async def ping(self) -> bool:
         """Whether the server lists its models for this key."""
@@ -111,12 +175,12 @@ class Upstream:
         if pool := self._pools.pop(asyncio.get_running_loop(), None):
             await pool.opened.aclose()
 
-    async def _post(self, data: bytes, call: _Call) -> aiohttp.ClientResponse:
+    async def _post(self, url: URL, data: bytes, call: _Call) -> aiohttp.ClientResponse:
         session = await self._session()
         try:
             with Deadline(call.limit()):
                 response = await session.post(
-                    self._chat_url,
+                    url,
                     data=aiohttp.BytesPayload(data, content_type="application/json"),
                     allow_redirects=False,
                 )
@@ -193,6 +257,14 @@ class _Call:
         finally:
             self._waiting_until = None
 
+    async def rest(self, content: aiohttp.StreamReader, max_bytes: int) -> AsyncGenerator[bytes, None]:
+        """All that comes, in pieces; `LLMError` when it is more than `max_bytes`."""
+        while piece := await self.read(content):
+            max_bytes -= len(piece)
+            if max_bytes < 0:
+                raise LLMError("The language model's answer is too long.")
+            yield piece
+
     def close(self) -> None:
         """Wait for nothing more."""
         if self._timer:
@@ -243,9 +315,13 @@ def _sentence(error: Exception) -> str:
     return f"The language model's server {next(said, 'closed the connection without an answer.')}"
 
 
+def _encode_chat(body: Mapping[str, Any]) -> bytes:
+    return _encode({**body, "stream": True, "stream_options": {"include_usage": True}})
+
+
 def _encode(body: Mapping[str, Any]) -> bytes:
     try:
-        return msgspec.json.encode({**body, "stream": True, "stream_options": {"include_usage": True}})
+        return msgspec.json.encode(body)
     except (TypeError, ValueError, RecursionError):
         raise InvalidInput("messages hold what JSON cannot express.", param="messages") from None
 
@@ -253,7 +329,7 @@ def _encode(body: Mapping[str, Any]) -> bytes:
 def _checked_url(url: str) -> str:
     try:
         parts = urlsplit(url)
-        good = parts.scheme in ("http", "https") and bool(parts.hostname) and not parts.username
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and not parts.username and parts.port != 0
     except ValueError:
         good = False
     if not good:

@@ -13,7 +13,7 @@ from uuid import UUID
 import asyncpg
 from msgspec.structs import replace
 
-from app.store import beginnings, endings, turns
+from app.store import beginnings, budgets, endings, turns
 from app.store.operations import BeginRun, Finished, FinishRun, Op, Promote, Result
 from app.store.rows import Rows, ValueKey, store
 
@@ -36,9 +36,11 @@ async def write(
         ended, waiting = await endings.decide(db, replica, finishes, locked, rows)
         results |= ended
         due += waiting
-    await store(db, rows)
+    spent = await store(db, rows)
     if due:
         for session_id, begun in (await turns.promote(db, replica, due)).items():
             result = results.get(session_id)
             results[session_id] = replace(result, promoted=begun) if isinstance(result, Finished) else begun
+    if finishes:  # last, for nothing is locked after budgets
+        await budgets.charge(db, spent, [op.run.id for op in finishes])
     return [results.get(op.session_id) for op in ops], rows.values

@@ -19,6 +19,7 @@ from app.errors import (
     NotFound,
     SessionBusy,
 )
+from app.store import budgets
 from app.store.operations import BeginRun, Begun, Repeated, Result
 from app.store.rows import Row, Rows
 from app.store.runs import run_of
@@ -27,7 +28,7 @@ from app.store.turns import pending, session_of, stored
 MAX_QUEUED = 20
 """How many messages may wait in one session."""
 
-CHECK = """
+CHECK = f"""
 SELECT (SELECT r.id FROM runs r WHERE r.session_id = s.id AND r.kind = 'chat' AND r.status IN ('running', 'waiting')
           AND r.id <> w.run_id) AS active,
        (SELECT count(*) FROM runs r WHERE r.session_id = s.id AND r.status = 'queued') AS queued,
@@ -35,11 +36,12 @@ SELECT (SELECT r.id FROM runs r WHERE r.session_id = s.id AND r.kind = 'chat' AN
        w.credential_id IS NULL OR EXISTS (
          SELECT FROM credentials c WHERE c.id = w.credential_id AND c.revoked_at IS NULL
            AND (c.expires_at IS NULL OR c.expires_at > now())) AS good,
+       {budgets.applying(user="s.user_id", agent="s.agent_id", session="s.id", credential="w.credential_id")} AS budgets,
        EXISTS (SELECT FROM grants g JOIN groups o ON o.id = g.group_id
                WHERE g.agent_id IN ('*', s.agent_id) AND (o.name = 'everyone' OR EXISTS (
                  SELECT FROM group_members m WHERE m.group_id = o.id AND m.user_id = s.user_id))) AS may_use
 FROM unnest($1::uuid[], $2::uuid[], $3::uuid[]) WITH ORDINALITY AS w(session_id, run_id, credential_id, number)
-LEFT JOIN sessions s ON s.id = w.session_id ORDER BY w.number"""
+LEFT JOIN sessions s ON s.id = w.session_id ORDER BY w.number"""  # noqa: S608 - names of columns only
 
 LOCK_KEYS = "SELECT pg_advisory_xact_lock(hashtextextended(name, 0)) FROM unnest($1::text[]) WITH ORDINALITY AS k(name, n) ORDER BY n"
 KEYS = """
@@ -103,6 +105,8 @@ def _begin(
         if repeated["status"] != RunStatus.FAILED:
             return Repeated(run_of(Row(repeated)))
         op = replace(op, again=True, message=replace(op.message, id=repeated["message_id"]))
+    if not check["stored"] and (refusal := budgets.refusal(check["budgets"])):
+        raise refusal
     policy = session["params"].get("busy", "reject")
     waits = (check["active"] is not None or check["queued"] > 0) and not check["stored"]
     if waits and policy == "reject":
@@ -125,7 +129,15 @@ def _begin(
     interrupts = check["active"] if waits and policy == "interrupt" else None
     if interrupts:
         rows.interrupted.append(interrupts)
-    return Begun(session_of(session), message, run, op.principal.credential_id, interrupts)
+    return Begun(
+        session_of(session),
+        message,
+        run,
+        op.principal.credential_id,
+        interrupts,
+        budgets.ids(check["budgets"]),
+        op.again,
+    )
 
 
 async def _repeated(

@@ -43,6 +43,10 @@ class Begun(Struct, frozen=True):
     run: Run
     credential_id: UUID | None = None
     interrupts: UUID | None = None
+    budgets: tuple[UUID, ...] = ()
+    """The budgets that its calls are taken from."""
+    again: bool = False
+    """Whether its message was answered before."""
 
 
 class Repeated(Struct, frozen=True):

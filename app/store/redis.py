@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 from uuid import UUID
 
 import msgspec
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
@@ -36,9 +36,15 @@ _decoder = msgspec.msgpack.Decoder(Entry)
 
 def connect(url: str) -> Client:
     """A client whose commands fail after two seconds instead of waiting; it connects again by itself."""
-    return Redis.from_url(
-        url, socket_timeout=TIMEOUT, socket_connect_timeout=TIMEOUT, retry=Retry(NoBackoff(), 0), max_connections=8
+    pool = BlockingConnectionPool.from_url(
+        url,
+        socket_timeout=TIMEOUT,
+        socket_connect_timeout=TIMEOUT,
+        retry=Retry(NoBackoff(), 0),
+        max_connections=8,
+        timeout=TIMEOUT,
     )
+    return Redis.from_pool(pool)
 
 
 def _key(run_id: UUID) -> str:

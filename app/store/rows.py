@@ -26,14 +26,14 @@ SCOPE_BYTES = 16
 TINY = 500
 """Values of so few bytes are not compressed: it would save some hundred of them for the time of three hashes."""
 
-_USAGE = "prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens, cost, estimated"
+_USAGE = "prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens, cost, estimated, saved"
 _MESSAGE = (
     "id, session_id, user_id, parent_id, seq, role, content, parts, name, additional_kwargs, run_id, agent_id, tokens, "
     "state, terms, created_at"
 )
 _RUN = "id, session_id, user_id, agent_id, message_id, credential_id, kind, status, replica, pending, created_at"
 _STEP = (
-    "run_id, seq, started_at, scope_id, path, kind, name, input_hash, output_hash, model, ended_at, status, error, "
+    "run_id, seq, started_at, scope_id, path, kind, name, input_hash, output_hash, model, ended_at, status, error, from_cache, "
     + _USAGE
 )
 _LEDGER = f"run_id, seq, user_id, session_id, agent_id, credential_id, model, created_at, {_USAGE}"
@@ -53,8 +53,9 @@ WITH new_messages AS (INSERT INTO messages ({_MESSAGE}) SELECT {_MESSAGE}
      new_values AS (INSERT INTO step_values (scope_id, hash, body) SELECT scope_id, hash, body
        FROM json_populate_recordset(NULL::step_values, $6) ON CONFLICT DO NOTHING),
      new_ledger AS (INSERT INTO ledger ({_LEDGER}) SELECT {_LEDGER}
-       FROM json_populate_recordset(NULL::ledger, $7) ON CONFLICT DO NOTHING)
-SELECT count(*) FROM ended_runs"""  # noqa: S608 - names of columns only
+       FROM json_populate_recordset(NULL::ledger, $7) ON CONFLICT DO NOTHING RETURNING run_id, seq)
+SELECT (SELECT count(*) FROM ended_runs) AS ended, (SELECT array_agg(run_id) FROM new_ledger) AS spent_by,
+  (SELECT array_agg(seq) FROM new_ledger) AS spent_in"""  # noqa: S608 - names of columns only
 
 SET_KEY = """
 INSERT INTO idempotency_keys (owner_id, key, fingerprint, run_id) SELECT * FROM unnest($1::uuid[], $2::text[], $3::bytea[], $4::uuid[])
@@ -158,6 +159,7 @@ class Rows:
                 "ended_at": step.ended_at,
                 "status": step.status,
                 "error": step.error,
+                "from_cache": step.from_cache,
                 **usage_columns(step.usage),
             }
         )
@@ -189,22 +191,26 @@ class Rows:
         return None if body is None else _hex(self._keep(scope, body))
 
 
-async def store(db: asyncpg.Connection, rows: Rows) -> None:
-    """Store all rows of a batch. A run that was lost between the batch's look and its writing fails the batch, to be written again."""
+async def store(db: asyncpg.Connection, rows: Rows) -> list[tuple[UUID, int]]:
+    """Store all rows of a batch. A run that was lost between the batch's look and its writing fails the batch, to be written again.
+
+    Gives the run and step of the calls that were charged now, and not before.
+    """
     if not (rows.sessions or rows.ledger or rows.runs or rows.interrupted):
-        return
+        return []
     values = [
         {"scope_id": key[:SCOPE_BYTES].hex(), "hash": _hex(key[SCOPE_BYTES:]), "body": _packed(rows.values[key])}
         for key in sorted(rows.values)
     ]
     tables = (rows.messages, rows.runs, rows.ends, rows.sessions, rows.steps, values, rows.ledger)
-    ended = await db.fetchval(STORE, *(msgspec.json.encode(table).decode() for table in tables))
-    if ended != len(rows.ends):
+    (stored,) = await db.fetch(STORE, *(msgspec.json.encode(table).decode() for table in tables))
+    if stored["ended"] != len(rows.ends):
         raise asyncpg.SerializationError("a run was taken over meanwhile")
     if rows.keys:
         await db.execute(SET_KEY, *map(list, zip(*rows.keys, strict=True)))
     if rows.interrupted:
         await db.execute(INTERRUPT, rows.interrupted)
+    return list(zip(stored["spent_by"] or (), stored["spent_in"] or (), strict=True))
 
 
 def _hex(body: bytes) -> str:

@@ -35,13 +35,20 @@ def usage_columns(usage: Usage) -> dict[str, Any]:
         "reasoning_tokens": usage.reasoning,
         "cost": usage.cost,
         "estimated": usage.estimated,
+        "saved": usage.saved,
     }
 
 
 def usage_of(row: Row[Any] | Any) -> Usage:
     """The usage in a row that has those columns."""
     return Usage(
-        row.prompt_tokens, row.completion_tokens, row.cached_tokens, row.reasoning_tokens, row.cost, row.estimated
+        row.prompt_tokens,
+        row.completion_tokens,
+        row.cached_tokens,
+        row.reasoning_tokens,
+        row.cost,
+        row.estimated,
+        row.saved,
     )
 
 

@@ -109,6 +109,7 @@ async def usage(db: AsyncConnection, id: UUID) -> Usage:
         runs.c.cached_tokens,
         runs.c.reasoning_tokens,
         runs.c.cost,
+        runs.c.saved,
     ]
     sums = [func.coalesce(func.sum(column), 0).label(column.name) for column in columns]
     flagged = func.coalesce(func.bool_or(runs.c.estimated), False).label("estimated")

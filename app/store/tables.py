@@ -51,6 +51,7 @@ def _usage() -> list[Column[object]]:
         *counts,
         Column("cost", Numeric(18, 9), nullable=False, server_default=text("0")),
         Column("estimated", Boolean, nullable=False, server_default=text("false")),
+        Column("saved", Numeric(18, 9), nullable=False, server_default=text("0")),
     ]
 
 
@@ -240,6 +241,7 @@ steps = Table(
     _time("ended_at"),
     Column("status", Text, nullable=False),
     Column("error", JSONB),
+    Column("from_cache", Boolean, nullable=False, server_default=text("false")),
     postgresql_partition_by="RANGE (started_at)",
 )
 """One row an act, in monthly partitions (`store/partitions.py`). No foreign keys: erasure deletes by run."""
@@ -267,10 +269,59 @@ ledger = Table(
     Column("model", Text, nullable=False),
     *_usage(),
     _created(),
+    Index("ix_ledger_created_at", "created_at"),
     Index("ix_ledger_user_id_created_at", "user_id", "created_at"),
     Index("ix_ledger_session_id", "session_id"),
 )
 """What each LLM call cost, by run and step. It keeps counts, never content, and outlives sessions and users."""
+
+budgets = Table(
+    "budgets",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column(
+        "scope",
+        Text,
+        CheckConstraint("scope IN ('user', 'group', 'agent', 'session', 'key')", name="scope"),
+        nullable=False,
+    ),
+    Column("scope_id", Text, nullable=False),
+    Column(
+        "period", Text, CheckConstraint("period IN ('hour', 'day', 'month', 'total')", name="period"), nullable=False
+    ),
+    Column("tokens", BigInteger),
+    Column("money", Numeric(18, 9)),
+    _created(),
+    Column("created_by", Uuid, nullable=False),
+    UniqueConstraint("scope", "scope_id", "period"),
+    CheckConstraint("tokens IS NOT NULL OR money IS NOT NULL", name="limit"),
+)
+"""What the calls of one user, group, agent, session or key may use within a period. A budget's row is the lock of all below it."""
+
+budget_counters = Table(
+    "budget_counters",
+    metadata,
+    Column("budget_id", Uuid, ForeignKey("budgets.id", ondelete="CASCADE"), primary_key=True),
+    Column("starts_at", DateTime(timezone=True), primary_key=True),
+    Column("tokens", BigInteger, nullable=False),
+    Column("money", Numeric(24, 9), nullable=False),
+)
+"""What the ledger says was used of a budget in the period that starts then: sums of the ledger, written in its transactions."""
+
+reservations = Table(
+    "reservations",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("budget_id", Uuid, ForeignKey("budgets.id", ondelete="CASCADE"), primary_key=True, index=True),
+    Column("run_id", Uuid, nullable=False, index=True),
+    Column("tokens", BigInteger, nullable=False),
+    Column("money", Numeric(24, 9), nullable=False),
+    _time("starts_at", nullable=True),
+    _created(),
+)
+"""What an LLM call may still use of each of its budgets; once the call has ended, what it did use, in the period that `starts_at` then.
+
+They end with their run, whose ledger rows take their place. No foreign key to runs: it would lock them after the budgets."""
 
 replicas = Table(
     "replicas",

@@ -10,6 +10,7 @@ import asyncpg
 from msgspec.structs import replace
 
 from app.domain import Message, Role, RunStatus, Session, SessionParams, User, now
+from app.store import budgets
 from app.store.messages import message_of
 from app.store.operations import BeginRun, Begun
 from app.store.rows import Row, Rows, store
@@ -18,10 +19,12 @@ from app.store.runs import run_of
 LOCK = """
 SELECT s.*, u.name, u.role, u.status FROM sessions s JOIN users u ON u.id = s.user_id
 WHERE s.id = ANY($1::uuid[]) ORDER BY s.id FOR SHARE OF u FOR UPDATE OF s"""
-NEXT_QUEUED = """
-SELECT DISTINCT ON (r.session_id) r.* FROM runs r WHERE r.session_id = ANY($1::uuid[]) AND r.status = 'queued'
+NEXT_QUEUED = f"""
+SELECT DISTINCT ON (r.session_id) r.*,
+  {budgets.applying(user="r.user_id", agent="r.agent_id", session="r.session_id", credential="r.credential_id")} AS budgets
+FROM runs r WHERE r.session_id = ANY($1::uuid[]) AND r.status = 'queued'
   AND NOT EXISTS (SELECT FROM runs a WHERE a.session_id = r.session_id AND a.kind = 'chat' AND a.status IN ('running', 'waiting'))
-ORDER BY r.session_id, r.id"""
+ORDER BY r.session_id, r.id"""  # noqa: S608 - names of columns only
 PROMOTE = """
 UPDATE runs r SET status = 'running', pending = NULL, replica = $1, message_id = p.message_id
 FROM unnest($2::uuid[], $3::uuid[]) AS p(id, message_id)
@@ -52,7 +55,14 @@ async def promote(db: asyncpg.Connection, replica: UUID, session_ids: Sequence[U
         message = known.get(UUID(waiting["id"])) if waiting["again"] else _unpacked(session, waiting)
         if message is not None and session["status"] == "active":
             run = replace(run_of(Row(row)), status=RunStatus.RUNNING, message_id=message.id or row["id"])
-            turns[run.id] = Begun(session_of(session), message, run, row["credential_id"])
+            turns[run.id] = Begun(
+                session_of(session),
+                message,
+                run,
+                row["credential_id"],
+                budgets=budgets.ids(row["budgets"]),
+                again=waiting["again"],
+            )
     ids = [begun.run.message_id for begun in turns.values()]
     taken = {row["id"] for row in await db.fetch(PROMOTE, replica, list(turns), ids)}  # one may be cancelled meanwhile
     rows = Rows()

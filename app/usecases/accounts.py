@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any, Literal
 from uuid import UUID
 
@@ -9,7 +10,7 @@ from msgspec.structs import replace
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.domain import Credential, Page, Principal, Role, User, new_id, now
-from app.errors import Conflict, InvalidInput, NotFound
+from app.errors import Conflict, InvalidInput, NotFound, Unavailable
 from app.store import accounts, credentials, runs, sessions
 from app.usecases.conduct import stop_all
 from app.usecases.creations import claim
@@ -114,6 +115,8 @@ async def delete_user(platform: Platform, principal: Principal, id: UUID) -> Non
         await accounts.delete_user(db, id)
     for session_id in erased:
         platform.windows.forget(session_id)
+    with suppress(Unavailable):  # it is done when the store is back
+        await platform.cache.purge(owner=str(id))
     stop_all(platform, ending)
 
 

@@ -12,10 +12,12 @@ from msgspec.structs import replace
 from app.agent.chattable import Binding
 from app.agent.history import History
 from app.agent.runner import Answer, answer
+from app.agent.version import AgentVersion
 from app.domain import ANSWER_TYPES, Chunk, Message, Outcome, Run, RunStatus, new_id
 from app.errors import AppError, NotFound, Unavailable
 from app.journal.log import Log, LogFull, joined
-from app.llm.call import RunLLM
+from app.llm.call import Caller
+from app.llm.run import RunLLM
 from app.llm.tokens import count
 from app.reports import report
 from app.store import messages, runs
@@ -90,12 +92,30 @@ async def _answer(platform: Platform, begun: Begun, live: LiveRun) -> Answer:
             session=session,
             history=History(history),
             llm=RunLLM(
-                platform.calls, live.recorder, model=session.params.model, temperature=session.params.temperature
+                platform.calls,
+                live.recorder,
+                _caller(begun, version),
+                model=session.params.model,
+                temperature=session.params.temperature,
             ),
             recorder=live.recorder,
             state=await _state(platform, history, session.agent_id) if version.state_model else None,
         )
         return await answer(version, binding, history[-1], live.log, timeout=platform.run_timeout)
+
+
+def _caller(begun: Begun, version: AgentVersion) -> Caller:
+    session = begun.session
+    return Caller(
+        begun.run.id,
+        str(begun.run.user_id),
+        str(session.id),
+        session.agent_id,
+        version.digest,
+        begun.budgets,
+        version.shares_cache,
+        begun.again,
+    )
 
 
 async def _history(platform: Platform, begun: Begun) -> Sequence[Message]:

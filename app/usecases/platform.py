@@ -10,14 +10,17 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.agent.loader import Agents
 from app.domain import Principal
+from app.llm.cache import Cache
 from app.llm.call import CallPath
 from app.store.redis import Client
+from app.store.reserve import Reserver
 from app.store.runs import Sought
 from app.store.writer import Writer
 from app.tasks import Tasks
 from app.usecases.live import LiveRun, Seen
 from app.usecases.passwords import Passwords
 from app.usecases.principals import Principals
+from app.usecases.rates import Rates
 from app.usecases.relay import Relay
 from app.usecases.together import Together
 from app.usecases.windows import Windows
@@ -35,6 +38,9 @@ class Platform:
     agents: Agents
     calls: CallPath
     relay: Relay
+    reserver: Reserver
+    rates: Rates
+    cache: Cache
     proofs: Together[bytes, Principal]
     resumes: Together[Sought, Seen]
     redis: Client | None

@@ -17,7 +17,7 @@ from app.journal.log import Log, joined
 from app.journal.recorder import Bill
 from app.llm.tokens import count
 from app.reports import report
-from app.store import messages, redis, runs
+from app.store import budgets, messages, redis, runs
 from app.store.database import is_passing
 from app.store.operations import FinishRun
 from app.store.redis import Client
@@ -167,7 +167,7 @@ async def _remains(platform: Platform, run: Run, credential_id: UUID | None) -> 
     said, bills = await _said(platform.redis, run.id)
     chunks = joined(event.chunk for event in said.events)
     status = RunStatus.CANCELLED if run.cancel_requested else RunStatus.PARTIAL if chunks else RunStatus.FAILED
-    steps = [_settled(bill, chunks, run) for bill in bills or [await _unknown_bill(platform, run)]]
+    steps = [_settled(bill, chunks, run) for bill in bills or await _unknown_bill(platform, run)]
     usage = sum((step.usage for step in steps), Usage())
     answers: list[Message] = [stored_answer(chunks, status)] if chunks else []
     ended = replace(run, status=status, error=SERVER_LOST, usage=usage, layout=layout(chunks))
@@ -204,8 +204,10 @@ def _settled(bill: Bill, chunks: Sequence[Chunk], run: Run) -> Step:
     return Step(bill.seq, f"/{bill.model}", "llm", bill.model, "partial", began, now(), model=bill.model, usage=usage)
 
 
-async def _unknown_bill(platform: Platform, run: Run) -> Bill:
-    """Nothing is known of the run's calls: it is settled as one call with its whole history, never as zero."""
+async def _unknown_bill(platform: Platform, run: Run) -> list[Bill]:
+    """Nothing is known of the run's calls: it is settled as one call with its whole history, unless it certainly made none."""
     async with platform.engine.connect() as db:
+        if await budgets.never_called(db, run.id):
+            return []
         history = await messages.window(db, run.message_id, max_tokens=MAX_TOKENS, max_messages=MAX_MESSAGES)
-    return Bill(1, "unknown", sum(message.tokens for message in history) + 1)
+    return [Bill(1, "unknown", sum(message.tokens for message in history) + 1)]

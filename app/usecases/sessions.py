@@ -139,4 +139,5 @@ async def delete(platform: Platform, principal: Principal, id: UUID) -> None:
         active = await runs.active_in(db, session_id=id)
         await sessions.erase(db, session_id=id)
     platform.windows.forget(id)
+    await platform.cache.forget_session(str(id))
     stop_all(platform, active)

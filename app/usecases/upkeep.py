@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.domain import now
 from app.reports import report
-from app.store import creations, credentials, partitions, runs
+from app.store import budgets, creations, credentials, partitions, runs
 from app.store.database import is_passing
 
 log = logging.getLogger(__name__)
@@ -26,6 +26,7 @@ async def once(engine: AsyncEngine) -> None:
         await credentials.sweep(db)
         await runs.sweep_keys(db)
         await creations.sweep(db)
+        await budgets.sweep(db)
 
 
 async def attempt(engine: AsyncEngine) -> float:

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -287,10 +287,17 @@ class Caller:
 
     async def call(self, server: Server, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
         """Status and JSON."""
+        status, _, found = await self.ask(server, method, path, body, **headers)
+        return status, found
+
+    async def ask(
+        self, server: Server, method: str, path: str, body: Any = None, **headers: str
+    ) -> tuple[int, Mapping[str, str], Any]:
+        """Status, headers and JSON."""
         given = self._headers | {name.replace("_", "-"): value for name, value in headers.items()}
         async with self._http.request(method, server.url + path, json=body, headers=given) as answer:
             text = await answer.text()
-            return answer.status, json.loads(text) if text else None
+            return answer.status, answer.headers, json.loads(text) if text else None
 
     async def post(self, server: Server, path: str, body: Any, **headers: str) -> Any:
         """The JSON of a good answer; `Refused` for any other."""

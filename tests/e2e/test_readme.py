@@ -171,7 +171,7 @@ def test_what_the_readme_says_happens(checkout: Path, upstream: str) -> None:
         pytest.skip("bash and curl are needed to follow the README")
     with reading(checkout, upstream) as reader:
         printed = [reader.follow(*block) for block in BLOCK.findall((checkout / "README.md").read_text())]
-        hello, again, echoed, model, kept, resumed, key, login, groups, translated = filter(str.strip, printed)
+        hello, again, echoed, model, kept, used, resumed, key, login, groups, translated = filter(str.strip, printed)
 
         assert json.loads(hello)["content"] == "Hello"
         assert streamed(again) == "Hello again"
@@ -188,6 +188,8 @@ def test_what_the_readme_says_happens(checkout: Path, upstream: str) -> None:
         assert messages["items"][3]["content"] == "My name is Ada."
         assert [item["title"] for item in sessions["items"]] == ["First steps", None]
         assert len(found["data"]) == 3
+
+        assert [row["calls"] for row in json.loads(used)["data"]] == [2]
 
         assert "".join(data["content"] for name, data in events(resumed) if name == "chunk") == "aid: Once more"
 

@@ -2,7 +2,8 @@
 
 `python -m tests.fakes.upstream --port 0` prints its base URL and serves until it is ended; a test in the same process
 uses `async with upstream() as up`. Answers are made from the request: `say X` gives X, `what was the first thing I
-said` the first message of the user, anything else `You said: …`. Tokens are words: the prompt's are all messages'.
+said` the first message of the user, anything else `You said: …`. Tokens are words: the prompt's are all messages', the
+answer's no more than `max_tokens`. `/v1/embeddings` gives equal texts equal vectors; `/v1/models` lists `models`.
 
 A fault is `NAME key=value …`, chosen by the model name (`fault:NAME:key=value`), by `[[fault: NAME key=value]]` in the
 last message, or for the next requests by `POST /_faults {"fault": "NAME …", "times": 1, "headers": {}}`.
@@ -39,6 +40,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from hashlib import sha256
+from itertools import islice
 from typing import Any
 
 from app.tasks import Tasks
@@ -57,6 +60,7 @@ class Request:
     path: str
     headers: dict[str, str]
     body: Any
+    raw: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -83,8 +87,15 @@ class FakeUpstream:
     def __init__(self, key: str | None = None) -> None:
         self.key = key
         self.base_url = ""
+        self.models = ["fake"]
+        self.models_delay = 0.0
+        """Seconds until they are listed."""
         self.requests: deque[Request] = deque(maxlen=KEPT)
         self.hits = self.completed = self.aborted = 0
+        self.most_open = 0
+        """The most chat requests that were open at once."""
+        self.tokens = 0
+        """Of prompts that were read and answers that were sent, whole or not."""
         self.connections = 0
         self.connected = 0
         self.tasks = Tasks()
@@ -111,8 +122,12 @@ class FakeUpstream:
         return Fault.parse(found[1]) if found else Fault()
 
     def stats(self) -> dict[str, Any]:
-        requests = [{"path": seen.path, "body": seen.body} for seen in self.requests]
+        requests = [
+            {"path": seen.path, "body": seen.body, "authorization": seen.headers.get("authorization")}
+            for seen in self.requests
+        ]
         counts = {"hits": self.hits, "completed": self.completed, "aborted": self.aborted, "open": self.open}
+        counts |= {"most_open": self.most_open, "tokens": self.tokens}
         return {**counts, "connections": self.connections, "connected": self.connected, "requests": requests}
 
     async def until(self, condition: Callable[[], bool]) -> None:
@@ -156,6 +171,11 @@ def usage(messages: list[dict[str, Any]], text: str, fault: Fault) -> dict[str, 
     return counts
 
 
+def vector(text: str) -> list[float]:
+    """Four numbers that tell one text from another."""
+    return [byte / 256 for byte in sha256(text.encode()).digest()[:4]]
+
+
 class Frames:
     """The events of one streamed answer, as bytes: everything but the text is made once."""
 
@@ -181,12 +201,22 @@ class Frames:
         return self.event({**self._base, "choices": [], "usage": counts})
 
 
-def _pieces(text: str, fault: Fault) -> Iterator[str]:
+def _pieces(body: dict[str, Any], fault: Fault) -> Iterator[str]:
+    pieces: Iterator[str] = (found[0] for found in re.finditer(r"\S+\s*|\s+", answer(body["messages"])))
     if fault.name == "empty":
-        return iter(())
-    if "chunks" in fault.args:
-        return (f"word{index} " for index in range(int(fault.args["chunks"])))
-    return (found[0] for found in re.finditer(r"\S+\s*|\s+", text))
+        pieces = iter(())
+    elif "chunks" in fault.args:
+        pieces = (f"word{index} " for index in range(int(fault.args["chunks"])))
+    return islice(pieces, _most(body))
+
+
+def _most(body: dict[str, Any]) -> int | None:
+    return body.get("max_completion_tokens") or body.get("max_tokens")
+
+
+def _reason(body: dict[str, Any], text: str) -> str:
+    most = _most(body)
+    return "length" if most and len(text.split()) >= most else "stop"
 
 
 class Connection(asyncio.Protocol):
@@ -235,7 +265,7 @@ class Connection(asyncio.Protocol):
             return None
         self._buffer = rest[length:]
         method, path, _ = first.split(" ", 2)
-        return Request(method, path, headers, json.loads(rest[:length]) if length else None)
+        return Request(method, path, headers, json.loads(rest[:length]) if length else None, rest[:length])
 
     async def _serve(self, request: Request) -> None:
         await self._route(request)
@@ -255,17 +285,20 @@ class Connection(asyncio.Protocol):
                 self._json(200, {})
             case "POST", "/v1/chat/completions":
                 await self._chat(request)
+            case "POST", "/v1/embeddings":
+                await self._embeddings(request)
             case "GET", "/v1/models":
+                await asyncio.sleep(server.models_delay)
                 if not self._refuse_key(request):
-                    self._json(
-                        200, {"object": "list", "data": [{"id": "fake", "object": "model", "owned_by": "tests"}]}
-                    )
+                    data = [{"id": name, "object": "model", "owned_by": "tests"} for name in server.models]
+                    self._json(200, {"object": "list", "data": data})
             case _:
                 self._error(404, "There is no such address.")
 
     async def _chat(self, request: Request) -> None:
         server = self._server
         server.hits += 1
+        server.most_open = max(server.most_open, server.open)
         server.requests.append(request)
         whole = False
         try:
@@ -274,10 +307,33 @@ class Connection(asyncio.Protocol):
                 await asyncio.sleep(fault.number("first", 0))
                 if fault.name == "hang" and "after" not in fault.args:
                     await asyncio.sleep(3600)
+                server.tokens += sum(len(_text(message).split()) for message in request.body["messages"])
                 if request.body.get("stream") and fault.name != "whole":
                     await self._stream(request.body, fault)
                 else:
                     self._whole(request.body, fault)
+            whole = True
+        finally:
+            server.completed += whole
+            server.aborted += not whole
+
+    async def _embeddings(self, request: Request) -> None:
+        server = self._server
+        server.hits += 1
+        server.requests.append(request)
+        whole = False
+        try:
+            texts = request.body["input"]
+            fault = server.fault_of({**request.body, "messages": [{"content": texts[-1]}]})
+            if not self._refuse_key(request) and not self._refuse(fault):
+                await asyncio.sleep(fault.number("first", 0))
+                if fault.name == "hang":
+                    await asyncio.sleep(3600)
+                tokens = sum(len(text.split()) for text in texts)
+                server.tokens += tokens
+                data = [{"index": at, "embedding": vector(text)} for at, text in enumerate(texts)]
+                counts = {} if fault.name == "no_usage" else {"usage": {"prompt_tokens": tokens}}
+                self._json(200, {"object": "list", "data": data[::-1], "model": request.body["model"], **counts})
             whole = True
         finally:
             server.completed += whole
@@ -309,14 +365,15 @@ class Connection(asyncio.Protocol):
         return True
 
     def _whole(self, body: dict[str, Any], fault: Fault) -> None:
-        text = "".join(_pieces(answer(body["messages"]), fault))
+        text = "".join(_pieces(body, fault))
+        self._server.tokens += len(text.split())
         message = {"role": "assistant", "content": text}
         reply = {
             "id": "chatcmpl-fake",
             "object": "chat.completion",
             "created": CREATED,
             "model": body.get("model"),
-            "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+            "choices": [{"index": 0, "message": message, "finish_reason": _reason(body, text)}],
             "usage": usage(body["messages"], text, fault),
         }
         self._json(200, reply)
@@ -329,16 +386,17 @@ class Connection(asyncio.Protocol):
         if fault.name == "think":
             await self._event(frames.delta({"reasoning_content": "Let me think."}), fault)
         text, after, delay = "", int(fault.number("after", 2)), fault.number("delay", 0)
-        for index, piece in enumerate(_pieces(answer(body["messages"]), fault)):
+        for index, piece in enumerate(_pieces(body, fault)):
             if index == after and fault.name in _BREAKS:
                 break
             text += piece
+            self._server.tokens += bool(piece.strip())
             await self._event(frames.text(piece), fault)
             await asyncio.sleep(delay)
         if fault.name in _BREAKS:  # after a shorter answer too
             await self._break(frames, fault)
             return
-        await self._event(frames.delta({}, "stop"), fault)
+        await self._event(frames.delta({}, _reason(body, text)), fault)
         counts = usage(body["messages"], text, fault)
         if counts and (body.get("stream_options") or {}).get("include_usage"):
             await self._event(frames.usage(counts), fault)

@@ -11,9 +11,10 @@ import pytest
 from app.domain import Message, Step, Usage
 from app.errors import InvalidInput, LLMError, LLMUnavailable
 from app.journal.recorder import Recorder
-from app.llm.call import CallPath, RunLLM, canonical
-from app.llm.upstream import Upstream
+from app.llm.call import CallPath, canonical
+from app.llm.catalog import Catalog
 from tests.fakes.upstream import FakeUpstream, upstream
+from tests.paths import open_path, run_llm
 
 SLOW = "hi [[fault: chunks=1000 delay=0.05]]"
 
@@ -26,9 +27,8 @@ async def fake() -> AsyncIterator[FakeUpstream]:
 
 @pytest.fixture
 async def path(fake: FakeUpstream) -> AsyncIterator[CallPath]:
-    client = Upstream(fake.base_url)
-    yield CallPath(client, "default-model")
-    await client.close()
+    async with open_path(Catalog.from_openai(fake.base_url, None, "default-model")) as path:
+        yield path
 
 
 @pytest.fixture
@@ -43,14 +43,14 @@ def only(recorder: Recorder) -> tuple[Step, dict[str, Any]]:
 
 async def test_a_call_is_one_step_with_its_input_by_hash(path: CallPath, recorder: Recorder) -> None:
     messages = [Message.system("Be brief."), Message.user("say hello there")]
-    completion = await RunLLM(path, recorder, temperature=0.5).ainvoke(messages, stop=["END"])
+    completion = await run_llm(path, recorder, temperature=0.5).ainvoke(messages, stop=["END"])
     assert completion == "hello there"
     step, output = only(recorder)
-    assert (step.kind, step.name, step.model, step.status) == ("llm", "default-model", "default-model", "completed")
+    assert (step.kind, step.name, step.model, step.status) == ("llm", "default", "default-model", "completed")
     parts = [b'{"content":"Be brief.","role":"system"}', b'{"content":"say hello there","role":"user"}']
     assert list(step.parts) == parts
     assert json.loads(step.input or b"") == {
-        "model": "default-model",
+        "model": "default",
         "options": {"temperature": 0.5, "stop": ["END"]},
         "messages": [sha256(part).hexdigest() for part in parts],
     }
@@ -61,7 +61,7 @@ async def test_a_call_is_one_step_with_its_input_by_hash(path: CallPath, recorde
 async def test_defaults_hold_until_a_call_says_otherwise(
     fake: FakeUpstream, path: CallPath, recorder: Recorder
 ) -> None:
-    llm = RunLLM(path, recorder, model="small", temperature=1)
+    llm = run_llm(path, recorder, model="small", temperature=1)
     await llm.ainvoke("hi")
     await llm.use("big", temperature=0).ainvoke("hi")
     await llm.ainvoke("hi", model="other", temperature=None)
@@ -71,13 +71,13 @@ async def test_defaults_hold_until_a_call_says_otherwise(
 
 
 async def test_reasoning_is_recorded_beside_the_text(path: CallPath, recorder: Recorder) -> None:
-    completion = await RunLLM(path, recorder).ainvoke("say hi [[fault: think]]")
+    completion = await run_llm(path, recorder).ainvoke("say hi [[fault: think]]")
     assert (completion, completion.reasoning) == ("hi", "Let me think.")
     assert only(recorder)[1] == {"text": "hi", "reasoning": "Let me think.", "finish_reason": "stop"}
 
 
 async def test_an_answer_that_was_cut_is_partial_and_paid_for(path: CallPath, recorder: Recorder) -> None:
-    completion = await RunLLM(path, recorder).ainvoke("say one two three [[fault: drop]]")
+    completion = await run_llm(path, recorder).ainvoke("say one two three [[fault: drop]]")
     assert (completion, completion.finish_reason) == ("one two ", "cut")
     step, output = only(recorder)
     assert (step.status, output["text"], output["finish_reason"]) == ("partial", "one two ", "cut")
@@ -86,7 +86,7 @@ async def test_an_answer_that_was_cut_is_partial_and_paid_for(path: CallPath, re
 
 
 async def test_an_error_in_the_middle_keeps_what_came(path: CallPath, recorder: Recorder) -> None:
-    reply = await RunLLM(path, recorder).acall("say one two three [[fault: error]]")
+    reply = await run_llm(path, recorder).acall("say one two three [[fault: error]]")
     with pytest.raises(LLMError, match="overloaded"):
         await reply.text()
     step, output = only(recorder)
@@ -98,7 +98,7 @@ async def test_an_error_in_the_middle_keeps_what_came(path: CallPath, recorder: 
 
 async def test_a_call_refused_before_it_began_costs_nothing(path: CallPath, recorder: Recorder) -> None:
     with pytest.raises(LLMUnavailable):
-        await RunLLM(path, recorder).acall("hi [[fault: 429 retry-after=3]]")
+        await run_llm(path, recorder).acall("hi [[fault: 429 retry-after=60]]")
     step, _ = only(recorder)
     assert (step.status, step.usage, step.output) == ("failed", Usage(), None)
 
@@ -109,7 +109,7 @@ async def test_a_cancelled_call_is_recorded_and_never_free(
 ) -> None:
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.3):
-            await RunLLM(path, recorder).ainvoke(f"hi [[fault: {fault}]]")
+            await run_llm(path, recorder).ainvoke(f"hi [[fault: {fault}]]")
     await fake.until(lambda: fake.aborted == 1)
     step, output = only(recorder)
     assert (step.status, output["finish_reason"]) == ("cancelled", "cancelled")
@@ -119,16 +119,16 @@ async def test_a_cancelled_call_is_recorded_and_never_free(
 
 
 async def test_without_an_upstream_the_sentence_names_the_settings(recorder: Recorder) -> None:
-    with pytest.raises(LLMUnavailable) as caught:
-        await RunLLM(CallPath(None, "m"), recorder).acall("hi")
-    assert caught.value.message == "Set OPENAI_API_KEY, or OPENAI_BASE_URL for a server of your own."
+    async with open_path(Catalog()) as path:
+        with pytest.raises(LLMUnavailable, match="set OPENAI_API_KEY, or OPENAI_BASE_URL"):
+            await run_llm(path, recorder).acall("hi")
     assert not recorder.steps
 
 
 async def test_bad_options_and_messages_reach_no_upstream(
     fake: FakeUpstream, path: CallPath, recorder: Recorder
 ) -> None:
-    llm = RunLLM(path, recorder)
+    llm = run_llm(path, recorder)
     with pytest.raises(InvalidInput, match="temperature"):
         await llm.acall("hi", temperature=9)
     with pytest.raises(InvalidInput, match="wings"):
@@ -136,14 +136,14 @@ async def test_bad_options_and_messages_reach_no_upstream(
     with pytest.raises(InvalidInput, match=r"messages\[1\]"):
         await llm.acall([Message.user("hi"), Message.user("\ud800")])
     with pytest.raises(InvalidInput, match="temperature"):
-        RunLLM(path, recorder, temperature=-1)
+        run_llm(path, recorder, temperature=-1)
     assert (fake.hits, list(recorder.steps)) == (0, [])
 
 
 async def test_close_ends_what_is_open_and_refuses_what_comes(
     fake: FakeUpstream, path: CallPath, recorder: Recorder
 ) -> None:
-    llm = RunLLM(path, recorder)
+    llm = run_llm(path, recorder)
     reply = await llm.acall(SLOW)
     other = await llm.use("big").acall(SLOW)
     await llm.close()
@@ -161,7 +161,7 @@ async def test_close_ends_what_is_open_and_refuses_what_comes(
 async def test_a_synchronous_agent_in_a_thread_is_stopped_by_close(
     fake: FakeUpstream, path: CallPath, recorder: Recorder
 ) -> None:
-    llm = RunLLM(path, recorder)
+    llm = run_llm(path, recorder)
     seen: list[str] = []
 
     def work() -> None:
@@ -191,7 +191,7 @@ async def test_equal_messages_have_equal_bytes() -> None:
 
 
 async def test_many_calls_of_a_run_are_steps_in_the_order_they_began(path: CallPath, recorder: Recorder) -> None:
-    llm = RunLLM(path, recorder)
+    llm = run_llm(path, recorder)
     texts = await asyncio.gather(*(llm.ainvoke(f"say {index}") for index in range(20)))
     assert texts == [str(index) for index in range(20)]
     assert [step.seq for step in recorder.steps] == list(range(1, 21))

@@ -207,21 +207,31 @@ async def test_an_edit_is_live_and_a_broken_one_keeps_the_last_good_version(faul
     assert (gone.status_code, gone.json()["param"]) == (404, "agent.id")
 
 
-async def test_upstream_faults_are_clear_errors(llm_house: House, fake: FakeUpstream) -> None:
+@pytest.mark.parametrize(
+    ("fault", "status", "code", "hits"),
+    [
+        ("401", 503, "upstream_auth", 1),
+        ("429 retry-after=60", 503, "llm_unavailable", 1),
+        ("500", 502, "llm_error", 3),
+        ("503", 503, "llm_unavailable", 3),
+        ("400", 502, "llm_rejected", 1),
+        ("html", 502, "llm_error", 3),
+        ("garbage after=0", 502, "llm_error", 3),
+    ],
+)
+async def test_upstream_faults_are_clear_errors(
+    llm_house: House, fake: FakeUpstream, fault: str, status: int, code: str, hits: int
+) -> None:
     id = await session(llm_house.admin, "simple_openai_agent")
-    for fault, status, code in [
-        ("401", 503, "upstream_auth"),
-        ("429 retry-after=7", 503, "llm_unavailable"),
-        ("500", 502, "llm_error"),
-        ("503", 503, "llm_unavailable"),
-        ("400", 502, "llm_rejected"),
-        ("html", 502, "llm_error"),
-        ("garbage after=0", 502, "llm_error"),
-    ]:
-        fake.fail(fault)
-        answer = await send(llm_house.admin, id, "hello")
-        assert (answer.status_code, answer.json()["code"]) == (status, code), (fault, answer.text)
-        assert "canary" not in answer.text
+    fake.fail(fault, times=hits)
+    answer = await send(llm_house.admin, id, "hello")
+    assert (answer.status_code, answer.json()["code"]) == (status, code), answer.text
+    assert "canary" not in answer.text
+    assert fake.hits == hits
+
+
+async def test_a_cut_answer_is_partial_and_the_next_one_whole(llm_house: House, fake: FakeUpstream) -> None:
+    id = await session(llm_house.admin, "simple_openai_agent")
     fake.fail("cut after=2")
     cut = (await send(llm_house.admin, id, "say one two three four")).json()
     assert (cut["content"], cut["additional_kwargs"]["status"]) == ("one two ", "partial")

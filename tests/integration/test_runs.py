@@ -147,7 +147,7 @@ async def test_equal_requests_with_one_key_are_one_message(pair: tuple[House, Ho
 async def test_after_a_failure_the_same_key_tries_again_as_a_sibling(llm_house: House, fake: FakeUpstream) -> None:
     id = await session(llm_house.admin, "simple_openai_agent")
     await send(llm_house.admin, id, "say before")
-    fake.fail("500")
+    fake.fail("400")
     body = {"session_id": id, "content": "What was the first thing I said?"}
     first = await llm_house.admin.post("/SendMessage", json=body, headers={"idempotency-key": "k"})
     assert first.status_code == 502

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import LLMError, LLMRejected, LLMUnavailable
-from app.llm.refusals import MAX_RETRY_AFTER, UpstreamAuth, refusal, retry_after, upstream_message
+from app.llm.refusals import MAX_RETRY_AFTER, UpstreamAuth, UpstreamBusy, refusal, retry_after, upstream_message
 
 
 @pytest.mark.parametrize(
@@ -24,12 +24,12 @@ from app.llm.refusals import MAX_RETRY_AFTER, UpstreamAuth, refusal, retry_after
         (413, LLMRejected, 502),
         (418, LLMRejected, 502),
         (422, LLMRejected, 502),
-        (429, LLMUnavailable, 503),
+        (429, UpstreamBusy, 503),
         (500, LLMError, 502),
         (502, LLMUnavailable, 503),
         (503, LLMUnavailable, 503),
         (504, LLMUnavailable, 503),
-        (529, LLMUnavailable, 503),
+        (529, UpstreamBusy, 503),
     ],
 )
 def test_each_status_has_its_error_and_the_user_never_sees_a_401(status: int, kind: type[LLMError], shown: int) -> None:

@@ -164,7 +164,11 @@ async def test_the_agents_of_contributing_answer(tmp_path: Path, agent: str, ans
 
 
 def test_every_dependency_has_its_reason() -> None:
-    declared = tomllib.loads(read("pyproject.toml"))["project"]["dependencies"]
+    project = tomllib.loads(read("pyproject.toml"))["project"]
+    declared = [
+        *project["dependencies"],
+        *(line for extra in project["optional-dependencies"].values() for line in extra),
+    ]
     names = {re.split(r"[>=;]", line)[0].strip() for line in declared}
     cells = re.findall(r"^\| ([a-z].*?) \|", read("docs/decisions.md"), re.MULTILINE)
     assert {name for cell in cells for name in cell.split(", ")} == names

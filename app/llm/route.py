@@ -1,0 +1,250 @@
+"""Gets one request answered by whichever endpoint can: in turn, within limits, and by another one when it fails before its first token."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+from app.domain import Usage
+from app.errors import AppError, LLMError, LLMRejected
+from app.llm.catalog import EndpointSpec, Model
+from app.llm.endpoints import Choice, Endpoints, OwnLLMs
+from app.llm.lease import Lease
+from app.llm.llm import LLM, Finish, Items
+from app.llm.refusals import UpstreamBusy
+from app.llm.upstream import Upstream
+from app.reports import report
+
+log = logging.getLogger(__name__)
+
+MAX_HITS = 3
+"""How often one call goes upstream at most, over all endpoints, fallbacks and repetitions."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.25, 15.0
+"""Seconds before all endpoints are tried once more: what the server asks for, up to the second; else the first, doubled each time."""
+TURN_SECONDS = 30.0
+"""How long a person's call waits for its turn at an endpoint; one of a batch may wait for as long as there is."""
+PATIENCE = 600.0
+"""Seconds in which a call must have begun to be answered, waiting for its turn and for repetitions included."""
+
+
+@dataclass(slots=True)
+class Request:
+    """One request: what is asked, by whom, and what has become of it."""
+
+    messages: Sequence[Mapping[str, Any]]
+    options: Mapping[str, Any]
+    owner: str
+    tokens: int
+    """Of prompt and answer, estimated, for the limits by the minute."""
+    batch: bool = False
+    texts: Sequence[str] = ()
+    """To be embedded, instead of messages to be answered."""
+    hits: int = 0
+    failures: list[str] = field(default_factory=list)
+    model: Model | None = None
+    """The model that answered, which may be a fallback."""
+    spec: EndpointSpec | None = None
+    vectors: Sequence[list[float]] = ()
+    """The embedding of each text, in order."""
+
+
+class Router:
+    """Sends requests to endpoints, and to the operator's own LLMs."""
+
+    def __init__(self, endpoints: Endpoints, own: OwnLLMs) -> None:
+        self._endpoints = endpoints
+        self._own = own
+
+    async def begin(self, models: Sequence[Model], request: Request) -> Attempt:
+        """The first of `models` that begins to answer; those that failed a moment ago are asked last. From then on nobody else is."""
+        deadline = asyncio.get_running_loop().time() + PATIENCE
+        pause = FIRST_PAUSE
+        while True:
+            error: LLMError | None = None
+            before, tried = request.hits, set[str]()
+            for index, model in enumerate(sorted(models, key=self._endpoints.is_away)):
+                kept = MAX_HITS - (len(models) - index - 1)  # one is kept for each fallback
+                most = min(MAX_HITS, max(request.hits + 1, kept))
+                while request.hits < most and (attempt := self._next(model, request, tried, deadline)):
+                    try:
+                        await attempt.begin()
+                    except LLMRejected:
+                        raise
+                    except LLMError as failed:
+                        error = failed
+                    else:
+                        return attempt
+            if error is None:
+                raise self._endpoints.why_none(models)
+            if request.hits >= MAX_HITS or request.hits == before:
+                raise error
+            pause = await _paused(error, pause, deadline)
+
+    async def embed(self, model: Model, request: Request) -> Usage:
+        """Embed the texts of a request; what it took. By one model only, for others' vectors differ."""
+        async with await self.begin([model], request) as attempt:
+            (finish,) = attempt.first
+            assert isinstance(finish, Finish)  # noqa: S101 - all that `_embedded` gives
+            attempt.succeeded(finish)
+        return finish.usage
+
+    def _next(self, model: Model, request: Request, tried: set[str], deadline: float) -> Attempt | None:
+        """An attempt at one that was not asked before; none when all were."""
+        if model.llm is not None:
+            if model.llm in tried:
+                return None
+            tried.add(model.llm)
+            return Attempt(request, model, self._ask_own(model, model.llm, request))
+        choice = self._endpoints.choose(model, tried)
+        if choice is None:
+            return None
+        tried.add(choice.spec.id)
+        if not request.batch:
+            deadline = min(deadline, asyncio.get_running_loop().time() + TURN_SECONDS)
+        limiter = choice.endpoint.limiter
+        lease = limiter.lease(request.owner, tokens=request.tokens, deadline=deadline, batch=request.batch)
+        return Attempt(request, model, _answer(choice.endpoint.upstream, choice.spec, model, request), choice, lease)
+
+    async def _ask_own(self, model: Model, name: str, request: Request) -> AsyncGenerator[Items, None]:
+        llm = self._own.get(name)
+        messages = [dict(message) for message in request.messages]
+        try:
+            if request.texts:
+                yield await _own_vectors(llm, request)
+                return
+            async with aclosing(llm.items(messages, {**model.defaults, **request.options})) as answer:
+                async for items in answer:
+                    yield items
+        except AppError:
+            raise
+        except Exception as error:  # whatever the operator's own code does
+            report(log, f"{name} failed", error)
+            raise LLMError(f"The language model's class failed: {type(error).__name__}.") from error
+
+
+class Attempt:
+    """One request at one endpoint, or at an LLM of the operator's own: from its turn there to the end of its answer."""
+
+    def __init__(
+        self,
+        request: Request,
+        model: Model,
+        answer: AsyncGenerator[Items, None],
+        choice: Choice | None = None,
+        lease: Lease | None = None,
+    ) -> None:
+        self._request, self._model, self._answer = request, model, answer
+        self._choice, self._lease = choice, lease
+        self.first: Items = ()
+        """What came first of the answer."""
+
+    async def begin(self) -> None:
+        """Wait for the turn, and for the first token. Who has begun it enters it too, which ends it."""
+        if self._lease:
+            await self._lease.__aenter__()
+        self._request.hits += 1
+        self._request.spec = self._choice.spec if self._choice else None
+        try:
+            self.first = await anext(self._answer)
+        except BaseException as error:
+            await self.__aexit__(type(error), error, None)
+            raise
+        self._request.model = self._model
+
+    async def next(self) -> Items:
+        """What came next; nothing at the end."""
+        try:
+            return await anext(self._answer)
+        except StopAsyncIteration:
+            return ()
+
+    def succeeded(self, finish: Finish) -> None:
+        """It was answered to its end."""
+        if self._choice and self._lease:
+            self._choice.endpoint.succeeded()
+            self._lease.succeeded(finish.usage.total)
+
+    async def __aenter__(self) -> Attempt:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if isinstance(error, AppError) and not isinstance(error, LLMRejected):
+                self._failed(error)
+            await self._answer.aclose()
+        finally:
+            if self._lease:
+                await self._lease.__aexit__(kind, error, trace)
+
+    def _failed(self, error: AppError) -> None:
+        self._request.failures.append(error.code)
+        if self._choice is None or self._lease is None or not isinstance(error, LLMError):
+            return
+        if isinstance(error, UpstreamBusy):
+            self._lease.throttled(error.retry_after)
+            return
+        told = self._choice.endpoint.failed(error, self._choice.spec)
+        if told is not error:
+            raise told from error
+
+
+def _answer(upstream: Upstream, spec: EndpointSpec, model: Model, request: Request) -> AsyncGenerator[Items, None]:
+    if request.texts:
+        return _vectors(upstream, spec, request)
+    # The messages come first, so that what a conversation sends begins with what it sent before, whatever the options.
+    return upstream.stream({"model": spec.model, "messages": request.messages, **model.defaults, **request.options})
+
+
+async def _vectors(upstream: Upstream, spec: EndpointSpec, request: Request) -> AsyncGenerator[Items, None]:
+    request.vectors, tokens = await upstream.embed(spec.model, request.texts)
+    yield _embedded(request, tokens)
+
+
+async def _own_vectors(llm: LLM, request: Request) -> Items:
+    try:
+        request.vectors = await llm.embed(request.texts)
+    except NotImplementedError:
+        raise LLMRejected("This language model makes no embeddings.") from None
+    return _embedded(request, None)
+
+
+def _embedded(request: Request, tokens: int | None) -> Items:
+    if len(request.vectors) != len(request.texts):
+        raise LLMError("The language model gave fewer embeddings than it was given texts.")
+    return (Finish("stop", Usage(tokens or request.tokens, estimated=not tokens)),)
+
+
+async def _paused(error: LLMError, pause: float, deadline: float) -> float:
+    """Wait before all are asked once more, and give the next pause; the error when that would take too long."""
+    seconds = error.retry_after or pause
+    if seconds > LONGEST_PAUSE or asyncio.get_running_loop().time() + seconds > deadline:
+        raise error
+    await asyncio.sleep(seconds)
+    return pause * 2
+
+
+def chain(model: Model, catalog: Mapping[str, Model]) -> list[Model]:
+    """A model and its fallbacks, theirs included, in the order in which they are asked."""
+    found: dict[str, Model] = {}
+    waiting = [model]
+    while waiting:
+        each = waiting.pop(0)
+        if each.alias not in found:
+            found[each.alias] = each
+            waiting += [catalog[name] for name in (*each.fallback, *each.cascade)]
+    return [each for each in found.values() if not each.cascade]
+
+
+def fitting(models: Sequence[Model], tokens: int) -> list[Model]:
+    """Those whose context holds so many tokens; `LLMRejected` when none does."""
+    large = [model for model in models if model.context is None or tokens <= model.context]
+    if not large:
+        raise LLMRejected("The conversation is longer than the language model's context.")
+    return large

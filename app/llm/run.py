@@ -1,0 +1,80 @@
+"""The LLM that an agent sees during one run: its calls take the call path and are recorded in the run."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import Any
+
+from app.domain import Chunk
+from app.errors import InvalidInput
+from app.journal.recorder import Recorder
+from app.llm.call import OWN_OPTIONS, Caller, CallPath
+from app.llm.llm import LLM, Reply
+from app.llm.options import checked
+
+MODES = ("on", "off", "refresh")
+
+
+class RunLLM(LLM):
+    """An LLM of one run. Besides the options of the protocol a call takes `cache` and `accept`."""
+
+    def __init__(
+        self,
+        path: CallPath,
+        recorder: Recorder,
+        caller: Caller,
+        *,
+        model: str | None = None,
+        temperature: float | None = None,
+    ) -> None:
+        """Made on the run's event loop. `model` and `temperature` hold where a call gives none."""
+        self._path = path
+        self._recorder = recorder
+        self._caller = caller
+        self._defaults = checked({"model": model, "temperature": temperature})
+        self._loop = asyncio.get_running_loop()
+        self._calls = _Calls()
+
+    async def generate(self, messages: list[dict[str, Any]], **options: Any) -> AsyncGenerator[Chunk, None]:
+        """Take the call path, as every verb does."""
+        async for chunk in self._open(messages, options):
+            yield chunk
+
+    async def embed(self, texts: Sequence[str], *, model: str | None = None) -> list[list[float]]:
+        """The embeddings of texts, by the call path too."""
+        self._check_open()
+        return await self._path.embed(texts, model, self._caller, self._recorder)
+
+    async def close(self) -> None:
+        """End the calls that are still open, and refuse new ones by `asyncio.CancelledError`: the run is over."""
+        self._calls.closed = True
+        if going := [reply for reply in self._calls.open if not reply.ended]:
+            await asyncio.gather(*(reply.close() for reply in going))
+
+    def _open(self, messages: list[dict[str, Any]], options: dict[str, Any]) -> Reply:
+        self._check_open()
+        reply = Reply(self._path.stream(messages, _checked(options), self._caller, self._recorder))
+        self._calls.open = [*(reply for reply in self._calls.open if not reply.ended), reply]
+        return reply
+
+    def _check_open(self) -> None:
+        if self._calls.closed:
+            raise asyncio.CancelledError("the run is over")
+
+
+class _Calls:
+    """The calls of a run, shared by its LLM and all that `use` makes of it."""
+
+    def __init__(self) -> None:
+        self.closed = False
+        self.open: list[Reply] = []
+
+
+def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
+    own = {name: options[name] for name in ("cache", "accept") if options.get(name) is not None}
+    if "cache" in own and own["cache"] not in MODES:
+        raise InvalidInput("cache must be on, off or refresh.", param="cache")
+    if "accept" in own and not callable(own["accept"]):
+        raise InvalidInput("accept must be a function that takes a text.", param="accept")
+    return checked({name: value for name, value in options.items() if name not in OWN_OPTIONS - {"model"}}) | own

@@ -1,0 +1,75 @@
+"""How many requests a user may make in a minute, over all replicas."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from uuid import UUID
+
+from app.errors import RateLimited
+from app.store import rates
+from app.store.redis import Client
+
+log = logging.getLogger(__name__)
+
+WINDOW_SECONDS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """How a user stands in the present minute, this request counted; `resets_in` is in seconds."""
+
+    limit: int
+    counted: int
+    resets_in: int
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """What every answer says of it, as OpenAI does (its guide "Rate limits", headers)."""
+        return {
+            "x-ratelimit-limit-requests": str(self.limit),
+            "x-ratelimit-remaining-requests": str(max(0, self.limit - self.counted)),
+            "x-ratelimit-reset-requests": f"{self.resets_in}s",
+        }
+
+    def check(self) -> None:
+        """`RateLimited` when there were too many."""
+        if self.counted > self.limit:
+            raise RateLimited(f"Only {self.limit} requests are allowed in a minute.", retry_after=self.resets_in)
+
+
+class Rates:
+    """Counts requests by user and minute of the clock: in Redis when it is there, else in this process."""
+
+    def __init__(self, per_minute: int, redis: Client | None) -> None:
+        """`per_minute` is `REQUESTS_PER_MINUTE`; 0 is no limit."""
+        self._limit = per_minute
+        self._redis = redis
+        self._window = 0
+        self._counted: Counter[UUID] = Counter()
+
+    async def take(self, user_id: UUID) -> Rate | None:
+        """Count a request; None when there is no limit."""
+        if not self._limit:
+            return None
+        moment = time.time()
+        window = int(moment // WINDOW_SECONDS)
+        resets_in = max(1, math.ceil((window + 1) * WINDOW_SECONDS - moment))
+        return Rate(self._limit, await self._count(user_id, window), resets_in)
+
+    async def _count(self, user_id: UUID, window: int) -> int:
+        if window != self._window:
+            self._window = window
+            self._counted.clear()
+        self._counted[user_id] += 1
+        if self._redis is None:
+            return self._counted[user_id]
+        try:
+            return await rates.count(self._redis, user_id, window, WINDOW_SECONDS)
+        except Exception as error:
+            log.warning("requests are counted by process, Redis is not in reach: %s", type(error).__name__)
+            return self._counted[user_id]

@@ -1,0 +1,74 @@
+"""Requests by user and minute, counted in this process or in Redis."""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from uuid import uuid4
+
+import pytest
+
+from app.errors import RateLimited
+from app.store import redis
+from app.usecases import rates
+from app.usecases.rates import Rates
+from tests.engines import Engines
+
+
+class Clock:
+    """A clock that stands where it is put."""
+
+    def __init__(self) -> None:
+        self.now = 1_800_000_000.0
+
+    def time(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(rates, "time", clock)
+    return clock
+
+
+async def test_without_a_limit_nothing_is_counted() -> None:
+    assert await Rates(0, None).take(uuid4()) is None
+
+
+async def test_a_minute_is_full_for_one_user_until_it_is_over(clock: Clock) -> None:
+    counting, ann, bob = Rates(2, None), uuid4(), uuid4()
+    clock.now += 45.5
+    for left in (1, 0):
+        rate = await counting.take(ann)
+        assert rate is not None
+        rate.check()
+        assert rate.headers["x-ratelimit-remaining-requests"] == str(left)
+    rate = await counting.take(ann)
+    assert rate is not None
+    with pytest.raises(RateLimited) as refused:
+        rate.check()
+    assert refused.value.retry_after == 15
+    assert rate.headers == {
+        "x-ratelimit-limit-requests": "2",
+        "x-ratelimit-remaining-requests": "0",
+        "x-ratelimit-reset-requests": "15s",
+    }
+    for user in (bob, ann):
+        (await counting.take(user)).check()  # type: ignore[union-attr]  # there is a limit
+        clock.now += 15
+
+
+async def test_replicas_count_together_in_redis(running: Engines, clock: Clock) -> None:
+    user = uuid4()
+    async with aclosing(redis.connect(running.redis_url)) as one, aclosing(redis.connect(running.redis_url)) as two:
+        pair = [Rates(10, one), Rates(10, two)]
+        counted = [rate.counted for n in range(6) if (rate := await pair[n % 2].take(user))]
+        assert counted == [1, 2, 3, 4, 5, 6]
+        assert [await one.ttl(key) > 60 async for key in one.scan_iter(f"rate:{user}:*")] == [True]
+
+
+async def test_without_redis_each_process_counts_for_itself() -> None:
+    async with aclosing(redis.connect("redis://127.0.0.1:1")) as gone:
+        counting, user = Rates(10, gone), uuid4()
+        counted = [rate.counted for _ in range(3) if (rate := await counting.take(user))]
+        assert counted == [1, 2, 3]
