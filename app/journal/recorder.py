@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime
+from decimal import Decimal
 from typing import Any, Literal, NamedTuple
 
 from app.domain import Step, Usage, now
@@ -34,6 +35,10 @@ class Bill(NamedTuple):
     cached: int = 0
     reasoning: int = 0
     estimated: bool = True
+    cost: Decimal = Decimal(0)
+    ended: bool = False
+    prices: tuple[Decimal, Decimal] = (Decimal(0), Decimal(0))
+    """Of a call that goes on: for a million tokens of its prompt and of its answer."""
 
 
 class JournalFull(AgentFailed):
@@ -59,6 +64,7 @@ class OpenStep:
     status: Literal["completed", "partial", "failed", "cancelled"] = "completed"
     error: Mapping[str, Any] | None = None
     from_cache: bool = False
+    prices: tuple[Decimal, Decimal] = (Decimal(0), Decimal(0))
 
 
 class Recorder:
@@ -107,10 +113,15 @@ class Recorder:
     def bill(self) -> list[Bill]:
         """The run's LLM calls until now, for whoever has to settle them when this process dies."""
         ended = [
-            Bill(step.seq, step.model or step.name, *_counts(step.usage)) for step in self._steps if step.kind == "llm"
+            Bill(step.seq, step.model or step.name, *_counts(step.usage), step.usage.cost, ended=True)
+            for step in self._steps
+            if step.kind == "llm"
         ]
         going = [step for step in self._open.values() if step.kind == "llm"]
-        return ended + [Bill(step.seq, step.name, sum(map(len, step.parts)) // BYTES_PER_TOKEN + 1) for step in going]
+        return ended + [
+            Bill(step.seq, step.name, sum(map(len, step.parts)) // BYTES_PER_TOKEN + 1, prices=step.prices)
+            for step in going
+        ]
 
     def _end(self, opened: OpenStep) -> None:
         self._open.pop(opened.seq, None)

@@ -11,7 +11,7 @@ import msgspec
 from app.domain import Chunk, Usage
 from app.errors import LLMError, LLMUnavailable
 from app.llm.llm import Finish
-from app.llm.refusals import upstream_message
+from app.llm.refusals import EmptyAnswer, upstream_message
 from app.llm.sse import Events
 from app.llm.tokens import count, count_messages
 
@@ -55,6 +55,8 @@ class Answer:
         """`messages` are those sent, to be counted if the upstream does not. More bytes than that: `LLMError`."""
         self.done = False
         """Whether `[DONE]` has come."""
+        self.seen = False
+        """Whether anything of the protocol has come."""
         self.error: LLMError | None = None
         """What was wrong after the chunks that `feed` gave last."""
         self.said: list[str] = []
@@ -64,7 +66,6 @@ class Answer:
         self._events: Events | None = Events(max_line)
         self._whole: list[bytes] = []
         self._begun = False
-        self._seen = False
         self._reason: str | None = None
         self._usage: Any = None
         self._model: str | None = None
@@ -97,19 +98,19 @@ class Answer:
             try:
                 self._take(b"\n".join(self._events.end()))
             except LLMError:
-                if not self._seen:
+                if not self.seen:
                     raise  # otherwise it is half an event: the connection was cut
         return self._given()
 
     def finish(self) -> Finish:
         """How it ended; `LLMError` if there was no answer at all."""
         reason = self._reason or ("stop" if self.done else "cut")
-        if not self._seen:
+        if not self.seen:
             raise LLMError("The language model's server answered nothing: check OPENAI_BASE_URL.")
         if not self.said and reason == "cut":
             raise LLMUnavailable("The language model's server broke off before the answer began.")
         if not self.said and reason == "stop":
-            raise LLMError("The language model gave an empty answer.")
+            raise EmptyAnswer(self._counted())
         return Finish(reason, self._counted(), self._model)
 
     def _begin(self, piece: bytes) -> None:
@@ -128,13 +129,13 @@ class Answer:
         if self.done or not data:
             return
         if data == b"[DONE]":
-            self.done = self._seen = True
+            self.done = self.seen = True
             return
         event = _decode(data)
         if event.error is not None:
             said = upstream_message(event.error)
             raise LLMError(f"The language model's server failed: {said}" if said else None)
-        self._seen = True
+        self.seen = True
         if event.usage is not None:
             self._usage = event.usage
         if self._model is None and event.model and len(event.model) <= 200 and event.model.isprintable():

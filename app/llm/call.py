@@ -32,7 +32,7 @@ from app.llm.tokens import count, count_messages
 
 PROMPT_FACTOR, PROMPT_OVERHEAD = 2, 16
 """A prompt is reserved as so many times its local count, which for rows of digits is half of what a model counts, and a few more."""
-COMPLETION = 16_384
+COMPLETION = 4096
 """How many tokens an answer is taken to want when the call does not say, as far as a budget is concerned."""
 EMBEDDING = "embedding"
 """The alias that embeds texts when none is named."""
@@ -125,7 +125,7 @@ class _Call:
     @property
     def was_sent(self) -> bool:
         """Whether a server may have worked for it."""
-        return bool(self.chunks) or (self.cancelled and self.request is not None and self.request.hits > 0)
+        return bool(self.chunks) or (self.cancelled and self.request is not None and self.request.is_open)
 
     def spent(self, models: Sequence[Model]) -> Usage:
         """What it used: as the upstream says, or as counted here when it broke off; nothing for what was cached or never sent."""
@@ -138,7 +138,9 @@ class _Call:
             said = count(self.said("text")) + count(self.said("thinking"))
             usage = Usage(count_messages(self.messages), said, estimated=True)
         else:
-            return Usage()
+            usage = Usage()
+        if self.request:
+            usage += self.request.lost
         cost = price.cost(usage)
         return replace(usage, cost=cost, saved=self._saved(usage, cost))
 
@@ -213,6 +215,7 @@ class CallPath:
         last: Items = ()
         with call.recorder.step("llm", model.alias, input=asked, parts=parts) as step:
             step.model = model.endpoints[0].model if model.endpoints else model.alias
+            step.prices = model.price.prompt, model.price.completion
             try:
                 async with self._flight(model, options, call, asked) as flight:
                     if isinstance(flight.entry, CachedAnswer):
@@ -267,10 +270,9 @@ class CallPath:
             prompt = estimate * PROMPT_FACTOR + PROMPT_OVERHEAD
             price = _dearest(model.price for model in models)
             reservation = await self._reservations.reserve(caller.run_id, caller.budgets, prompt, wanted, price)
-            name = "max_completion_tokens" if "max_completion_tokens" in limits else "max_tokens"
-            options = {**options, name: reservation.max_tokens}
         tokens = estimate + min(wanted, TYPICAL)
         call.request = Request(call.messages, options, caller.owner, tokens, batch=caller.batch)
+        call.request.max_tokens = reservation.max_tokens if reservation else None
         try:
             async with await self._router.begin(models, call.request) as attempt:
                 yield attempt
@@ -381,7 +383,7 @@ async def _accepted(answer: AsyncGenerator[Items, None], call: _Call) -> Items:
 
 def _longest(models: Iterable[Model], prompt: int) -> int:
     """How long an answer may be that all of these have room for, up to `COMPLETION`."""
-    return min([COMPLETION, *(max(1, model.context - prompt) for model in models if model.context)])
+    return min([COMPLETION, *(max(1, model.context - PROMPT_FACTOR * prompt) for model in models if model.context)])
 
 
 def _dearest(prices: Iterable[Price]) -> Price:
@@ -396,7 +398,7 @@ def _dearest(prices: Iterable[Price]) -> Price:
 
 def _record(step: OpenStep, call: _Call, models: Sequence[Model]) -> None:
     """Usage and output of the step. A call that broke off was paid for all the same: it is counted here."""
-    if call.finish is None and not call.was_sent:
+    if call.finish is None and not call.was_sent and not (call.request and call.request.lost.total):
         return  # refused before it began
     step.from_cache, step.usage = call.cached, call.spent(models)
     reason = call.finish.reason if call.finish else "cancelled" if call.cancelled else "error"

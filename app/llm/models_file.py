@@ -14,7 +14,7 @@ from pathlib import Path
 from app.errors import SettingsError
 from app.llm.catalog import DEFAULT, Catalog, CatalogError, Model
 from app.llm.model_tables import catalog
-from app.llm.toml_lines import Keys, dotted, lines
+from app.llm.toml_lines import dotted, line_of
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,8 @@ def read(
         made = catalog(tomllib.loads(text), variables, default)
         check(made)
     except CatalogError as error:
-        raise SettingsError(f"{path.name}{_line(text, error.keys)}, {error}") from None
+        line = line_of(text, error.keys)
+        raise SettingsError(f"{path.name}{f', line {line}' if line else ''}, {error}") from None
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(_syntax(path.name, str(error))) from None
     except (ValueError, RecursionError):  # numbers and nesting beyond what Python reads
@@ -69,16 +70,6 @@ def _text(path: Path) -> str:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise SettingsError(f"{path.name}, line {line}: is not UTF-8.") from None
-
-
-def _line(text: str, keys: Keys) -> str:
-    """`, line N` of the place at `keys`, or of the nearest around it that the text has."""
-    try:
-        known = lines(text)
-    except RecursionError:
-        return ""
-    places = (keys[:length] for length in range(len(keys), 0, -1))
-    return next((f", line {known[place]}" for place in places if place in known), "")
 
 
 def _syntax(name: str, message: str) -> str:

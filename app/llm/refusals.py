@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from app.domain import now
+from app.domain import Usage, now
 from app.errors import LLMError, LLMRejected, LLMUnavailable
 
 MAX_RETRY_AFTER = 120.0
@@ -26,6 +26,9 @@ _SECRET = re.compile(
     r"|[A-Za-z0-9_*+/=-]{32,}",
     re.IGNORECASE,
 )
+_NO_MODEL = re.compile(rb"model_not_found|does not have access to model", re.IGNORECASE)
+"""How OpenAI says in a 403 that not the key is refused but the model (community.openai.com, "Project does not have access to model")."""
+MAX_LOOK = 4096
 _MARKUP = re.compile(r"<\s*[/!a-zA-Z]")
 
 
@@ -35,15 +38,28 @@ class UpstreamAuth(LLMUnavailable):
     code = "upstream_auth"
 
 
+class EmptyAnswer(LLMError):
+    """The language model gave an empty answer."""
+
+    def __init__(self, usage: Usage) -> None:
+        super().__init__()
+        self.usage = usage
+        """What it took all the same."""
+
+
+class UpstreamLate(LLMUnavailable):
+    """The language model's server did not answer in time, though it may have worked."""
+
+
 class UpstreamBusy(LLMUnavailable):
     """The language model's server is busy: it asks to slow down."""
 
 
 def refusal(status: int, headers: Mapping[str, str], body: bytes) -> LLMError:
     """The error for an answer that is not 200. Whatever the upstream says, it is never a 401 to our caller."""
-    if status in (401, 403):
+    if status == 401 or (status == 403 and not _NO_MODEL.search(body[:MAX_LOOK])):
         return UpstreamAuth()
-    if status == 404 or 300 <= status < 400:
+    if status in (403, 404) or 300 <= status < 400:
         return LLMUnavailable(
             "The language model's server knows no such address or model: check OPENAI_BASE_URL and the model name."
         )

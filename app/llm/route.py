@@ -16,7 +16,8 @@ from app.llm.catalog import EndpointSpec, Model
 from app.llm.endpoints import Choice, Endpoints, OwnLLMs
 from app.llm.lease import Lease
 from app.llm.llm import LLM, Finish, Items
-from app.llm.refusals import UpstreamBusy
+from app.llm.refusals import EmptyAnswer, UpstreamBusy, UpstreamLate
+from app.llm.tokens import count_messages
 from app.llm.upstream import Upstream
 from app.reports import report
 
@@ -44,7 +45,13 @@ class Request:
     batch: bool = False
     texts: Sequence[str] = ()
     """To be embedded, instead of messages to be answered."""
+    max_tokens: int | None = None
+    """How long the answer may be, whatever the options say; None leaves it to them."""
     hits: int = 0
+    is_open: bool = False
+    """Whether somebody was sent it who may be working on it still."""
+    lost: Usage = field(default_factory=Usage)
+    """What servers took that gave no answer."""
     failures: list[str] = field(default_factory=list)
     model: Model | None = None
     """The model that answered, which may be a fallback."""
@@ -73,7 +80,7 @@ class Router:
                 while request.hits < most and (attempt := self._next(model, request, tried, deadline)):
                     try:
                         await attempt.begin()
-                    except LLMRejected:
+                    except (LLMRejected, EmptyAnswer):
                         raise
                     except LLMError as failed:
                         error = failed
@@ -147,14 +154,15 @@ class Attempt:
         """Wait for the turn, and for the first token. Who has begun it enters it too, which ends it."""
         if self._lease:
             await self._lease.__aenter__()
-        self._request.hits += 1
-        self._request.spec = self._choice.spec if self._choice else None
+        request = self._request
+        request.hits += 1
+        request.is_open = True
+        request.model, request.spec = self._model, self._choice.spec if self._choice else None
         try:
             self.first = await anext(self._answer)
         except BaseException as error:
             await self.__aexit__(type(error), error, None)
             raise
-        self._request.model = self._model
 
     async def next(self) -> Items:
         """What came next; nothing at the end."""
@@ -176,7 +184,7 @@ class Attempt:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if isinstance(error, AppError) and not isinstance(error, LLMRejected):
+            if isinstance(error, AppError):
                 self._failed(error)
             await self._answer.aclose()
         finally:
@@ -184,7 +192,15 @@ class Attempt:
                 await self._lease.__aexit__(kind, error, trace)
 
     def _failed(self, error: AppError) -> None:
-        self._request.failures.append(error.code)
+        request = self._request
+        request.is_open = False
+        request.failures.append(error.code)
+        if isinstance(error, EmptyAnswer):
+            request.lost += error.usage
+        elif isinstance(error, UpstreamLate) and not self.first:
+            request.lost += Usage(count_messages(request.messages), estimated=True)
+        if isinstance(error, LLMRejected | EmptyAnswer):
+            return
         if self._choice is None or self._lease is None or not isinstance(error, LLMError):
             return
         if isinstance(error, UpstreamBusy):
@@ -199,7 +215,12 @@ def _answer(upstream: Upstream, spec: EndpointSpec, model: Model, request: Reque
     if request.texts:
         return _vectors(upstream, spec, request)
     # The messages come first, so that what a conversation sends begins with what it sent before, whatever the options.
-    return upstream.stream({"model": spec.model, "messages": request.messages, **model.defaults, **request.options})
+    body = {"model": spec.model, "messages": request.messages, **model.defaults, **request.options}
+    if request.max_tokens is not None:  # under one name only, or a server may heed the other
+        newer = body.pop("max_completion_tokens", None)
+        body.pop("max_tokens", None)
+        body["max_completion_tokens" if newer else "max_tokens"] = request.max_tokens
+    return upstream.stream(body)
 
 
 async def _vectors(upstream: Upstream, spec: EndpointSpec, request: Request) -> AsyncGenerator[Items, None]:

@@ -10,7 +10,7 @@ from app.domain import Chunk
 from app.errors import InvalidInput
 from app.journal.recorder import Recorder
 from app.llm.call import OWN_OPTIONS, Caller, CallPath
-from app.llm.llm import LLM, Reply
+from app.llm.llm import CLOSE_SECONDS, LLM, Reply
 from app.llm.options import checked
 
 MODES = ("on", "off", "refresh")
@@ -44,11 +44,22 @@ class RunLLM(LLM):
     async def embed(self, texts: Sequence[str], *, model: str | None = None) -> list[list[float]]:
         """The embeddings of texts, by the call path too."""
         self._check_open()
-        return await self._path.embed(texts, model, self._caller, self._recorder)
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - a coroutine always runs in a task
+        self._calls.embedding.add(task)
+        try:
+            return await self._path.embed(texts, model, self._caller, self._recorder)
+        finally:
+            self._calls.embedding.discard(task)
 
     async def close(self) -> None:
         """End the calls that are still open, and refuse new ones by `asyncio.CancelledError`: the run is over."""
         self._calls.closed = True
+        left = [task for task in self._calls.embedding if task is not asyncio.current_task()]
+        for task in left:
+            task.cancel()
+        if left:
+            await asyncio.wait(left, timeout=CLOSE_SECONDS)
         if going := [reply for reply in self._calls.open if not reply.ended]:
             await asyncio.gather(*(reply.close() for reply in going))
 
@@ -69,6 +80,7 @@ class _Calls:
     def __init__(self) -> None:
         self.closed = False
         self.open: list[Reply] = []
+        self.embedding: set[asyncio.Task[Any]] = set()
 
 
 def _checked(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from yarl import URL
 from app.errors import InvalidInput, LLMError, LLMUnavailable
 from app.llm.answer import Answer
 from app.llm.llm import Items
-from app.llm.refusals import refusal
+from app.llm.refusals import UpstreamLate, refusal
 from app.tasks import Deadline
 
 OPENAI = "https://api.openai.com/v1"
@@ -111,8 +111,9 @@ class Upstream:
         response = await self._post(self._chat_url, _encode_chat(body), call)
         try:
             while not answer.done and (piece := await call.read(response.content)):
-                if (chunks := answer.feed(piece)) and not answer.done:
-                    call.began = True
+                chunks = answer.feed(piece)
+                call.began, call.said = answer.seen, bool(answer.said)
+                if chunks and not answer.done:
                     yield chunks
                 if answer.error:
                     raise answer.error
@@ -185,7 +186,8 @@ class Upstream:
                     allow_redirects=False,
                 )
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise LLMUnavailable(_sentence(error)) from error
+            is_late = isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ClientError)
+            raise (UpstreamLate if is_late else LLMUnavailable)(_sentence(error)) from error
         if response.status != 200:
             raise await _refused(response)
         return response
@@ -229,6 +231,9 @@ class _Call:
         self._timer: asyncio.TimerHandle | None = None
         self._waiting_until: float | None = None
         self.began = False
+        """Whether anything of the protocol has come."""
+        self.said = False
+        """Whether anything of the answer has."""
 
     def limit(self) -> float:
         """The loop's time until which the next piece may take."""
@@ -247,9 +252,9 @@ class _Call:
                 self._set(content, limit)
             return await content.readany()
         except TimeoutError:
-            raise LLMUnavailable(
+            raise UpstreamLate(
                 "The language model's server stopped in the middle of its answer."
-                if self.began
+                if self.said
                 else "The language model's server did not begin to answer in time."
             ) from None
         except (aiohttp.ClientError, OSError):

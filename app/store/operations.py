@@ -60,6 +60,8 @@ class Finished(Struct, frozen=True):
 
     outcome: Outcome
     promoted: Begun | None = None
+    stored: bool = True
+    """False when the database was away for so long that the answer was only shown."""
 
 
 class Promote(Struct, frozen=True):

@@ -50,6 +50,7 @@ async def _conduct(platform: Platform, begun: Begun, live: LiveRun) -> None:
     try:
         result = await _result(platform, begun, live)
         finished = await finish(platform, _ending(live, result, promote=not platform.draining.is_set()))
+        live.stored = finished.stored
         if live.history and finished.outcome.messages:
             platform.windows.put(live.run.session_id, [*live.history, *finished.outcome.messages])
     finally:
@@ -206,7 +207,7 @@ async def finish(platform: Platform, ending: FinishRun) -> Finished:
         return finished or Finished(await patiently(lambda: _as_stored(platform, ending.run)))
     except Exception as error:
         report(log, f"the end of run {ending.run.id} could not be stored", error)
-        return Finished(_broken(ending.run, Unavailable("The answer could not be stored.")))
+        return Finished(_broken(ending.run, Unavailable("The answer could not be stored.")), stored=False)
 
 
 async def _as_stored(platform: Platform, run: Run) -> Outcome:

@@ -40,6 +40,8 @@ class LiveRun:
     answering: asyncio.Task[object] | None = None
     ended_by: EndedBy | None = None
     flushed: int | None = None
+    stored: bool = False
+    """Whether its end is stored: until then what Redis has of it must stay."""
     began: float = field(default_factory=time.monotonic)
 
     def end(self, by: EndedBy) -> None:

@@ -56,7 +56,7 @@ class Relay:
         self._live = live
         self._load = load
         self._mirrors: dict[UUID, _Mirror] = {}
-        self._written: set[UUID] = set()
+        self._written: dict[UUID, LiveRun] = {}
         self._broken = False
 
     @asynccontextmanager
@@ -123,14 +123,16 @@ class Relay:
             await store.append(redis, [(live.run.id, entry) for live, _, entry in part])
             for live, position, _ in part:
                 live.flushed = position
-                self._written.add(live.run.id)
+                self._written[live.run.id] = live
         self._broken = False
 
     async def _forget(self, redis: Client) -> None:
-        """Erase the logs of runs that have ended: their answers are stored."""
-        if ended := [id for id in self._written if id not in self._live]:
-            await store.forget(redis, ended)
-            self._written.difference_update(ended)
+        """Erase the logs of runs whose answers are stored; those of others are for whoever takes them over."""
+        ended = {id: live for id, live in self._written.items() if id not in self._live}
+        if stored := [id for id, live in ended.items() if live.stored]:
+            await store.forget(redis, stored)
+        for id in ended:
+            del self._written[id]
 
     async def _pull(self, redis: Client) -> None:
         wanted = {id: mirror.last_id for id, mirror in self._mirrors.items() if id not in self._live}

@@ -198,8 +198,11 @@ async def _forget(client: Client | None, run_id: UUID) -> None:
 
 def _settled(bill: Bill, chunks: Sequence[Chunk], run: Run) -> Step:
     """A call as a step: one that was open has at least written what was said."""
-    completion = bill.completion or sum(count(chunk.content) for chunk in chunks)
-    usage = Usage(bill.prompt, completion, bill.cached, bill.reasoning, estimated=bill.estimated)
+    completion, cost = bill.completion, bill.cost
+    if not bill.ended:
+        completion = completion or sum(count(chunk.content) for chunk in chunks)
+        cost = (bill.prompt * bill.prices[0] + completion * bill.prices[1]) / 1_000_000
+    usage = Usage(bill.prompt, completion, bill.cached, bill.reasoning, cost, bill.estimated)
     began = run.created_at or now()
     return Step(bill.seq, f"/{bill.model}", "llm", bill.model, "partial", began, now(), model=bill.model, usage=usage)
 

@@ -354,7 +354,7 @@ async def test_after_a_failure_the_same_key_makes_a_sibling_answer(pair: tuple[C
     made, one, two = pair
     caller = await made.user(one, "again")
     session_id = await caller.session(one)
-    await made.fake.fail("500")
+    await made.fake.fail("400")
     with pytest.raises(Refused) as refusal:
         await caller.say(one, session_id, "say it", idempotency_key="k")
     assert refusal.value.status == 502

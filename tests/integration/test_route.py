@@ -74,9 +74,7 @@ async def test_an_endpoint_that_is_full_is_passed_over(tmp_path: Path, one: Fake
         assert hits(one, two) == [2, 4]
 
 
-@pytest.mark.parametrize(
-    "fault", ["500", "503", "429", "429 retry-after=50", "404", "html", "refuse", "empty", "cut after=0"]
-)
+@pytest.mark.parametrize("fault", ["500", "503", "429", "429 retry-after=50", "404", "html", "refuse", "cut after=0"])
 async def test_another_endpoint_answers_for_one_that_fails_before_its_first_token(
     tmp_path: Path, one: FakeUpstream, two: FakeUpstream, fault: str
 ) -> None:
@@ -88,6 +86,18 @@ async def test_another_endpoint_answers_for_one_that_fails_before_its_first_toke
     (step,) = recorder.steps
     assert (step.status, step.model, step.usage.total) == ("completed", "default-1", 5)
     assert b'"failures":["' in (step.output or b"")
+
+
+async def test_an_empty_answer_is_paid_for_and_asked_for_once(
+    tmp_path: Path, one: FakeUpstream, two: FakeUpstream
+) -> None:
+    recorder = Recorder()
+    async with open_models(catalog_of(tmp_path, model("default", one.base_url, two.base_url))) as models:
+        one.fail("empty")
+        with pytest.raises(LLMError, match="empty answer"):
+            await ask(models, recorder=recorder)
+    assert hits(one, two) == [1, 0]
+    assert recorder.steps[0].usage.prompt > 0
 
 
 async def test_a_server_that_is_not_there_is_stood_in_for(tmp_path: Path, one: FakeUpstream) -> None:

@@ -41,7 +41,7 @@ def test_the_bill_has_open_calls_as_estimates_and_ended_ones_as_they_are() -> No
     with recorder.step("llm", "small") as ended:
         ended.usage = Usage(5, 6)
     with recorder.step("tool", "t"), recorder.step("llm", "big", parts=[b"x" * 40]):
-        assert recorder.bill() == [Bill(1, "small", 5, 6, 0, 0, False), Bill(3, "big", 11)]
+        assert recorder.bill() == [Bill(1, "small", 5, 6, 0, 0, False, ended=True), Bill(3, "big", 11)]
     assert [bill.estimated for bill in recorder.bill()] == [False, False]
 
 
