@@ -62,7 +62,7 @@ class ScriptedAgent(Chattable):
         return {"state": self.keep, "param": self.param} | {verb.__name__: verb for verb in verbs}
 
     async def repeat(self, text: str) -> AsyncIterator[str]:
-        for word in re.findall(r"\s*\S+|\s+", text):
+        for word in re.findall(r"\s*\S+|\s+", text) or [""]:
             yield word
 
     async def chunks(self, number: str) -> AsyncIterator[str]:

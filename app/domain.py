@@ -206,6 +206,8 @@ class Message(Struct, frozen=True):
         body: dict[str, Any] = {"role": self.role, "content": list(self.parts) if self.parts else self.content}
         if self.name:
             body["name"] = self.name
+        if beside := {"assistant": "tool_calls", "tool": "tool_call_id"}.get(self.role):
+            body |= {beside: self.additional_kwargs[beside]} if beside in self.additional_kwargs else {}
         return body
 
 

@@ -19,11 +19,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import settings as settings_module
 from app.agent.loader import Agents
+from app.agent.relay import ModelRelay
 from app.agent.watchdog import Watchdog
 from app.api import accounts as accounts_api
 from app.api import budgets as budgets_api
 from app.api import cache as cache_api
-from app.api import health, problems, rest, seed
+from app.api import health, openai, problems, rest, seed
 from app.api.gate import Gate
 from app.domain import new_id
 from app.errors import SettingsError
@@ -78,6 +79,8 @@ def create_app(settings: Settings) -> FastAPI:
         seed.router,
     ):
         app.include_router(router)
+    for prefix in openai.PREFIXES:
+        app.include_router(openai.router, prefix=prefix)
     return app
 
 
@@ -96,9 +99,8 @@ class _Gated(FastAPI):
         """Starlette's stack behind the gate, which does the work of its outermost part: telling what nobody expected as 500."""
         inner: Any = super().build_middleware_stack()
         open_to_local = self._settings.auth == "open"
-        gate = Gate(
-            inner.app, platform=lambda: self.state.platform, open_to_local=open_to_local, shortcuts=seed.SHORTCUTS
-        )
+        shortcuts = {**seed.SHORTCUTS, **openai.SHORTCUTS}
+        gate = Gate(inner.app, platform=lambda: self.state.platform, open_to_local=open_to_local, shortcuts=shortcuts)
         if not self._settings.cors_origins:
             return gate
         origins = self._settings.cors_origins
@@ -118,7 +120,7 @@ async def _opened(settings: Settings, database_url: str) -> AsyncIterator[Platfo
         stack.push_async_callback(engine.dispose)
         # A worker that starts again while the database is away serves all the same, and says 503 until it is back.
         upkeep_in = await upkeep.attempt(engine)
-        agents = Agents(settings.agents_dir, settings_module.agent_variables())
+        agents = Agents(settings.agents_dir, settings_module.agent_variables(), own=[ModelRelay])
         await agents.load()
         stack.callback(agents.close)
         watchdog = Watchdog(asyncio.get_running_loop())
@@ -142,6 +144,7 @@ async def _opened(settings: Settings, database_url: str) -> AsyncIterator[Platfo
             writer=writer,
             agents=agents,
             calls=models.call_path(cache, reserver, _secret(settings)),
+            catalog=models.current,
             relay=Relay(client, live, partial(runs.load, engine)),
             reserver=reserver,
             rates=Rates(settings.requests_per_minute, client),
@@ -201,9 +204,10 @@ class _Models:
     def call_path(self, cache: Cache, reserver: Reserver, secret: bytes) -> CallPath:
         """The call path over them."""
         router = Router(self.endpoints, self._own)
-        return CallPath(self._current, router, cache=cache, reservations=reserver, secret=secret)
+        return CallPath(self.current, router, cache=cache, reservations=reserver, secret=secret)
 
-    def _current(self) -> Catalog:
+    def current(self) -> Catalog:
+        """The models as they are now."""
         catalog = self._file.catalog
         self.endpoints.apply(catalog)
         return catalog

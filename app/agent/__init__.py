@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from app.agent.chattable import Chattable
 from app.agent.history import History
+from app.agent.request import OpenAIRequest
 from app.agent.stream import Stream
 from app.domain import Chunk, Message, Session, SessionParams
 from app.llm.llm import LLM, Completion, Reply
@@ -23,6 +24,7 @@ __all__ = [
     "History",
     "Message",
     "OpenAILike",
+    "OpenAIRequest",
     "Reply",
     "Session",
     "SessionParams",

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from app.agent.history import History
 from app.agent.plain import canonical
+from app.agent.request import OpenAIRequest
 from app.agent.stream import Stream
 from app.agent.threads import Threads
 from app.domain import Message, Session
@@ -33,6 +34,7 @@ class Binding:
     recorder: Recorder
     state: Mapping[str, Any] | None = None
     """The agent's state as it was stored with the last answer of this branch."""
+    request: OpenAIRequest | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,8 @@ class Chattable:
     history: History
     llm: LLM
     stream: Stream
+    request: OpenAIRequest | None = None
+    """The request, when the message came through the OpenAI protocol."""
 
     _recorder: Recorder
     _threads: Threads
@@ -114,6 +118,7 @@ class Chattable:
         self.history = binding.history
         self.llm = binding.llm
         self.stream = stream
+        self.request = binding.request
         self._recorder = binding.recorder
         self._threads = threads
         for name in ("params", "settings", "state"):

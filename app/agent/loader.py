@@ -18,6 +18,7 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 
+from app.agent.chattable import Chattable
 from app.agent.threads import Threads
 from app.agent.version import AgentVersion, Code, declared_in
 from app.errors import NotFound, PluginError
@@ -65,12 +66,21 @@ class _Unit:
 class Agents:
     """The agents of one folder. All of it belongs to the event loop; only imports leave it."""
 
-    def __init__(self, folder: Path, variables: Mapping[str, str], *, deadline: float = DEADLINE) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        variables: Mapping[str, str],
+        *,
+        deadline: float = DEADLINE,
+        own: Sequence[type[Chattable]] = (),
+    ) -> None:
+        """`own` are the platform's own agents: they have their ids before any file, and are in no list."""
         self._folder = folder
         self._variables = variables
         self._deadline = deadline
         self._units: dict[str, _Unit] = {}
-        self._agents: dict[str, AgentVersion] = {}
+        self._own = frozenset(cls.id for cls in own)
+        self._agents = {cls.id: _own_version(cls, variables) for cls in own}
         self._numbers = itertools.count(1)
         self._threads = Threads("agent import", IMPORTS)
         self._refreshing = asyncio.Lock()
@@ -187,6 +197,8 @@ class Agents:
 
     def _check_free(self, unit: _Unit, found: Mapping[str, object]) -> None:
         for agent_id in found:
+            if agent_id in self._own:
+                raise _IdTakenError(f"the id {agent_id} is taken by the platform")
             for name, other in self._units.items():
                 if other is not unit and (agent_id in other.versions or agent_id in other.failed):
                     raise _IdTakenError(f"the id {agent_id} is taken by {name}")
@@ -203,6 +215,12 @@ class Agents:
     def _free_name(self, path: Path) -> str:
         stem = re.sub(r"\W", "_", path.name.removesuffix(".py"))
         return next(name for number in self._numbers if (name := f"agents_{stem}_v{number}") not in sys.modules)
+
+
+def _own_version(cls: type[Chattable], variables: Mapping[str, str]) -> AgentVersion:
+    code = Code(cls.__module__)
+    code.hold()  # for ever
+    return AgentVersion(cls, "", code, variables)
 
 
 class _IdTakenError(PluginError):

@@ -27,6 +27,8 @@ from app.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
+FINISHES = ("length", "tool_calls", "content_filter", "cut")
+"""How an answer may end besides `stop`; other words of language models stand for that."""
 GRACE = 2.0
 """Seconds an agent has to end after it was cancelled."""
 MAX_STATE = 1_000_000
@@ -34,14 +36,14 @@ MAX_STATE = 1_000_000
 
 
 class Answer(Struct, frozen=True):
-    """What an agent answered. `finish` is `cut` when it passed on a language model's answer that broke off."""
+    """What an agent answered. `finish` is how the language model's answer ended that it passed on; `cut` when that broke off."""
 
     text: str
     parts: Sequence[Mapping[str, Any]] = ()
     additional_kwargs: Mapping[str, Any] = field(default_factory=dict)
     name: str | None = None
     state: Mapping[str, Any] | None = None
-    finish: Literal["stop", "cut"] = "stop"
+    finish: Literal["stop", "length", "tool_calls", "content_filter", "cut"] = "stop"
 
 
 async def answer(
@@ -208,8 +210,9 @@ async def _final(given: Any, stream: Stream) -> dict[str, Any]:
     return {"finish": _finish(given), **_beside(given)}
 
 
-def _finish(given: Any) -> Literal["stop", "cut"]:
-    return "cut" if isinstance(given, Completion) and given.finish_reason == "cut" else "stop"
+def _finish(given: Any) -> Any:
+    reason = given.finish_reason if isinstance(given, Completion) else None
+    return reason if reason in FINISHES else "stop"
 
 
 def _beside(given: Any) -> dict[str, Any]:

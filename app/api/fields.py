@@ -38,7 +38,8 @@ def _visible(value: str) -> str:
     return value
 
 
-def _to_id(value: Any) -> Any:
+def to_id(value: Any) -> UUID:
+    """The id in a text, or `NOBODY`."""
     if isinstance(value, UUID):
         return value
     try:
@@ -62,9 +63,17 @@ def _to_user(value: Any) -> UUID | str:
 
 
 def _bounded_json(value: dict[str, Any]) -> dict[str, Any]:
+    check_json(value)
+    if len(msgspec.json.encode(value)) > MAX_JSON_BYTES:
+        raise ValueError(f"must have at most {MAX_JSON_BYTES} bytes of JSON")
+    return value
+
+
+def check_json(value: Any, max_depth: int = MAX_JSON_DEPTH) -> None:
+    """`ValueError` for what is nested too deep, has too many values, or holds text or numbers that cannot be stored."""
     waiting: list[tuple[Any, int]] = [(value, 1)]
     for nodes, (item, depth) in enumerate(iter_pop(waiting)):
-        if depth > MAX_JSON_DEPTH or nodes > MAX_JSON_NODES:
+        if depth > max_depth or nodes > MAX_JSON_NODES:
             raise ValueError("is nested too deep or has too many values")
         if isinstance(item, dict):
             waiting += [(part, depth + 1) for pair in item.items() for part in pair]
@@ -74,9 +83,6 @@ def _bounded_json(value: dict[str, Any]) -> dict[str, Any]:
             _no_control(item)
         elif isinstance(item, int) and abs(item) > MAX_INTEGER:
             raise ValueError("has a number that is too large")
-    if len(msgspec.json.encode(value)) > MAX_JSON_BYTES:
-        raise ValueError(f"must have at most {MAX_JSON_BYTES} bytes of JSON")
-    return value
 
 
 def is_crowded(body: bytes) -> bool:
@@ -102,7 +108,7 @@ def checked_key(value: str | None) -> str | None:
     return value
 
 
-Id = Annotated[UUID, BeforeValidator(_to_id)]
+Id = Annotated[UUID, BeforeValidator(to_id)]
 Content = Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT), AfterValidator(_no_control)]
 Text = Annotated[str, StringConstraints(max_length=4000), AfterValidator(_no_control)]
 Title = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(_no_control)]

@@ -119,7 +119,7 @@ class Gate:
             if status:
                 report(log, "an answer broke off", error)
                 raise BrokenOff from None  # for the server, which closes the connection
-            await problems.from_exception(error)(scope, receive, answer)
+            await problems.from_exception(error, scope["path"])(scope, receive, answer)
         finally:
             milliseconds = (time.perf_counter() - began) * 1000
             log.debug("%s %s %d %.1f ms %s", scope["method"], scope["path"][:200], status, milliseconds, request_id)

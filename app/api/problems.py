@@ -1,4 +1,7 @@
-"""Errors as answers: `application/problem+json` (RFC 9457) with a stable `code`, small, and never with the input in it."""
+"""Errors as answers: `application/problem+json` (RFC 9457) with a stable `code`, small, and never with the input in it.
+
+Under the paths of OpenAI's protocol they have the form that its clients know, with the same `code`; see `openai_errors.py`.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from app.api import openai_errors
 from app.errors import AppError, InvalidInput, QuotaExceeded, TooLarge, Unavailable
 from app.reports import report
 from app.store.database import is_passing
@@ -40,14 +44,20 @@ def problem(error: Mapping[str, Any], *, retry_after: float | None = None, **ext
     return Response(content, error["status"], headers, media_type="application/problem+json")
 
 
-def from_exception(error: Exception) -> Response:
-    """The answer for anything that was raised; what nobody expected is logged and told as 500."""
-    if isinstance(error, AppError):
-        return problem(error.to_dict(), retry_after=error.retry_after)
-    if is_passing(error):
-        return from_exception(Unavailable("The database is not available at the moment.", retry_after=1))
-    report(log, "unexpected error", error)
-    return problem(AppError("Something went wrong in the server.").to_dict())
+def from_exception(error: Exception, path: str = "") -> Response:
+    """The answer for anything that was raised; what nobody expected is logged and told as 500. The path tells the form."""
+    if not isinstance(error, AppError):
+        if is_passing(error):
+            error = Unavailable("The database is not available at the moment.", retry_after=1)
+        else:
+            report(log, "unexpected error", error)
+            error = AppError("Something went wrong in the server.")
+    return _shaped(error.to_dict(), path, retry_after=error.retry_after)
+
+
+def _shaped(error: Mapping[str, Any], path: str, *, retry_after: float | None = None) -> Response:
+    form = openai_errors.response if path.startswith(openai_errors.PATHS) else problem
+    return form(error, retry_after=retry_after)
 
 
 def sentence(errors: Sequence[Any]) -> InvalidInput:
@@ -63,26 +73,27 @@ def install(app: FastAPI) -> None:
     """Render every error of the routes here."""
 
     @app.exception_handler(AppError)
-    async def _app_error(_request: Request, error: AppError) -> Response:
-        return from_exception(error)
+    async def _app_error(request: Request, error: AppError) -> Response:
+        return from_exception(error, request.url.path)
 
     @app.exception_handler(RequestValidationError)
-    async def _invalid(_request: Request, error: RequestValidationError) -> Response:
-        return from_exception(sentence(error.errors()))
+    async def _invalid(request: Request, error: RequestValidationError) -> Response:
+        return from_exception(sentence(error.errors()), request.url.path)
 
     @app.exception_handler(ValidationError)
-    async def _broken(_request: Request, error: ValidationError) -> Response:
-        return from_exception(error)
+    async def _broken(request: Request, error: ValidationError) -> Response:
+        return from_exception(error, request.url.path)
 
     @app.exception_handler(HTTPException)
-    async def _http(_request: Request, error: HTTPException) -> Response:
+    async def _http(request: Request, error: HTTPException) -> Response:
+        path = request.url.path
         if isinstance(error.__cause__, AppError):
-            return from_exception(error.__cause__)
+            return from_exception(error.__cause__, path)
         if error.status_code == 413:
-            return from_exception(TooLarge())
+            return from_exception(TooLarge(), path)
         if error.status_code == 400:
-            return from_exception(InvalidInput("The body could not be read."))
+            return from_exception(InvalidInput("The body could not be read."), path)
         code = STATUS_CODES.get(error.status_code, "http_error")
-        answer = problem({"code": code, "status": error.status_code, "message": str(error.detail)[:200]})
+        answer = _shaped({"code": code, "status": error.status_code, "message": str(error.detail)[:200]}, path)
         answer.headers.update(error.headers or {})
         return answer

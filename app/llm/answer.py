@@ -22,10 +22,22 @@ _LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
 _WORD = re.compile(r"[a-z][a-z0-9_-]{0,39}", re.IGNORECASE)
 
 
+class _Function(msgspec.Struct):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class _ToolCall(msgspec.Struct):
+    index: int | None = None
+    id: str | None = None
+    function: _Function | None = None
+
+
 class _Text(msgspec.Struct):
     content: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
+    tool_calls: list[_ToolCall] | None = None
 
 
 class _Choice(msgspec.Struct):
@@ -44,6 +56,20 @@ class _Event(msgspec.Struct):
 _decoder = msgspec.json.Decoder(_Event)
 
 
+class _Asked:
+    """A tool's call as far as it has come."""
+
+    __slots__ = ("arguments", "id", "name")
+
+    def __init__(self) -> None:
+        self.id = self.name = ""
+        self.arguments: list[str] = []
+
+    def given(self) -> dict[str, str]:
+        """The call as the content of a chunk of type `tool_call`."""
+        return {"id": self.id, "name": self.name, "arguments": "".join(self.arguments) or "{}"}
+
+
 class Answer:
     """What has come of one answer so far.
 
@@ -51,8 +77,8 @@ class Answer:
     a streamed request; `<` is a web page; all else is a stream of events.
     """
 
-    def __init__(self, messages: Any, *, max_bytes: int, max_line: int) -> None:
-        """`messages` are those sent, to be counted if the upstream does not. More bytes than that: `LLMError`."""
+    def __init__(self, messages: Any, tools: Any = (), *, max_bytes: int, max_line: int) -> None:
+        """`messages` and `tools` are those sent, to be counted if the upstream does not. More bytes than that: `LLMError`."""
         self.done = False
         """Whether `[DONE]` has come."""
         self.seen = False
@@ -61,7 +87,7 @@ class Answer:
         """What was wrong after the chunks that `feed` gave last."""
         self.said: list[str] = []
         self._chunks: list[Chunk] = []
-        self._messages = messages
+        self._messages, self._tools = messages, tools
         self._room = max_bytes
         self._events: Events | None = Events(max_line)
         self._whole: list[bytes] = []
@@ -69,6 +95,7 @@ class Answer:
         self._reason: str | None = None
         self._usage: Any = None
         self._model: str | None = None
+        self._calls: dict[int, _Asked] = {}
 
     def feed(self, piece: bytes) -> list[Chunk]:
         """The chunks that `piece` completes; `LLMError` if it is not of the protocol or tells of an error."""
@@ -103,7 +130,7 @@ class Answer:
         return self._given()
 
     def finish(self) -> Finish:
-        """How it ended; `LLMError` if there was no answer at all."""
+        """How it ended; `LLMError` if there was no answer at all. What was begun of a tool's call when it broke off is lost."""
         reason = self._reason or ("stop" if self.done else "cut")
         if not self.seen:
             raise LLMError("The language model's server answered nothing: check OPENAI_BASE_URL.")
@@ -129,6 +156,7 @@ class Answer:
         if self.done or not data:
             return
         if data == b"[DONE]":
+            self._calls_end()
             self.done = self.seen = True
             return
         event = _decode(data)
@@ -149,13 +177,36 @@ class Answer:
                 self._say(thought, "thinking")
             if text.content:
                 self._say(text.content, "text")
+            for at, call in enumerate(text.tool_calls or ()):
+                self._call(at if call.index is None else call.index, call)
         if choice.finish_reason:
+            self._calls_end()
             self._reason = choice.finish_reason if _WORD.fullmatch(choice.finish_reason) else "stop"
+
+    def _call(self, index: int, piece: _ToolCall) -> None:
+        """Add to a tool's call. Some servers number none of them, but give each an id."""
+        call = self._calls.get(index)
+        if call is not None and piece.id and call.id not in ("", piece.id):
+            index = max(self._calls) + 1
+            call = None
+        if call is None:
+            call = self._calls[index] = _Asked()
+        call.id = call.id or piece.id or ""
+        if piece.function:
+            call.name = call.name or piece.function.name or ""
+            call.arguments.append(piece.function.arguments or "")
+
+    def _calls_end(self) -> None:
+        """Say the calls of tools, each whole: half of one is of no use to anybody."""
+        calls, self._calls = self._calls, {}
+        for call in calls.values():
+            if call.name:
+                self._say(msgspec.json.encode(call.given()).decode(), "tool_call")
 
     def _say(self, content: str, content_type: str) -> None:
         """Add a chunk; what comes in one piece with its neighbour of the same type becomes one with it."""
         self.said.append(content)
-        if self._chunks and self._chunks[-1].content_type == content_type:
+        if content_type != "tool_call" and self._chunks and self._chunks[-1].content_type == content_type:
             content = self._chunks.pop().content + content
         self._chunks.append(Chunk(content, content_type))
 
@@ -164,7 +215,7 @@ class Answer:
         prompt, completion = _tokens(given, "prompt_tokens"), _tokens(given, "completion_tokens")
         if not prompt or completion is None or (self.said and not completion):
             return Usage(
-                prompt or count_messages(self._messages),
+                prompt or count_messages(self._messages, self._tools),
                 completion or count("".join(self.said)),
                 estimated=True,
             )

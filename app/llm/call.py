@@ -113,7 +113,7 @@ class _Call:
         """Ask whether the answer will do; one that was cut off will not."""
         if self.accept is None:
             return
-        given = self.accept(self.said(*ANSWER_TYPES))
+        given = self.accept(self.said(*ANSWER_TYPES) or self.said("tool_call"))
         fits = bool(await given if inspect.isawaitable(given) else given)
         self.accepted = fits and self.finish is not None and self.finish.reason != "cut"
 
@@ -136,7 +136,8 @@ class _Call:
             usage = self.finish.usage
         elif self.was_sent:
             said = count(self.said("text")) + count(self.said("thinking"))
-            usage = Usage(count_messages(self.messages), said, estimated=True)
+            prompt = count_messages(self.messages, self.options.get("tools", ()))
+            usage = Usage(prompt, said, estimated=True)
         else:
             usage = Usage()
         if self.request:
@@ -261,7 +262,7 @@ class CallPath:
     async def _sending(self, models: Sequence[Model], call: _Call) -> AsyncIterator[Attempt]:
         """Reserve, have it answered, and settle."""
         caller, options = call.caller, call.options
-        estimate = count_messages(call.messages)
+        estimate = count_messages(call.messages, call.options.get("tools", ()))
         models = fitting(models, estimate)
         limits = {**models[0].defaults, **options}
         wanted = limits.get("max_completion_tokens") or limits.get("max_tokens") or _longest(models, estimate)
@@ -403,6 +404,8 @@ def _record(step: OpenStep, call: _Call, models: Sequence[Model]) -> None:
     step.from_cache, step.usage = call.cached, call.spent(models)
     reason = call.finish.reason if call.finish else "cancelled" if call.cancelled else "error"
     output: dict[str, Any] = {"text": call.said("text"), "reasoning": call.said("thinking"), "finish_reason": reason}
+    if calls := [chunk.content for chunk in call.chunks if chunk.content_type == "tool_call"]:
+        output["tool_calls"] = calls
     if call.accept:
         output["accepted"] = call.accepted
     if call.request:

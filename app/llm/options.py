@@ -9,6 +9,9 @@ from app.errors import InvalidInput
 
 Check = Callable[[Any], bool]
 
+MAX_TOOLS = 128
+"""As many functions as OpenAI's API takes."""
+
 
 def _number(low: float, high: float) -> Check:
     # NaN compares false with both bounds, so it fails too.
@@ -45,6 +48,18 @@ def _is_format(value: Any) -> bool:
     return isinstance(value, Mapping) and value.get("type") in ("text", "json_object", "json_schema")
 
 
+def _are_tools(value: Any) -> bool:
+    return (
+        isinstance(value, list | tuple)
+        and len(value) <= MAX_TOOLS
+        and all(isinstance(tool, Mapping) and isinstance(tool.get("type"), str) for tool in value)
+    )
+
+
+def _is_choice(value: Any) -> bool:
+    return value in ("none", "auto", "required") if isinstance(value, str) else isinstance(value, Mapping)
+
+
 # Ranges are those of OpenAI's API reference, "Create chat completion".
 _OPTIONS: Mapping[str, tuple[Check, str]] = {
     "model": (_text(200), "a name of up to 200 characters"),
@@ -61,6 +76,13 @@ _OPTIONS: Mapping[str, tuple[Check, str]] = {
     "response_format": (_is_format, "a dictionary whose type is text, json_object or json_schema"),
     "reasoning_effort": (_text(20), "a word such as low, medium or high"),
     "user": (_text(200), "a text of up to 200 characters"),
+    "tools": (_are_tools, f"a list of up to {MAX_TOOLS} dictionaries, each with a type"),
+    "tool_choice": (_is_choice, "none, auto, required or a dictionary"),
+    "parallel_tool_calls": (lambda value: isinstance(value, bool), "true or false"),
+    # vLLM's and llama.cpp's, in the words of their APIs
+    "top_k": (_integer(-1, 1_000_000), "an integer from -1 to 1000000"),
+    "min_p": (_number(0, 1), "a number from 0 to 1"),
+    "repetition_penalty": (_number(0, 10), "a number from 0 to 10"),
 }
 
 
@@ -72,4 +94,4 @@ def checked(options: Mapping[str, Any]) -> dict[str, Any]:
         is_valid, words = _OPTIONS[name]
         if value is not None and not is_valid(value):
             raise InvalidInput(f"{name} must be {words}.", param=name)
-    return {name: value for name, value in options.items() if value is not None}
+    return {name: value for name, value in options.items() if value is not None and not (name == "tools" and not value)}

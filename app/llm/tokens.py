@@ -8,8 +8,10 @@ JSON and 0.54 for rows of digits.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+import msgspec
 
 from app.domain import Message
 
@@ -30,19 +32,28 @@ def count(text: str) -> int:
     return (3 * plain + 4 * other + 11) // 12
 
 
-def count_messages(messages: Iterable[Message | Mapping[str, Any]]) -> int:
-    """About how many tokens `messages` cost as a prompt."""
-    return PER_REPLY + sum(_count_message(message) for message in messages)
+def count_messages(messages: Iterable[Message | Mapping[str, Any]], tools: Sequence[Any] = ()) -> int:
+    """About how many tokens `messages`, and the `tools` that may be called, cost as a prompt."""
+    return PER_REPLY + sum(_count_message(message) for message in messages) + _count_json(tools)
 
 
 def _count_message(message: Message | Mapping[str, Any]) -> int:
     body = message.to_openai() if isinstance(message, Message) else message
     content = body.get("content") or ""
+    framed = PER_MESSAGE + _count_json(body.get("tool_calls"))
     if isinstance(content, str):
-        return PER_MESSAGE + count(content)
-    return PER_MESSAGE + sum(_count_part(part) for part in content)
+        return framed + count(content)
+    return framed + sum(_count_part(part) for part in content)
 
 
 def _count_part(part: Mapping[str, Any]) -> int:
     text = part.get("text")
     return count(text) if isinstance(text, str) else PER_ATTACHMENT
+
+
+def _count_json(value: Any) -> int:
+    """Tools and their calls are given to a model about as they are written."""
+    try:
+        return count(msgspec.json.encode(value).decode()) if value else 0
+    except (TypeError, ValueError, RecursionError):  # it cannot be sent either, which is told elsewhere
+        return 0

@@ -107,7 +107,9 @@ class Upstream:
         `Finish("cut")`; one that hangs raises. Closing the generator closes the connection.
         """
         call = _Call(self._deadlines)
-        answer = Answer(body.get("messages", ()), max_bytes=self._max_bytes, max_line=self._max_line)
+        answer = Answer(
+            body.get("messages", ()), body.get("tools", ()), max_bytes=self._max_bytes, max_line=self._max_line
+        )
         response = await self._post(self._chat_url, _encode_chat(body), call)
         try:
             while not answer.done and (piece := await call.read(response.content)):

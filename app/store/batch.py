@@ -13,7 +13,7 @@ from uuid import UUID
 import asyncpg
 from msgspec.structs import replace
 
-from app.store import beginnings, budgets, endings, turns
+from app.store import beginnings, budgets, endings, ephemeral, turns
 from app.store.operations import BeginRun, Finished, FinishRun, Op, Promote, Result
 from app.store.rows import Rows, ValueKey, store
 
@@ -27,11 +27,13 @@ async def write(
     Raises what PostgreSQL raises; then the transaction is to be rolled back.
     """
     rows = Rows(stored)
+    await ephemeral.make(db, ops)
     locked = await turns.lock(db, [op.session_id for op in ops])
     results: dict[UUID, Result] = {}
     due = [op.session_id for op in ops if isinstance(op, Promote)]
     if begins := [op for op in ops if isinstance(op, BeginRun)]:
         results |= await beginnings.decide(db, replica, begins, locked, rows)
+        await ephemeral.drop(db, begins, results)
     if finishes := [op for op in ops if isinstance(op, FinishRun)]:
         ended, waiting = await endings.decide(db, replica, finishes, locked, rows)
         results |= ended

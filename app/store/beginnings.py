@@ -65,6 +65,8 @@ async def decide(
     for op, check in zip(ops, checks, strict=True):
         session = locked.get(op.session_id)
         try:
+            if session is None and op.ephemeral:
+                raise NotAuthenticated  # its user was erased
             if session is None:
                 raise NotFound("session", param="session_id")
             _admit(op, session, check)
@@ -81,6 +83,10 @@ def _admit(op: BeginRun, session: asyncpg.Record, check: asyncpg.Record) -> None
         raise NotFound("session", param="session_id")
     if not check["good"] or session["status"] != "active":
         raise NotAuthenticated
+    if session["ephemeral"] and not op.ephemeral:
+        raise Conflict("This session was made for one request; it cannot be continued.", param="session_id")
+    if op.agent_id and session["agent_id"] != op.agent_id:
+        raise InvalidInput("model: another agent answers in this session.", param="model")
     if session["agent_id"] not in op.agents:
         raise NotFound("agent", param="agent.id")
     if not check["may_use"] and session["role"] != Role.ADMIN:
@@ -104,7 +110,8 @@ def _begin(
             raise Conflict("Idempotency-Key: it was used for another request.", param="idempotency-key")
         if repeated["status"] != RunStatus.FAILED:
             return Repeated(run_of(Row(repeated)))
-        op = replace(op, again=True, message=replace(op.message, id=repeated["message_id"]))
+        if not op.ephemeral:  # which brings all that it needs
+            op = replace(op, again=True, message=replace(op.message, id=repeated["message_id"]))
     if not check["stored"] and (refusal := budgets.refusal(check["budgets"])):
         raise refusal
     policy = session["params"].get("busy", "reject")
@@ -137,6 +144,8 @@ def _begin(
         interrupts,
         budgets.ids(check["budgets"]),
         op.again,
+        op.ephemeral,
+        op.request,
     )
 
 
@@ -191,7 +200,7 @@ def _store(rows: Rows, replica: UUID, op: BeginRun, session: asyncpg.Record, mes
     if not waiting:
         next_seq = session["next_seq"]
         if not op.again:
-            rows.add_message(session["user_id"], message)
+            rows.add_message(session["user_id"], message, is_found=not op.ephemeral)
             next_seq += 1
         rows.advance(op.session_id, next_seq, message.id, now())
     rows.add_run(run, replica=replica, credential_id=op.principal.credential_id, pending=waiting)

@@ -57,7 +57,7 @@ def _end(op: FinishRun, session: asyncpg.Record, replica: UUID, rows: Rows) -> F
     answers = _numbered(op, session["next_seq"])
     rows.end_run(run, replica=replica)
     for answer in answers:
-        rows.add_message(run.user_id, answer)
+        rows.add_message(run.user_id, answer, is_found=not session["ephemeral"])
     leaf_id = answers[-1].id if answers else session["leaf_id"]
     rows.advance(run.session_id, session["next_seq"] + len(answers), leaf_id, run.ended_at)
     for step in op.steps:

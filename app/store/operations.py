@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 from uuid import UUID
 
 from msgspec import Struct
@@ -26,6 +27,12 @@ class BeginRun(Struct, frozen=True):
     at_leaf: bool = True
     again: bool = False
     key: IdempotencyKey | None = None
+    agent_id: str | None = None
+    """The agent that is to answer; a session of another refuses the message."""
+    ephemeral: bool = False
+    """Whether the session is made with the message, of `agent_id` and for this one run."""
+    request: Mapping[str, Any] | None = None
+    """What came with the message through the OpenAI protocol, as JSON; for whoever conducts the run."""
 
 
 class IdempotencyKey(Struct, frozen=True):
@@ -47,6 +54,8 @@ class Begun(Struct, frozen=True):
     """The budgets that its calls are taken from."""
     again: bool = False
     """Whether its message was answered before."""
+    ephemeral: bool = False
+    request: Mapping[str, Any] | None = None
 
 
 class Repeated(Struct, frozen=True):

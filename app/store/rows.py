@@ -78,8 +78,8 @@ class Rows:
     keys: list[tuple[UUID, str, bytes, UUID]] = field(default_factory=list)
     interrupted: list[UUID] = field(default_factory=list)
 
-    def add_message(self, owner: UUID, message: Message) -> None:
-        """A new message."""
+    def add_message(self, owner: UUID, message: Message, *, is_found: bool = True) -> None:
+        """A new message, which searches find or not."""
         self.messages.append(
             {
                 "id": message.id,
@@ -96,7 +96,7 @@ class Rows:
                 "agent_id": message.agent_id,
                 "tokens": message.tokens,
                 "state": message.state,
-                "terms": search.terms(owner, message.content),
+                "terms": search.terms(owner, message.content) if is_found else [],
                 "created_at": message.created_at,
             }
         )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, Select, delete, func, insert, select, tuple_, update
+from sqlalchemy import ColumnElement, Row, Select, delete, func, insert, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain import Page, Role, Session, SessionParams, Usage, User, now
@@ -74,7 +74,7 @@ async def list_page(
     title: str | None = None,
 ) -> Page[Session]:
     """An owner's sessions, the last active first."""
-    query = with_user().where(sessions.c.user_id == owner)
+    query = with_user().where(sessions.c.user_id == owner, ~sessions.c.ephemeral)
     query = query.where(sessions.c.archived_at.is_not(None) if archived else sessions.c.archived_at.is_(None))
     if title:
         query = query.where(sessions.c.title.icontains(title, autoescape=True))
@@ -91,9 +91,16 @@ async def change(db: AsyncConnection, id: UUID, changes: Mapping[str, Any]) -> N
     await db.execute(update(sessions).where(sessions.c.id == id).values(**changes))
 
 
-async def erase(db: AsyncConnection, *, session_id: UUID | None = None, user_id: UUID | None = None) -> None:
+async def erase(
+    db: AsyncConnection,
+    *,
+    session_id: UUID | None = None,
+    user_id: UUID | None = None,
+    chosen: ColumnElement[bool] | None = None,
+) -> None:
     """Erase what sessions left outside their own rows, and the sessions; messages and runs go with them."""
-    chosen = sessions.c.id == session_id if session_id else sessions.c.user_id == user_id
+    if chosen is None:
+        chosen = sessions.c.id == session_id if session_id else sessions.c.user_id == user_id
     scope = select(sessions.c.id).where(chosen)
     of_run = select(runs.c.id).where(runs.c.session_id.in_(scope))
     await db.execute(delete(steps).where(steps.c.run_id.in_(of_run)))

@@ -129,9 +129,13 @@ sessions = Table(
     _created(),
     _time("updated_at"),
     _time("archived_at", nullable=True),
-    Index("ix_sessions_user_id_updated_at", "user_id", text("updated_at DESC"), text("id DESC")),
+    Column("ephemeral", Boolean, nullable=False, server_default=text("false")),
+    Index("ix_sessions_user_id_updated_at", "user_id", "ephemeral", text("updated_at DESC"), text("id DESC")),
+    Index("ix_sessions_ephemeral", "created_at", postgresql_where=text("ephemeral")),
 )
-"""`next_seq` numbers the next message; `leaf_id` is the last message of the active branch."""
+"""`next_seq` numbers the next message; `leaf_id` is the last message of the active branch.
+
+An `ephemeral` one was made for one request that named none: it is in no list and no search, cannot be continued, and goes after a while."""
 
 messages = Table(
     "messages",

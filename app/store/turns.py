@@ -62,6 +62,7 @@ async def promote(db: asyncpg.Connection, replica: UUID, session_ids: Sequence[U
                 row["credential_id"],
                 budgets=budgets.ids(row["budgets"]),
                 again=waiting["again"],
+                request=waiting.get("request"),
             )
     ids = [begun.run.message_id for begun in turns.values()]
     taken = {row["id"] for row in await db.fetch(PROMOTE, replica, list(turns), ids)}  # one may be cancelled meanwhile
@@ -87,6 +88,8 @@ def pending(op: BeginRun) -> dict[str, Any]:
         "parent_id": message.parent_id,
         "at_leaf": op.at_leaf,
         "again": op.again,
+        "parts": message.parts,
+        "request": op.request,
     }
 
 
@@ -94,6 +97,7 @@ def _unpacked(session: asyncpg.Record, pending: Mapping[str, Any]) -> Message:
     parent_id = UUID(pending["parent_id"]) if pending["parent_id"] else None
     return Message.user(
         pending["content"],
+        parts=pending.get("parts", ()),
         id=UUID(pending["id"]),
         additional_kwargs=pending["additional_kwargs"],
         tokens=pending["tokens"],

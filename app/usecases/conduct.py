@@ -12,7 +12,6 @@ from msgspec.structs import replace
 from app.agent.chattable import Binding
 from app.agent.history import History
 from app.agent.runner import Answer, answer
-from app.agent.version import AgentVersion
 from app.domain import ANSWER_TYPES, Chunk, Message, Outcome, Run, RunStatus, new_id
 from app.errors import AppError, NotFound, Unavailable
 from app.journal.log import Log, LogFull, joined
@@ -25,6 +24,7 @@ from app.store.database import is_passing
 from app.store.operations import Begun, Finished, FinishRun
 from app.usecases.live import LiveRun
 from app.usecases.platform import Platform
+from app.usecases.requests import asked_in, history_of, record, request_of
 from app.usecases.windows import MAX_MESSAGES, MAX_TOKENS, trim
 
 log = logging.getLogger(__name__)
@@ -36,22 +36,25 @@ WRONG = "Something went wrong in the server."
 SHUTDOWN = {"code": "shutdown", "message": "The server is shutting down.", "status": 503}
 
 
-def start(platform: Platform, begun: Begun) -> LiveRun:
-    """Begin to answer, in a task that belongs to the platform and not to the caller."""
+Work = Callable[[Platform, Begun, LiveRun], Awaitable[Answer]]
+
+
+def start(platform: Platform, begun: Begun, work: Work | None = None) -> LiveRun:
+    """Begin to answer, in a task that belongs to the platform and not to the caller. Without other `work`, the agent answers."""
     live = LiveRun(begun.run, Log(begun.run.id), credential_id=begun.credential_id)
     platform.live[begun.run.id] = live
-    platform.tasks.start(_conduct(platform, begun, live), name="run")
+    platform.tasks.start(_conduct(platform, begun, live, work or _answer), name="run")
     return live
 
 
-async def _conduct(platform: Platform, begun: Begun, live: LiveRun) -> None:
+async def _conduct(platform: Platform, begun: Begun, live: LiveRun, work: Work) -> None:
     """Have the agent answer, store the answer, and only then end the log."""
     finished: Finished | None = None
     try:
-        result = await _result(platform, begun, live)
+        result = await _result(platform, begun, live, work)
         finished = await finish(platform, _ending(live, result, promote=not platform.draining.is_set()))
         live.stored = finished.stored
-        if live.history and finished.outcome.messages:
+        if live.history and finished.outcome.messages and not begun.ephemeral:
             platform.windows.put(live.run.session_id, [*live.history, *finished.outcome.messages])
     finally:
         platform.live.pop(live.run.id, None)
@@ -60,7 +63,7 @@ async def _conduct(platform: Platform, begun: Begun, live: LiveRun) -> None:
         start(platform, finished.promoted)
 
 
-async def _result(platform: Platform, begun: Begun, live: LiveRun) -> Answer | AppError | None:
+async def _result(platform: Platform, begun: Begun, live: LiveRun, work: Work) -> Answer | AppError | None:
     """What the agent's work came to; None when it was ended early, which binds only until here."""
     task = asyncio.current_task()
     assert task is not None  # noqa: S101 - a coroutine always runs in a task
@@ -68,7 +71,7 @@ async def _result(platform: Platform, begun: Begun, live: LiveRun) -> Answer | A
         return None
     live.answering = task
     try:
-        return await _answer(platform, begun, live)
+        return await work(platform, begun, live)
     except asyncio.CancelledError:
         if not live.ended_by:
             raise
@@ -87,7 +90,12 @@ async def _result(platform: Platform, begun: Begun, live: LiveRun) -> Answer | A
 
 async def _answer(platform: Platform, begun: Begun, live: LiveRun) -> Answer:
     session = begun.session
-    live.history = history = await _history(platform, begun)
+    request = request_of(begun)
+    live.history = history = (
+        history_of(begun, request) if request and begun.ephemeral else await _history(platform, begun)
+    )
+    if request:
+        record(live.recorder, request, history if begun.ephemeral else history[-1:])
     with platform.agents.lease(session.agent_id) as version:
         binding = Binding(
             session=session,
@@ -95,26 +103,28 @@ async def _answer(platform: Platform, begun: Begun, live: LiveRun) -> Answer:
             llm=RunLLM(
                 platform.calls,
                 live.recorder,
-                _caller(begun, version),
+                caller_of(begun, version.digest, version.shares_cache),
                 model=session.params.model,
                 temperature=session.params.temperature,
             ),
             recorder=live.recorder,
+            request=request,
             state=await _state(platform, history, session.agent_id) if version.state_model else None,
         )
-        return await answer(version, binding, history[-1], live.log, timeout=platform.run_timeout)
+        return await answer(version, binding, asked_in(history), live.log, timeout=platform.run_timeout)
 
 
-def _caller(begun: Begun, version: AgentVersion) -> Caller:
+def caller_of(begun: Begun, version: str = "", shares_cache: bool = False) -> Caller:
+    """For whom the run's calls are made."""
     session = begun.session
     return Caller(
         begun.run.id,
         str(begun.run.user_id),
         str(session.id),
         session.agent_id,
-        version.digest,
+        version,
         begun.budgets,
-        version.shares_cache,
+        shares_cache,
         begun.again,
     )
 
@@ -181,6 +191,8 @@ def stored_answer(chunks: Sequence[Chunk], status: RunStatus, given: Answer | No
         extra["asides"] = [{"content_type": aside.content_type, "content": aside.content} for aside in asides]
     if status is not RunStatus.COMPLETED:
         extra["status"] = status.value
+    elif given and given.finish != "stop":
+        extra["finish_reason"] = given.finish
     text = "".join(chunk.content for chunk in chunks if chunk.content_type in ANSWER_TYPES)
     message = Message.assistant(text, id=new_id(), tokens=count(text), additional_kwargs=extra)
     return replace(message, parts=given.parts, name=given.name, state=given.state) if given else message

@@ -44,7 +44,7 @@ async def send(
     wanted = BeginRun(principal, session_id, new_id(), message, platform.agents.ids, at_leaf=at_leaf)
     if key is not None:
         wanted = replace(wanted, key=IdempotencyKey(key, _fingerprint(wanted)))
-    return await _begin(platform, wanted)
+    return await begin(platform, wanted)
 
 
 def _fingerprint(wanted: BeginRun) -> bytes:
@@ -71,10 +71,11 @@ async def regenerate(
     wanted = BeginRun(principal, message.session_id, new_id(), message, platform.agents.ids, again=True)
     if key is not None:
         wanted = replace(wanted, key=IdempotencyKey(key, _fingerprint(wanted)))
-    return await _begin(platform, wanted)
+    return await begin(platform, wanted)
 
 
-async def _begin(platform: Platform, wanted: BeginRun) -> LiveRun | Run:
+async def begin(platform: Platform, wanted: BeginRun, work: conduct.Work | None = None) -> LiveRun | Run:
+    """Store the beginning of a run, and begin to answer it; as `send`. `work` is what there is to do, if not an agent's."""
     if platform.draining.is_set():
         raise Unavailable("The server is shutting down.", retry_after=1)
     if len(platform.live) >= platform.max_runs:
@@ -84,7 +85,7 @@ async def _begin(platform: Platform, wanted: BeginRun) -> LiveRun | Run:
         return begun.run
     if begun.interrupts:
         conduct.stop_all(platform, [begun.interrupts])
-    return conduct.start(platform, begun) if begun.run.status is RunStatus.RUNNING else begun.run
+    return conduct.start(platform, begun, work) if begun.run.status is RunStatus.RUNNING else begun.run
 
 
 async def list_page(

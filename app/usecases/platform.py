@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -12,6 +13,7 @@ from app.agent.loader import Agents
 from app.domain import Principal
 from app.llm.cache import Cache
 from app.llm.call import CallPath
+from app.llm.catalog import Catalog
 from app.store.redis import Client
 from app.store.reserve import Reserver
 from app.store.runs import Sought
@@ -37,6 +39,7 @@ class Platform:
     writer: Writer
     agents: Agents
     calls: CallPath
+    catalog: Callable[[], Catalog]
     relay: Relay
     reserver: Reserver
     rates: Rates

@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.domain import now
 from app.reports import report
-from app.store import budgets, creations, credentials, partitions, runs
+from app.store import budgets, creations, credentials, ephemeral, partitions, runs
 from app.store.database import is_passing
 
 log = logging.getLogger(__name__)
@@ -20,13 +20,17 @@ AWAY_SECONDS = 1.0
 
 
 async def once(engine: AsyncEngine) -> None:
-    """Make the coming months' partitions, and forget ended tokens, old failed logins and old idempotency keys."""
+    """Make the coming months' partitions, and forget ended tokens, old failed logins, idempotency keys and ephemeral sessions."""
     async with engine.begin() as db:
         await partitions.ensure(db, now())
         await credentials.sweep(db)
         await runs.sweep_keys(db)
         await creations.sweep(db)
         await budgets.sweep(db)
+    more = True
+    while more:
+        async with engine.begin() as db:
+            more = await ephemeral.sweep(db)
 
 
 async def attempt(engine: AsyncEngine) -> float:

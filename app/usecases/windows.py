@@ -42,9 +42,11 @@ class Windows:
         return window if window and window[-1].id == leaf_id else None
 
     def put(self, session_id: UUID, branch: Sequence[Message]) -> None:
-        """Keep a branch's newest messages instead of what was kept for the session."""
+        """Keep a branch's newest messages instead of what was kept for the session; nothing where there is more than text to it."""
         self.forget(session_id)
         window = trim(branch)
+        if any(message.parts for message in window):  # images are large, and no count of tokens tells how
+            return
         self._windows[session_id] = window
         self._room -= _size(window)
         while self._room < 0:

@@ -2,8 +2,10 @@
 
 `python -m tests.fakes.upstream --port 0` prints its base URL and serves until it is ended; a test in the same process
 uses `async with upstream() as up`. Answers are made from the request: `say X` gives X, `what was the first thing I
-said` the first message of the user, anything else `You said: …`. Tokens are words: the prompt's are all messages', the
-answer's no more than `max_tokens`. `/v1/embeddings` gives equal texts equal vectors; `/v1/models` lists `models`.
+said` the first message of the user, anything else `You said: …`. `call NAME {json}; NAME {json}` calls these
+tools, if the request has any; the answer to a tool's message is `The tool said: …`. Tokens are words: the prompt's are
+all messages', the answer's no more than `max_tokens`. `/v1/embeddings` gives equal texts equal vectors; `/v1/models` lists
+`models`.
 
 A fault is `NAME key=value …`, chosen by the model name (`fault:NAME:key=value`), by `[[fault: NAME key=value]]` in the
 last message, or for the next requests by `POST /_faults {"fault": "NAME …", "times": 1, "headers": {}}`.
@@ -144,6 +146,8 @@ def _text(message: dict[str, Any]) -> str:
 
 def answer(messages: list[dict[str, Any]]) -> str:
     """The rule."""
+    if messages[-1]["role"] == "tool":
+        return f"The tool said: {_text(messages[-1])}"
     said = [DIRECTIVE.sub("", _text(message)) for message in messages if message["role"] == "user"] or [""]
     last = said[-1]
     if last.lower().startswith("say "):
@@ -151,6 +155,18 @@ def answer(messages: list[dict[str, Any]]) -> str:
     if "what was the first thing i said" in last.lower():
         return said[0]
     return f"You said: {last}"
+
+
+def tool_calls(body: dict[str, Any]) -> list[dict[str, Any]]:
+    """The calls that the last message asks for."""
+    last = body["messages"][-1]
+    if not body.get("tools") or last["role"] != "user" or not _text(last).startswith("call "):
+        return []
+    asked = [call.strip().partition(" ") for call in _text(last).removeprefix("call ").split(";")]
+    return [
+        {"index": index, "id": f"call_fake_{index}", "type": "function", "function": {"name": name, "arguments": given}}
+        for index, (name, _, given) in enumerate(asked)
+    ]
 
 
 def usage(messages: list[dict[str, Any]], text: str, fault: Fault) -> dict[str, Any] | None:
@@ -365,15 +381,20 @@ class Connection(asyncio.Protocol):
         return True
 
     def _whole(self, body: dict[str, Any], fault: Fault) -> None:
-        text = "".join(_pieces(body, fault))
+        calls = tool_calls(body)
+        text = "" if calls else "".join(_pieces(body, fault))
         self._server.tokens += len(text.split())
-        message = {"role": "assistant", "content": text}
+        message: dict[str, Any] = {"role": "assistant", "content": text}
+        if calls:
+            message |= {"content": None, "tool_calls": calls}
         reply = {
             "id": "chatcmpl-fake",
             "object": "chat.completion",
             "created": CREATED,
             "model": body.get("model"),
-            "choices": [{"index": 0, "message": message, "finish_reason": _reason(body, text)}],
+            "choices": [
+                {"index": 0, "message": message, "finish_reason": "tool_calls" if calls else _reason(body, text)}
+            ],
             "usage": usage(body["messages"], text, fault),
         }
         self._json(200, reply)
@@ -385,6 +406,9 @@ class Connection(asyncio.Protocol):
         await self._event(frames.delta({"role": "assistant", "content": ""}), fault)
         if fault.name == "think":
             await self._event(frames.delta({"reasoning_content": "Let me think."}), fault)
+        if calls := tool_calls(body):
+            await self._calls(calls, frames, body, fault)
+            return
         text, after, delay = "", int(fault.number("after", 2)), fault.number("delay", 0)
         for index, piece in enumerate(_pieces(body, fault)):
             if index == after and fault.name in _BREAKS:
@@ -399,6 +423,23 @@ class Connection(asyncio.Protocol):
         await self._event(frames.delta({}, _reason(body, text)), fault)
         counts = usage(body["messages"], text, fault)
         if counts and (body.get("stream_options") or {}).get("include_usage"):
+            await self._event(frames.usage(counts), fault)
+        await self._event(frames.data(b"[DONE]"), fault)
+        self._transport.write(b"0\r\n\r\n")
+
+    async def _calls(self, calls: list[dict[str, Any]], frames: Frames, body: dict[str, Any], fault: Fault) -> None:
+        """Stream the calls of tools, as OpenAI does: the name first, then the arguments in pieces."""
+        for call in calls:
+            given = call["function"]["arguments"]
+            await self._event(
+                frames.delta({"tool_calls": [{**call, "function": {**call["function"], "arguments": ""}}]}), fault
+            )
+            for piece in (given[:5], given[5:]):
+                await self._event(
+                    frames.delta({"tool_calls": [{"index": call["index"], "function": {"arguments": piece}}]}), fault
+                )
+        await self._event(frames.delta({}, fault.args.get("finish", "tool_calls")), fault)
+        if counts := usage(body["messages"], "call", fault):
             await self._event(frames.usage(counts), fault)
         await self._event(frames.data(b"[DONE]"), fault)
         self._transport.write(b"0\r\n\r\n")

@@ -165,3 +165,47 @@ def test_nothing_after_done_counts() -> None:
     assert read(event({"content": "Hi."}, "stop") + b"data: [DONE]\n\n" + event({"content": "More."}))[:-1] == [
         Chunk("Hi.")
     ]
+
+
+def calls(*deltas: dict[str, Any], reason: str | None = "tool_calls") -> list[Any]:
+    """What is called when these come, each in an event of its own."""
+    pieces = [event({"tool_calls": [delta]}) for delta in deltas]
+    answer = Answer(MESSAGES, max_bytes=100_000, max_line=10_000)
+    ended = event({}, reason) if reason else b"data: [DONE]\n\n"
+    chunks = [chunk for piece in (*pieces, ended) for chunk in answer.feed(piece)]
+    assert {chunk.content_type for chunk in chunks} <= {"tool_call"}
+    return [tuple(json.loads(chunk.content).values()) for chunk in chunks]
+
+
+def test_the_pieces_of_a_tools_call_become_one_chunk() -> None:
+    first = {"index": 0, "id": "a", "type": "function", "function": {"name": "f", "arguments": ""}}
+    pieces = [{"index": 0, "function": {"arguments": text}} for text in ('{"x"', ": 1}")]
+    assert calls(first, *pieces) == [("a", "f", '{"x": 1}')]
+    second = {"index": 1, "id": "b", "function": {"name": "g", "arguments": None}}
+    assert calls(first, *pieces, second) == [("a", "f", '{"x": 1}'), ("b", "g", "{}")]
+    assert calls(first, *pieces, reason=None) == [("a", "f", '{"x": 1}')]
+
+
+def test_calls_that_are_not_numbered_are_told_apart_by_their_ids() -> None:
+    unnumbered = [{"id": id, "function": {"name": "f", "arguments": "{}"}} for id in "ab"]
+    assert calls(*unnumbered) == [("a", "f", "{}"), ("b", "f", "{}")]
+    assert calls(*({**call, "index": 0} for call in unnumbered)) == [("a", "f", "{}"), ("b", "f", "{}")]
+
+
+def test_a_whole_completion_may_call_tools_and_say_nothing() -> None:
+    function = {"name": "f", "arguments": '{"x": 1}'}
+    message = {"content": None, "tool_calls": [{"id": "a", "function": function}, {"id": "b", "function": function}]}
+    for reason in ("tool_calls", "stop"):
+        body = json.dumps({"choices": [{"message": message, "finish_reason": reason}]}).encode()
+        *said, finish = read(body)
+        assert isinstance(finish, Finish)
+        assert finish.reason == reason
+        assert len(said) == 1  # joined by `read`
+
+
+def test_half_a_call_is_no_call() -> None:
+    begun = event({"content": "Hm."}) + event({"tool_calls": [{"index": 0, "id": "a", "function": {"name": "f"}}]})
+    said, finish = read(begun)
+    assert said == Chunk("Hm.")
+    assert isinstance(finish, Finish)
+    assert finish.reason == "cut"

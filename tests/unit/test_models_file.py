@@ -216,7 +216,7 @@ def test_what_is_wrong_in_an_array_over_several_lines_is_found(path: Path, mark:
             HEAD + "[models.a.defaults]\n\ntemperature = 3",
             "models.toml, line 5, models.a.defaults.temperature: must be a number",
         ),
-        (HEAD + "defaults = { top_k = 3 }", "models.toml, line 3, models.a.defaults.top_k: is not an option"),
+        (HEAD + "defaults = { best_of = 3 }", "models.toml, line 3, models.a.defaults.best_of: is not an option"),
         (HEAD + "defaults = { model = 'x' }", "models.toml, line 3, models.a.defaults.model: belongs to an endpoint."),
         ("[models.a]\nllm = 'x'", "models.toml, line 2, models.a.llm: must name a class"),
         ("[models.a]\ncascade = ['b']", "models.toml, line 2, models.a.cascade: must name at least two"),

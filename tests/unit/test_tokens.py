@@ -57,3 +57,11 @@ def test_parts_count_by_their_text_and_attachments_by_a_flat_rate() -> None:
 
 def test_a_message_without_content_counts_its_frame() -> None:
     assert count_messages([{"role": "assistant", "content": None}]) == PER_REPLY + PER_MESSAGE
+
+
+def test_tools_and_their_calls_count_as_they_are_written() -> None:
+    tool = {"type": "function", "function": {"name": "f"}}
+    assert count_messages([], [tool]) - count_messages([]) == count('[{"type":"function","function":{"name":"f"}}]')
+    called = {"role": "assistant", "content": None, "tool_calls": [tool]}
+    assert count_messages([called]) > count_messages([{"role": "assistant", "content": None}])
+    assert count_messages([], [object()]) == PER_REPLY

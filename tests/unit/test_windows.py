@@ -45,3 +45,10 @@ def test_the_least_recently_kept_goes_first_when_there_is_no_room() -> None:
     big = new_id()
     windows.put(big, branch(1, text="z" * 10_000))
     assert all(windows.get(id, messages[-1].id or id) is None for id, messages in kept.items())
+
+
+def test_a_window_with_more_than_text_is_not_kept() -> None:
+    windows, id = Windows(), new_id()
+    image = Message.user("look", id=new_id(), parts=({"type": "image_url"},))
+    windows.put(id, [image])
+    assert windows.get(id, image.id or id) is None

@@ -1,0 +1,205 @@
+"""What the routes of OpenAI's protocol take: liberal in form, strict in size.
+
+Null is as good as nothing, and fields that are not known are left to the agent. The rest is brought to one form: content is a text or
+a list of parts, `developer` is `system`, and the old `functions` are tools.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from app.agent.request import OpenAIRequest
+from app.api.fields import Id, ModelName, check_json
+from app.domain import MAX_TEXT
+from app.llm.messages import ROLES
+from app.llm.options import MAX_TOOLS
+
+MAX_MESSAGES = 5000
+MAX_CHOICES = 8
+"""How many answers one request may ask for, each of which is a run."""
+MAX_INPUTS = 2048
+"""How many texts one request may have embedded; as many as OpenAI's API takes."""
+MAX_DEPTH = 64
+"""Of a request: the schema of an answer is nested itself."""
+Json: TypeAlias = dict[str, Any]
+
+
+def _checked(value: Any) -> Any:
+    check_json(value, MAX_DEPTH)
+    return value
+
+
+def _message(message: Json, index: int) -> Json:
+    """One message in the form that agents and servers are given."""
+    role, content = message.get("role"), message.get("content")
+    role = {"developer": "system", "function": "tool"}.get(str(role), role)
+    if role not in ROLES:
+        raise ValueError(f"[{index}].role must be one of {', '.join(sorted((*ROLES, 'function')))}")
+    kept: Json = {"role": role, "content": _content(content, index)}
+    if isinstance(name := message.get("name"), str) and name and role != "tool":
+        kept["name"] = name[:64]
+    if role == "assistant" and (calls := _calls(message, index)):
+        kept["tool_calls"] = calls
+    if role == "tool":
+        kept["tool_call_id"] = str(message.get("tool_call_id") or message.get("name") or "")[:256]
+    return kept
+
+
+def _content(content: Any, index: int) -> str | list[Json]:
+    if content is None:
+        return ""
+    if isinstance(content, list):
+        if all(isinstance(part, str) for part in content):
+            content = "".join(content)
+        elif all(isinstance(part, dict) and isinstance(part.get("type"), str) for part in content):
+            if all(part["type"] == "text" and isinstance(part.get("text"), str) for part in content):
+                content = "".join(part["text"] for part in content)
+            else:
+                return content
+    if not isinstance(content, str):
+        raise ValueError(f"[{index}].content must be a text, a list of parts, or null")
+    if len(content) > MAX_TEXT:
+        raise ValueError(f"[{index}].content must have at most {MAX_TEXT} characters")
+    return content
+
+
+def _calls(message: Json, index: int) -> list[Json]:
+    """The calls of tools in a message of the assistant, the old `function_call` among them, whose id is its name."""
+    calls = message.get("tool_calls") or []
+    if not calls and isinstance(old := message.get("function_call"), dict):
+        calls = [{"id": str(old.get("name") or ""), "type": "function", "function": old}]
+    if not (isinstance(calls, list) and all(isinstance(call, dict) for call in calls)):
+        raise ValueError(f"[{index}].tool_calls must be a list of calls")
+    return calls
+
+
+def _messages(messages: list[Json]) -> list[Json]:
+    return [_message(message, index) for index, message in enumerate(messages)]
+
+
+def _stop(value: Any) -> Any:
+    return value or None
+
+
+def _prompts(value: Any) -> list[str]:
+    texts = [value] if isinstance(value, str) else value
+    if not (isinstance(texts, list) and texts and all(isinstance(text, str) and text for text in texts)):
+        raise ValueError("must be a text or a list of texts that are not empty; tokens are not taken")
+    if any(len(text) > MAX_TEXT for text in texts):
+        raise ValueError(f"must have at most {MAX_TEXT} characters")
+    return texts
+
+
+Messages = Annotated[list[Json], Field(min_length=1, max_length=MAX_MESSAGES), AfterValidator(_messages)]
+Prompts = Annotated[list[str], Field(min_length=1, max_length=MAX_CHOICES), BeforeValidator(_prompts)]
+Inputs = Annotated[list[str], Field(min_length=1, max_length=MAX_INPUTS), BeforeValidator(_prompts)]
+Stop = Annotated[
+    Annotated[str, Field(max_length=1000)]
+    | Annotated[list[Annotated[str, Field(max_length=1000)]], Field(max_length=4)]
+    | None,
+    BeforeValidator(_stop),
+]
+
+
+class StreamOptions(BaseModel):
+    """Whether the last frame tells the usage."""
+
+    include_usage: bool | None = None
+
+
+class _Sampling(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    model: ModelName
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: int | None = Field(None, ge=1, le=MAX_CHOICES)
+    temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
+    top_p: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
+    max_tokens: int | None = Field(None, ge=1, le=10_000_000)
+    stop: Stop = None
+    seed: int | None = None
+    presence_penalty: float | None = Field(None, ge=-2, le=2, allow_inf_nan=False)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2, allow_inf_nan=False)
+    logit_bias: dict[str, float] | None = None
+    user: str | None = Field(None, max_length=200)
+    session_id: Id | None = Field(None, description="a session of the caller that is to be continued")
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with its usage."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    def request(self) -> Json:
+        """The request in its one form, as JSON, without what was null."""
+        return self.model_dump(mode="json", exclude_none=True, exclude={"n", "stream_options"}) | {
+            "stream": bool(self.stream)
+        }
+
+
+class ChatIn(_Sampling):
+    """A chat to be completed. `model` is the id of an agent, or an alias of a language model."""
+
+    messages: Messages
+    max_completion_tokens: int | None = Field(None, ge=1, le=10_000_000)
+    tools: list[Json] | None = Field(None, max_length=MAX_TOOLS)
+    tool_choice: Literal["none", "auto", "required"] | Json | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: Json | None = None
+    reasoning_effort: str | None = Field(None, min_length=1, max_length=20)
+    functions: list[Json] | None = Field(None, max_length=MAX_TOOLS, description="the old form of tools")
+    function_call: Literal["none", "auto"] | Json | None = None
+
+    @property
+    def speaks_of_functions(self) -> bool:
+        """Whether the old form is used, in which the answer is then given too."""
+        return bool(self.functions) and not self.tools
+
+    @property
+    def tool_names(self) -> frozenset[str]:
+        """The names of the tools that the answer may call."""
+        functions = self.functions if self.speaks_of_functions else [tool.get("function") for tool in self.tools or ()]
+        named = (function.get("name") for function in functions or () if isinstance(function, dict))
+        return frozenset(name for name in named if isinstance(name, str))
+
+    def request(self) -> Json:
+        """The request in its one form."""
+        body = super().request()
+        functions, choice = body.pop("functions", None), body.pop("function_call", None)
+        if self.speaks_of_functions and functions:
+            body["tools"] = [{"type": "function", "function": function} for function in functions]
+            if choice is not None:
+                body["tool_choice"] = choice if isinstance(choice, str) else {"type": "function", "function": choice}
+        if not body.get("tools"):
+            for name in ("tools", "tool_choice", "parallel_tool_calls"):
+                body.pop(name, None)
+        return body
+
+
+class CompletionIn(_Sampling):
+    """A text to be completed: each prompt is a message of the user."""
+
+    prompt: Prompts
+    echo: bool | None = None
+
+    def request_of(self, prompt: str) -> Json:
+        """The request for one of the prompts."""
+        foreign = OpenAIRequest.model_fields.keys() - CompletionIn.model_fields.keys() | {"prompt", "echo"}
+        body = {name: value for name, value in self.request().items() if name not in foreign}
+        return body | {"messages": [{"role": "user", "content": prompt}]}
+
+
+class EmbeddingsIn(BaseModel):
+    """Texts to be embedded, by an alias of a language model."""
+
+    model: ModelName
+    input: Inputs
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: None = Field(None, description="not supported: a model has its own number")
+    user: str | None = Field(None, max_length=200)
+
+
+ChatBody = Annotated[ChatIn, BeforeValidator(_checked)]
+CompletionBody = Annotated[CompletionIn, BeforeValidator(_checked)]

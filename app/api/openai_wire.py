@@ -1,0 +1,273 @@
+"""An answer in OpenAI's protocol. The whole is made of the same deltas that are streamed, so that they cannot differ."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import msgspec
+from starlette.responses import Response
+
+from app.api import openai_errors
+from app.api.wire import GOES_ON, HEARTBEAT, HEARTBEAT_SECONDS, EventStream
+from app.domain import ANSWER_TYPES, Chunk, Outcome, Run, RunStatus, Usage
+from app.journal.log import Event, Log, LogFull
+from app.usecases import runs
+from app.usecases.live import LiveRun
+from app.usecases.platform import Platform
+
+BROKEN_OFF = {"code": "llm_error", "message": "The language model's answer broke off.", "status": 502}
+DONE = b"data: [DONE]\n\n"
+_encoder = msgspec.json.Encoder()
+_decoder = json.JSONDecoder()
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How an answer is to look."""
+
+    model: str
+    is_chat: bool = True
+    include_usage: bool = False
+    tools: frozenset[str] = frozenset()
+    """The tools of the request: calls of others are the agent's own affair."""
+    speaks_of_functions: bool = False
+    echo: Sequence[str] = ()
+    """What the text of each choice begins with."""
+
+
+class Choice:
+    """One of the answers: what its run says, as deltas."""
+
+    def __init__(self, form: Form, index: int, run_id: UUID) -> None:
+        self._form = form
+        self._index = index
+        self._run_id = run_id
+        self._calls = 0
+        self._pending = ""
+
+    def opening(self) -> dict[str, Any]:
+        """The first delta."""
+        echo = self._form.echo[self._index] if self._form.echo else ""
+        return {"role": "assistant", "content": echo} if self._form.is_chat else {"content": echo}
+
+    def deltas(self, events: Iterable[Event]) -> list[dict[str, Any]]:
+        """What is said next. What is no part of the answer is in no `content`."""
+        return [delta for event in events for delta in self._of(event.chunk)]
+
+    def _of(self, chunk: Chunk) -> list[dict[str, Any]]:
+        kind = chunk.content_type
+        if kind in ANSWER_TYPES:
+            return [{"content": chunk.content, "content_type": kind}]
+        if not self._form.is_chat:
+            return []
+        if kind == "thinking":
+            return [{"reasoning_content": chunk.content, "content_type": kind}]
+        if kind == "tool_call":
+            return self._called(chunk.content)
+        return [{"aside": chunk.content, "content_type": kind}]
+
+    def _called(self, text: str) -> list[dict[str, Any]]:
+        """Calls of tools, which may have been joined in a log, or cut."""
+        self._pending += text
+        found = []
+        while self._pending:
+            try:
+                call, end = _decoder.raw_decode(self._pending)
+            except (ValueError, RecursionError):
+                if self._pending.startswith("{"):
+                    break
+                call, end = None, len(self._pending)
+            found.append(self._call(call, self._pending[:end]))
+            self._pending = self._pending[end:].lstrip()
+        return found
+
+    def _call(self, call: Any, text: str) -> dict[str, Any]:
+        name = call.get("name") if isinstance(call, dict) else None
+        if not isinstance(name, str) or name not in self._form.tools:
+            return {"aside": text, "content_type": "tool_call"}
+        given = call.get("arguments")
+        arguments = given if isinstance(given, str) else json.dumps(given or {}, ensure_ascii=False)
+        function = {"name": name, "arguments": arguments}
+        index, self._calls = self._calls, self._calls + 1
+        if self._form.speaks_of_functions:
+            return {"function_call": function, "content_type": "tool_call"}
+        made = f"call_{self._run_id.hex}_{index}"
+        known = {"index": index, "id": str(call.get("id") or made), "type": "function", "function": function}
+        return {"tool_calls": [known], "content_type": "tool_call"}
+
+    def finish(self, outcome: Outcome) -> str:
+        """The reason of the end."""
+        if self._calls:
+            return "function_call" if self._form.speaks_of_functions else "tool_calls"
+        if outcome.run.error and outcome.run.error["code"] == LogFull.code:
+            return "length"
+        last = outcome.messages[-1].additional_kwargs if outcome.messages else {}
+        reason = last.get("finish_reason")
+        return reason if reason in ("length", "content_filter") else "stop"
+
+
+def failure(outcome: Outcome) -> Mapping[str, Any] | None:
+    """Why there is no answer, or not all of it.
+
+    An answer that was cut is an error, and not `length`, which is a model's word: only over this server's own limit it is that. One
+    that was cancelled is all that was wanted of it.
+    """
+    run = outcome.run
+    if not run.status.is_final:
+        return run.error or GOES_ON
+    if run.status is RunStatus.FAILED:
+        return run.error
+    if run.status is RunStatus.PARTIAL and not (run.error and run.error["code"] == LogFull.code):
+        return run.error or BROKEN_OFF
+    return None
+
+
+def usage(spent: Iterable[Usage]) -> dict[str, Any]:
+    """Usage as JSON."""
+    total = sum(spent, Usage())
+    return {
+        "prompt_tokens": total.prompt,
+        "completion_tokens": total.completion,
+        "total_tokens": total.total,
+        "prompt_tokens_details": {"cached_tokens": total.cached},
+        "completion_tokens_details": {"reasoning_tokens": total.reasoning},
+    }
+
+
+async def respond(platform: Platform, begun: Sequence[LiveRun | Run], form: Form, *, stream: bool) -> Response:
+    """The answer of runs that were begun together, each a choice; in `x-session-id` the session of the first."""
+    first = begun[0].run if isinstance(begun[0], LiveRun) else begun[0]
+    frame = _Frame(form, first)
+    response = await (_streamed if stream else _whole)(platform, begun, form, frame)
+    response.headers["x-session-id"] = str(first.session_id)
+    response.headers["x-run-id"] = str(first.id)
+    return response
+
+
+async def _whole(platform: Platform, begun: Sequence[LiveRun | Run], form: Form, frame: _Frame) -> Response:
+    choices, spent = [], []
+    for index, each in enumerate(begun):
+        async with _log(platform, each) as said:
+            outcome = await said.ended()
+        if error := failure(outcome):
+            return openai_errors.response(error, from_run=True)
+        choice = Choice(form, index, said.run_id)
+        message = _joined([choice.opening(), *choice.deltas(said.events)], is_chat=form.is_chat)
+        choices.append({"index": index, **message, "logprobs": None, "finish_reason": choice.finish(outcome)})
+        spent.append(outcome.run.usage)
+    body = {**frame.head, "object": frame.kind, "choices": choices, "usage": usage(spent)}
+    return Response(_encoder.encode(body), media_type="application/json")
+
+
+def _joined(deltas: Iterable[dict[str, Any]], *, is_chat: bool) -> dict[str, Any]:
+    """A message that is made of all its deltas."""
+    texts: dict[str, list[str]] = {"content": [], "reasoning_content": []}
+    calls: list[Any] = []
+    beside: dict[str, Any] = {}
+    for delta in deltas:
+        for name, parts in texts.items():
+            if delta.get(name):
+                parts.append(delta[name])
+        calls += ({key: value for key, value in call.items() if key != "index"} for call in delta.get("tool_calls", ()))
+        if "function_call" in delta:
+            beside["function_call"] = delta["function_call"]
+    content = "".join(texts["content"])
+    if not is_chat:
+        return {"text": content}
+    if texts["reasoning_content"]:
+        beside["reasoning_content"] = "".join(texts["reasoning_content"])
+    if calls:
+        beside["tool_calls"] = calls
+    is_called = calls or "function_call" in beside
+    return {
+        "message": {
+            "role": "assistant",
+            "content": None if is_called and not content else content,
+            "refusal": None,
+            **beside,
+        }
+    }
+
+
+async def _streamed(platform: Platform, begun: Sequence[LiveRun | Run], form: Form, frame: _Frame) -> Response:
+    """The headers wait for the first thing said: a run that fails before it is an answer with its own status."""
+    frames = _frames(platform, begun, form, frame)
+    first = await anext(frames)
+    if isinstance(first, Response):
+        await frames.aclose()
+        return first
+    return EventStream(_with(first, frames))
+
+
+async def _with(first: bytes, rest: AsyncGenerator[bytes | Response, None]) -> AsyncGenerator[bytes, None]:
+    try:
+        yield first
+        async for piece in rest:
+            assert isinstance(piece, bytes)  # noqa: S101 - a response only comes first
+            yield piece
+    finally:
+        await rest.aclose()
+
+
+async def _frames(
+    platform: Platform, begun: Sequence[LiveRun | Run], form: Form, frame: _Frame
+) -> AsyncGenerator[bytes | Response, None]:
+    """All frames. The choices come one after the other, though their runs go on at once: what is said early waits in its log."""
+    spent: list[Usage] = []
+    said_something = False
+    for index, each in enumerate(begun):
+        async with _log(platform, each) as said:
+            choice = Choice(form, index, said.run_id)
+            opening: bytes = frame.delta(index, choice.opening())
+            async for events in said.read(patience=HEARTBEAT_SECONDS):
+                frames = b"".join(frame.delta(index, delta) for delta in choice.deltas(events))
+                yield opening + frames if events else HEARTBEAT
+                opening = b"" if events else opening
+                said_something = True
+            outcome = await said.ended()
+        if error := failure(outcome):
+            if said_something:
+                yield b"data: %b\n\n" % _encoder.encode(openai_errors.body(error))
+            else:
+                yield openai_errors.response(error, from_run=True)
+            return
+        yield opening + frame.delta(index, {}, choice.finish(outcome))
+        said_something = True
+        spent.append(outcome.run.usage)
+    yield (frame.event({"choices": [], "usage": usage(spent)}) if form.include_usage else b"") + DONE
+
+
+class _Frame:
+    """What the frames of one answer have in common."""
+
+    def __init__(self, form: Form, run: Run) -> None:
+        self._form = form
+        self.kind = "chat.completion" if form.is_chat else "text_completion"
+        made = int(run.created_at.timestamp() if run.created_at else time.time())
+        id = f"{'chatcmpl' if form.is_chat else 'cmpl'}-{run.id.hex}"
+        self.head = {"id": id, "object": self.kind, "created": made, "model": form.model}
+        if form.is_chat:
+            self.head["object"] = "chat.completion.chunk"
+
+    def event(self, value: Mapping[str, Any]) -> bytes:
+        return b"data: %b\n\n" % _encoder.encode({**self.head, **value})
+
+    def delta(self, index: int, delta: Mapping[str, Any], reason: str | None = None) -> bytes:
+        said = {"delta": delta} if self._form.is_chat else {"text": delta.get("content", "")}
+        value: dict[str, Any] = {"choices": [{"index": index, **said, "logprobs": None, "finish_reason": reason}]}
+        return self.event({**value, "usage": None} if self._form.include_usage else value)
+
+
+@asynccontextmanager
+async def _log(platform: Platform, begun: LiveRun | Run) -> AsyncIterator[Log]:
+    if isinstance(begun, LiveRun):
+        yield begun.log
+    else:
+        async with runs.following(platform, begun) as said:
+            yield said

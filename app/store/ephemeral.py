@@ -1,0 +1,52 @@
+"""Sessions that are made with their one message, and go again after a while."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from uuid import UUID
+
+import asyncpg
+from sqlalchemy import func, select, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.store.operations import BeginRun, Begun, Op, Result
+from app.store.sessions import erase
+from app.store.tables import sessions
+
+KEPT_DAYS = 30
+SWEPT_AT_ONCE = 1000
+
+# The users are locked as `turns.lock` locks them, before anything refers to them.
+MAKE = """
+WITH owners AS MATERIALIZED (SELECT id FROM users WHERE id = ANY($2::uuid[]) ORDER BY id FOR SHARE)
+INSERT INTO sessions (id, user_id, agent_id, agent_params, params, updated_at, ephemeral)
+SELECT w.id, w.user_id, w.agent_id, '{}', '{}', now(), true
+FROM unnest($1::uuid[], $2::uuid[], $3::text[]) AS w(id, user_id, agent_id) JOIN owners o ON o.id = w.user_id
+ON CONFLICT DO NOTHING"""
+DROP = "DELETE FROM sessions WHERE id = ANY($1::uuid[])"
+
+
+async def make(db: asyncpg.Connection, ops: Sequence[Op]) -> None:
+    """Make the sessions of the messages that bring their own. One that is there was made when the commit was not heard of."""
+    wanted = [
+        (op.session_id, op.principal.user.id, op.agent_id) for op in ops if isinstance(op, BeginRun) and op.ephemeral
+    ]
+    if wanted:
+        await db.execute(MAKE, *map(list, zip(*wanted, strict=True)))
+
+
+async def drop(db: asyncpg.Connection, ops: Sequence[BeginRun], results: Mapping[UUID, Result]) -> None:
+    """Leave nothing of those whose message was refused, or is another's repetition."""
+    refused = [op.session_id for op in ops if op.ephemeral and not isinstance(results[op.session_id], Begun)]
+    if refused:
+        await db.execute(DROP, refused)
+
+
+async def sweep(db: AsyncConnection) -> bool:
+    """Erase some of those older than `KEPT_DAYS`; whether there may be more."""
+    old = sessions.c.created_at < func.now() - text(f"interval '{KEPT_DAYS} days'")
+    chosen = select(sessions.c.id).where(sessions.c.ephemeral, old).order_by(sessions.c.id).limit(SWEPT_AT_ONCE)
+    ids = (await db.execute(chosen.with_for_update(skip_locked=True))).scalars().all()
+    if ids:
+        await erase(db, chosen=sessions.c.id.in_(ids))
+    return len(ids) == SWEPT_AT_ONCE

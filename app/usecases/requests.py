@@ -1,0 +1,51 @@
+"""What a run knows of the request of the OpenAI protocol that it answers, and what the journal keeps of it.
+
+A request without a session brings its own history. Only its last message of the user is stored as a message; the rest is the input
+of the run's first step, by the hashes of its messages. That is the smallest right way: a conversation that a client sends again with
+every turn is no tree of ours, needs no search terms and no numbers, and what a relayed call records as its input are the same values,
+so that they are stored once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import sha256
+
+import msgspec
+from msgspec.structs import replace
+
+from app.agent.request import OpenAIRequest, last_of_user
+from app.domain import Message
+from app.journal.recorder import Recorder
+from app.llm.call import canonical
+from app.store.operations import Begun
+
+
+def request_of(begun: Begun) -> OpenAIRequest | None:
+    """The request, when there is one."""
+    if begun.request is None:
+        return None
+    request = OpenAIRequest.model_validate(begun.request["body"])
+    request.set_headers(begun.request["headers"])
+    return request
+
+
+def history_of(begun: Begun, request: OpenAIRequest) -> Sequence[Message]:
+    """The messages of an ephemeral request; the one that is answered is the stored one."""
+    history, asked = request.said(), last_of_user(request.messages)
+    if asked is not None:
+        history[asked] = replace(begun.message, parts=history[asked].parts, name=history[asked].name)
+    return history
+
+
+def asked_in(history: Sequence[Message]) -> Message:
+    """The message to answer: the user's last."""
+    return next((message for message in reversed(history) if message.role == "user"), history[-1])
+
+
+def record(recorder: Recorder, request: OpenAIRequest, history: Sequence[Message]) -> None:
+    """Keep the request as a step: its options, and its messages by hash."""
+    parts = canonical([message.to_openai() for message in history])
+    body = request.model_dump(exclude_none=True) | {"messages": [sha256(part).hexdigest() for part in parts]}
+    with recorder.step("request", request.model, input=msgspec.json.encode(body, order="sorted"), parts=parts):
+        pass
