@@ -31,7 +31,7 @@ BUDGET = 1000
 PER_MINUTE = 12
 SEED = int(os.environ.get("TEST_SEED") or random.randrange(10**9))
 TOO_MUCH = re.compile(
-    r"Your budget (is used up|has too little left for this call)\.|Calls under way hold what is left of a budget\."
+    r"Your budget (is used up|has too little left for this call|is too small for this call)\.|Calls under way hold what is left of a budget\."
 )
 LOADED = "models.toml is loaded: "
 
@@ -250,6 +250,7 @@ def refusals(answers: Sequence[Any]) -> list[str]:
         if status != 200:
             assert (status, TOO_MUCH.fullmatch(told["detail"]) is not None) == (429, True), told
             assert (told["code"] == "insufficient_quota") is (headers.get("x-should-retry") == "false")
+            assert (told["code"] == "rate_limited") is ("retry-after" in headers)
             codes.append(told["code"])
     return codes
 
