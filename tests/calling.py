@@ -47,7 +47,8 @@ def agents(folder: Path, **agents: dict[str, Any]) -> Path:
         text = AGENT.replace('"calling"', f'"{id}"') + f"\n# {changes.get('note')}\n"
         if changes.get("shares_cache"):
             text = text.replace("shares_cache = False", "shares_cache = True")
-        (place / f"{id}.py").write_text(text)
+        (folder / "new").write_text(text)
+        (folder / "new").replace(place / f"{id}.py")  # never half of it is there, or two versions would be loaded
     return place
 
 

@@ -89,9 +89,10 @@ class Cache:
         if entry is not None or mode == "off":
             yield Flight(entry)
             return
+        erasures = self._recent.erasures
         turns, turn, entry = await self._join(question, mode)
         try:
-            yield Flight(entry, partial(self._land, question, turns))
+            yield Flight(entry, partial(self._land, question, turns, erasures))
         finally:
             turns.pass_on(turn)
 
@@ -178,11 +179,11 @@ class Cache:
             await asyncio.sleep(pause)
             pause = min(pause * POLL_GROWTH, LONGEST_POLL)
 
-    def _land(self, question: Question, turns: Turns[Entry], entry: Entry) -> None:
+    def _land(self, question: Question, turns: Turns[Entry], erasures: int, entry: Entry) -> None:
         turns.give(entry)
-        if self._end(question, turns):
+        if self._end(question, turns) and erasures == self._recent.erasures:
             self._keep(question, entry, turns.token)
-        else:  # a later call asked for a fresh answer, or a second leader was faster
+        else:  # a later call asked for a fresh answer, a second leader was faster, or it may be this that was erased meanwhile
             self._shelf.write(Write(question, b"", turns.token))
 
     def _over(self, question: Question, turns: Turns[Entry]) -> None:

@@ -139,7 +139,11 @@ class ModelsFile:
         log.warning("the models stay as they were: %s", self.problem)
 
     def _read(self) -> Catalog:
-        return read(self._path, self._variables(), self._default, self._check)
+        try:
+            variables = self._variables()
+        except (OSError, ValueError) as error:
+            raise SettingsError(f".env cannot be read ({type(error).__name__}).") from None
+        return read(self._path, variables, self._default, self._check)
 
     def extend(self, known: Catalog, found: Iterable[Model]) -> None:
         """Add what the servers of a catalog list as their models, unless another catalog is in its place by now."""

@@ -113,11 +113,11 @@ async def delete_user(platform: Platform, principal: Principal, id: UUID) -> Non
         ending = await accounts.unended_runs(db, id)
         await sessions.erase(db, user_id=id)
         await accounts.delete_user(db, id)
+    stop_all(platform, ending)
     for session_id in erased:
         platform.windows.forget(session_id)
     with suppress(Unavailable):  # it is done when the store is back
         await platform.cache.purge(owner=str(id))
-    stop_all(platform, ending)
 
 
 async def existing(db: AsyncConnection, id: UUID) -> User:

@@ -138,6 +138,6 @@ async def delete(platform: Platform, principal: Principal, id: UUID) -> None:
             raise NotFound("session", param="session_id")
         active = await runs.active_in(db, session_id=id)
         await sessions.erase(db, session_id=id)
+    stop_all(platform, active)
     platform.windows.forget(id)
     await platform.cache.forget_session(str(id))
-    stop_all(platform, active)

@@ -31,7 +31,8 @@ BUDGET = 1000
 PER_MINUTE = 12
 SEED = int(os.environ.get("TEST_SEED") or random.randrange(10**9))
 TOO_MUCH = re.compile(
-    r"Your budget (is used up|has too little left for this call|is too small for this call)\.|Calls under way hold what is left of a budget\."
+    r"Your budget (is used up|(has too little left|is too small) for this call)\.|"
+    r"Calls under way hold what is left of a budget\."
 )
 LOADED = "models.toml is loaded: "
 

@@ -516,6 +516,18 @@ async def test_what_was_erased_while_it_was_read_is_not_held() -> None:
     await second.close()
 
 
+async def test_an_answer_that_was_on_its_way_when_its_session_was_erased_is_not_kept() -> None:
+    store = MemoryStore()
+    cache = Cache(store)
+    async with cache.flight(question()) as flight:
+        await cache.forget_session("s1")
+        flight.put(answer())
+    await cache.close()
+    assert not store.entries
+    async with cache.flight(question()) as again:
+        assert again.entry is None
+
+
 async def test_what_waits_to_be_written_is_erased_too() -> None:
     store = MemoryStore()
     cache = Cache(store)

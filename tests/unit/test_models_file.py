@@ -307,6 +307,22 @@ def edited(path: Path, text: str) -> None:
     os.replace(new, path)
 
 
+async def test_variables_that_cannot_be_read_keep_the_last_good_models(tmp_path: Path) -> None:
+    path, known = tmp_path / "models.toml", ["good"]
+
+    def variables() -> dict[str, str]:
+        if not known:
+            raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "no text")
+        return dict(VARIABLES)
+
+    edited(path, '[models.a]\nllm = "a:B"\n')
+    file = ModelsFile(path, variables)
+    known.clear()
+    edited(path, '[models.b]\nllm = "a:B"\n')
+    await file.refresh()
+    assert (file.problem, file.catalog.aliases) == (".env cannot be read (UnicodeDecodeError).", ("a",))
+
+
 async def test_an_edit_is_live_and_a_broken_one_keeps_the_last_good(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
