@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Literal, TypeAlias
 
-from app.errors import Unavailable
+from app.errors import LLMError, Unavailable
 from app.llm.entries import Entry, Erasure, Kept, Recent, decode, encode
 from app.llm.flights import Turns
 from app.llm.shelf import CacheStore, Counts, Question, Shelf, Write
@@ -81,18 +81,22 @@ class Cache:
     async def flight(self, question: Question, mode: Mode = "on") -> AsyncIterator[Flight]:
         """Equal calls in flight share one upstream call, over processes too.
 
-        Those who follow wait for the leader's entry; when the block of the leader ends without a `put`, the next one leads.
+        Those who follow wait for the leader's entry; when the block of the leader ends without a `put`, the next one leads, but an
+        `LLMError` is theirs too. A run does not follow itself, for nobody may read the answer that it would wait for.
         """
         entry = self._recent.get(question.key) if mode == "on" else None
         if entry is not None:
             self._hit(question, entry)
-        if entry is not None or mode == "off":
+        if entry is not None or mode == "off" or (mode == "on" and self._leads(question)):
             yield Flight(entry)
             return
         erasures = self._recent.erasures
         turns, turn, entry = await self._join(question, mode)
         try:
             yield Flight(entry, partial(self._land, question, turns, erasures))
+        except LLMError as error:
+            turns.fail(turn, error)
+            raise
         finally:
             turns.pass_on(turn)
 
@@ -141,6 +145,11 @@ class Cache:
         held = self._recent.erase([erasure])
         return max(held, await self._shelf.erase(erasure))
 
+    def _leads(self, question: Question) -> bool:
+        """Whether the run that asks already leads those who ask the same."""
+        turns = self._turns.get(question.key)
+        return turns is not None and bool(question.run) and turns.run == question.run
+
     async def _join(self, question: Question, mode: Mode) -> tuple[Turns[Entry], int, Entry | None]:
         """Follow those who ask the same, or lead them: an entry, or the turn that this call leads."""
         turns = self._turns.get(question.key)
@@ -149,6 +158,8 @@ class Cache:
             turns = self._turns[question.key] = Turns(self._patience, partial(self._over, question))
         else:
             entry, turn = await turns.wait()
+        if entry is None:
+            turns.run = question.run
         if entry is None and mode == "on":
             try:
                 entry = await self._claim(question, turns)

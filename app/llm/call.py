@@ -255,7 +255,7 @@ class CallPath:
             body=asked,
             sample=0,
         )
-        question = Question(key, scope, caller.owner, caller.agent, caller.session)
+        question = Question(key, scope, caller.owner, caller.agent, caller.session, run=str(caller.run_id))
         return self._cache.flight(question, "refresh" if mode == "refresh" or caller.again else "on")
 
     @asynccontextmanager

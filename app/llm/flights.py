@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class Turns(Generic[T]):
-    """Whoever makes it leads first, at turn 0. There is one leader at a time, and a failure is its own.
+    """Whoever makes it leads first, at turn 0. There is one leader at a time, and a failure is its own unless it says otherwise.
 
     A leader that is slower than `patience` seconds is joined by one follower, not by all; it may still bring the result.
     """
@@ -21,6 +21,8 @@ class Turns(Generic[T]):
         """`over` is called when the last leader ends without a result and nobody waits."""
         self.token = secrets.token_hex(8)
         """Tells these turns from all others, in every process."""
+        self.run = ""
+        """The run that leads."""
         self._patience = patience
         self._over = over
         self._loop = asyncio.get_running_loop()
@@ -30,7 +32,7 @@ class Turns(Generic[T]):
         self._waiting: deque[asyncio.Future[tuple[T | None, int]]] = deque()
 
     async def wait(self) -> tuple[T | None, int]:
-        """The result; or none, and the number of the turn that the caller now leads."""
+        """The result; or none, and the number of the turn that the caller now leads. Raises what the leader failed with for all."""
         mine: asyncio.Future[tuple[T | None, int]] = self._loop.create_future()
         self._waiting.append(mine)
         try:
@@ -51,6 +53,13 @@ class Turns(Generic[T]):
         while self._waiting:
             self._waiting.popleft().set_result((result, 0))
 
+    def fail(self, turn: int, error: Exception) -> None:
+        """The leader of this turn has failed as all who wait would; nothing if another has taken over. `pass_on` belongs after it."""
+        if turn != self._turn:
+            return
+        while self._waiting:
+            self._waiting.popleft().set_exception(error)
+
     def pass_on(self, turn: int) -> None:
         """The leader of this turn has ended. Without a result, and unless another has taken over, the next one leads."""
         if self._ended or turn != self._turn:
@@ -69,5 +78,5 @@ class Turns(Generic[T]):
     def _leave(self, mine: asyncio.Future[tuple[T | None, int]]) -> None:
         if not mine.done():
             self._waiting.remove(mine)
-        elif mine.result()[0] is None:  # cancelled in the moment it was called to lead
+        elif mine.exception() is None and mine.result()[0] is None:  # cancelled in the moment it was called to lead
             self.pass_on(mine.result()[1])

@@ -29,7 +29,7 @@ WRITES_PER_TRIP = 64
 class Question(NamedTuple):
     """What is asked, and for whom. `scope` is the owner's id or `SHARED`, the same as in the key; `ttl` is in seconds.
 
-    An entry is erased with its `owner`, and with its `session` if it was made in one, whoever else may share it.
+    An entry is erased with its `owner`, and with its `session` if it was made in one, whoever else may share it. `run` is who asks.
     """
 
     key: str
@@ -38,6 +38,7 @@ class Question(NamedTuple):
     agent: str
     session: str = ""
     ttl: float = DAY
+    run: str = ""
 
 
 class Write(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import time
@@ -17,6 +18,10 @@ from app.store.redis import Client
 log = logging.getLogger(__name__)
 
 WINDOW_SECONDS = 60
+TRIP_SECONDS = 0.2
+"""How long a request waits for Redis."""
+AWAY_SECONDS = 1.0
+"""How long requests leave Redis alone after it failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +54,8 @@ class Rates:
         """`per_minute` is `REQUESTS_PER_MINUTE`; 0 is no limit."""
         self._limit = per_minute
         self._redis = redis
+        self._away = False
+        self._away_until = 0.0
         self._window = 0
         self._counted: Counter[UUID] = Counter()
 
@@ -66,10 +73,20 @@ class Rates:
             self._window = window
             self._counted.clear()
         self._counted[user_id] += 1
-        if self._redis is None:
-            return self._counted[user_id]
+        here = self._counted[user_id]
+        if self._redis is None or asyncio.get_running_loop().time() < self._away_until:
+            return here
         try:
-            return await rates.count(self._redis, user_id, window, WINDOW_SECONDS)
+            async with asyncio.timeout(TRIP_SECONDS):
+                counted = await rates.count(self._redis, user_id, window, WINDOW_SECONDS)
         except Exception as error:
+            self._miss(error)
+            return here
+        self._away = False
+        return counted
+
+    def _miss(self, error: Exception) -> None:
+        self._away_until = asyncio.get_running_loop().time() + AWAY_SECONDS
+        if not self._away:  # told once, until Redis is back
             log.warning("requests are counted by process, Redis is not in reach: %s", type(error).__name__)
-            return self._counted[user_id]
+        self._away = True

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from contextlib import aclosing
 from uuid import uuid4
 
@@ -72,3 +74,32 @@ async def test_without_redis_each_process_counts_for_itself() -> None:
         counting, user = Rates(10, gone), uuid4()
         counted = [rate.counted for _ in range(3) if (rate := await counting.take(user))]
         assert counted == [1, 2, 3]
+
+
+async def test_a_redis_that_hangs_is_asked_once_in_a_while_and_told_of_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = 0
+
+    async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal asked
+        asked += 1
+        await reader.read()
+        writer.close()
+
+    caplog.set_level(logging.WARNING, rates.__name__)
+    monkeypatch.setattr(rates, "AWAY_SECONDS", 60)
+    async with await asyncio.start_server(hang, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with aclosing(redis.connect(f"redis://127.0.0.1:{port}")) as hanging:
+            counting, user = Rates(10, hanging), uuid4()
+            counted = [rate.counted for _ in range(5) if (rate := await counting.take(user))]
+            assert (counted, asked) == ([1, 2, 3, 4, 5], 1)
+            monkeypatch.setattr(rates, "AWAY_SECONDS", 0)
+            counting = Rates(10, hanging)
+            for _ in range(2):
+                await counting.take(user)
+            assert asked == 3
+    assert [record.message for record in caplog.records] == [
+        "requests are counted by process, Redis is not in reach: TimeoutError"
+    ] * 2  # one for each

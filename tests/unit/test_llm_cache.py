@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.domain import Chunk, Usage
-from app.errors import Unavailable
+from app.errors import LLMUnavailable, Unavailable
 from app.llm.cache import MAX_ENTRY, Cache, cache_key
 from app.llm.entries import CachedAnswer, CachedVector, Erasure, Kept, Recent, decode, encode
 from app.llm.flights import Turns
@@ -251,6 +251,71 @@ async def test_a_failure_is_the_leaders_own_and_the_next_one_leads() -> None:
     assert [type(result) for result in results[:2]] == [Unavailable, Unavailable]
     assert results[2:] == ["good"] * 8
     assert make == []
+
+
+async def test_a_failure_of_the_upstream_is_that_of_all_who_wait() -> None:
+    cache, led = Cache(), 0
+
+    async def call() -> None:
+        nonlocal led
+        async with cache.flight(question()):
+            led += 1
+            await asyncio.sleep(0.001)
+            raise LLMUnavailable
+
+    results = await asyncio.gather(*(call() for _ in range(12)), return_exceptions=True)
+    assert ({type(result) for result in results}, led) == ({LLMUnavailable}, 1)
+    assert await ask(cache, question(), ["good"]) == "good"
+
+
+async def test_one_who_is_cancelled_in_the_moment_of_a_failure_is_cancelled() -> None:
+    over: list[Turns[str]] = []
+    turns: Turns[str] = Turns(60, over.append)
+    waiting = Tasks().start(turns.wait(), name="waiting")
+    await asyncio.sleep(0)
+    turns.fail(0, LLMUnavailable())
+    turns.pass_on(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert over == [turns]
+
+
+async def test_a_leader_that_was_joined_fails_alone() -> None:
+    turns: Turns[str] = Turns(0.05, lambda _: None)
+    assert await turns.wait() == (None, 1)
+    waiting = Tasks().start(turns.wait(), name="waiting")
+    await asyncio.sleep(0)
+    turns.fail(0, LLMUnavailable())
+    turns.give("the second's")
+    assert await waiting == ("the second's", 0)
+
+
+async def test_a_run_does_not_wait_for_itself_nor_keep_what_it_makes_beside_itself() -> None:
+    cache, tasks = Cache(), Tasks()
+    mine, others = question()._replace(run="r1"), question()._replace(run="r2")
+    async with asyncio.timeout(10), cache.flight(mine) as unread:
+        assert await ask(cache, mine, ["beside"]) == "beside"
+        following = tasks.start(ask(cache, others, []), name="call")
+        await asyncio.sleep(0)
+        unread.put(answer("first"))
+        assert await following == "first"
+    assert await ask(cache, mine, []) == "first"
+
+
+async def test_the_run_that_leads_next_does_not_wait_for_itself_either() -> None:
+    cache, tasks = Cache(), Tasks()
+    mine, others = question()._replace(run="r1"), question()._replace(run="r2")
+
+    async def both() -> str:
+        async with cache.flight(mine):
+            return await ask(cache, mine, ["beside"])
+
+    async with asyncio.timeout(10):
+        async with cache.flight(others):
+            next_one = tasks.start(both(), name="call")
+            await asyncio.sleep(0)
+        assert await next_one == "beside"
 
 
 async def test_what_cannot_be_cached_is_not_shared() -> None:
