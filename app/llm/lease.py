@@ -94,11 +94,12 @@ class Limiter:
 
     # --- turns
 
-    async def _enter(self, lease: Lease) -> None:
-        if not self._line and self._fits(lease.tokens, self._loop.time()):
-            self._begin(lease.tokens)
-        else:
-            await self._wait(lease)
+    def _goes(self, lease: Lease) -> bool:
+        """Whether a call may go at once; then it has."""
+        if self._line or not self._fits(lease.tokens, self._loop.time()):
+            return False
+        self._begin(lease.tokens)
+        return True
 
     def _fits(self, tokens: int, now: float) -> bool:
         return (
@@ -330,7 +331,8 @@ class Lease:
         self.batch = batch
 
     async def __aenter__(self) -> Lease:
-        await self._limiter._enter(self)
+        if not self._limiter._goes(self):
+            await self._limiter._wait(self)
         return self
 
     async def __aexit__(

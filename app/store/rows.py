@@ -5,7 +5,6 @@ Every insert names its ids and does nothing when they are there: a batch whose c
 
 from __future__ import annotations
 
-import hashlib
 import zlib
 from collections.abc import Container
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from uuid import UUID
 import asyncpg
 import msgspec
 
-from app.domain import Message, Run, Step
+from app.domain import Message, Run, Step, Value
 from app.store import search
 from app.store.runs import usage_columns
 
@@ -180,15 +179,17 @@ class Rows:
             }
         )
 
-    def _keep(self, scope: bytes, body: bytes) -> bytes:
-        """A value's digest; it is stored if it is new."""
-        digest = hashlib.sha256(body).digest()
-        if (key := scope + digest) not in self.stored:
-            self.values[key] = body
-        return digest
+    def _keep(self, scope: bytes, value: Value) -> None:
+        """Store a value if it is new."""
+        if (key := scope + value.digest) not in self.stored:
+            self.values[key] = value.body
 
     def _named(self, scope: bytes, body: bytes | None) -> str | None:
-        return None if body is None else _hex(self._keep(scope, body))
+        if body is None:
+            return None
+        value = Value.of(body)
+        self._keep(scope, value)
+        return _hex(value.digest)
 
 
 async def store(db: asyncpg.Connection, rows: Rows) -> list[tuple[UUID, int]]:

@@ -15,8 +15,8 @@ from app.agent.runner import Answer, answer
 from app.domain import ANSWER_TYPES, Chunk, Message, Outcome, Run, RunStatus, new_id
 from app.errors import AppError, NotFound, Unavailable
 from app.journal.log import Log, LogFull, joined
-from app.llm.call import Caller
 from app.llm.run import RunLLM
+from app.llm.stages import Caller
 from app.llm.tokens import count
 from app.reports import report
 from app.store import messages, runs
