@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar, overload
 from pydantic import BaseModel
 
 from app.agent.history import History
-from app.agent.plain import canonical
+from app.agent.plain import canonical, revived
 from app.agent.request import OpenAIRequest
 from app.agent.stream import Stream
 from app.agent.threads import Threads
@@ -98,6 +98,8 @@ class Chattable:
         """
         name = getattr(fn, "__name__", type(fn).__name__)
         given = canonical({"args": args, "kwargs": kwargs})
+        if (recorded := self._recorder.served("step", name, given)) is not None:
+            return revived(recorded, fn)
         with self._recorder.step("step", name, input=given, nested=True) as step:
             if inspect.iscoroutinefunction(fn):
                 result = await fn(*args, **kwargs)

@@ -6,10 +6,12 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from decimal import Decimal
+from hashlib import sha256
 from typing import Any, Literal, NamedTuple
 
 from app.domain import Step, Usage, Value, now
 from app.errors import AgentFailed, AppError
+from app.journal.replay import Replay
 
 MAX_STEPS = 10_000
 """The most steps of one run."""
@@ -51,10 +53,11 @@ class OpenStep(Step, kw_only=True):
 
 
 class Recorder:
-    """The steps of one run in the order they began."""
+    """The steps of one run in the order they began. Those of `replay` were recorded before, and are served from there."""
 
-    def __init__(self) -> None:
-        self._opened = 0
+    def __init__(self, replay: Replay | None = None) -> None:
+        self._replay = replay
+        self._opened = replay.last if replay else 0
         self._bytes = 0
         self._steps: list[Step] = []
         self._open: dict[int, OpenStep] = {}
@@ -67,7 +70,14 @@ class Recorder:
     @property
     def usage(self) -> Usage:
         """The sum over all LLM calls."""
-        return sum((step.usage for step in self._steps), Usage())
+        before = self._replay.usage if self._replay else Usage()
+        return sum((step.usage for step in self._steps), before)
+
+    def served(self, kind: str, name: str, input: bytes | None) -> bytes | None:
+        """The output of such a step, if it happened before; then it is not to happen, nor to be recorded, again."""
+        if not self._replay:
+            return None
+        return self._replay.take(kind, f"{_path.get()}/{name}", sha256(input).digest() if input else b"")
 
     def step(
         self, kind: str, name: str, *, input: bytes | None = None, parts: Sequence[Value] = (), nested: bool = False
