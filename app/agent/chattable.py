@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar, overload
 
 from pydantic import BaseModel
 
+from app.agent.asking import ask
 from app.agent.history import History
 from app.agent.plain import canonical, revived
 from app.agent.request import OpenAIRequest
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,14 @@ class Chattable:
                     result = await result
             step.output = canonical(result)
         return result
+
+    async def ask(self, question: str, schema: type[T] = str, /, *, timeout: float = 86_400) -> T:  # type: ignore[assignment]  # noqa: ASYNC109 - the default is the schema of text; nothing is cancelled here, the run ends
+        """Ask the person, who answers with the session's next message, or over REST, within `timeout` seconds.
+
+        The run waits, over restarts too, and then `chat` starts again at its top, where all that was recorded is served from the
+        journal. A pydantic model as `schema` is what the answer is read as; one that cannot be is asked for again.
+        """
+        return ask(self._recorder, question, schema, timeout)
 
     async def embed(self, texts: Sequence[str], *, model: str | None = None) -> list[list[float]]:
         """The embedding of each text, in order; by the model `embedding` where there is one and none is named."""

@@ -73,11 +73,15 @@ class Recorder:
         before = self._replay.usage if self._replay else Usage()
         return sum((step.usage for step in self._steps), before)
 
+    def path(self, name: str) -> str:
+        """Where a step of this name would stand: its own name after those of the steps around it."""
+        return f"{_path.get()}/{name}"
+
     def served(self, kind: str, name: str, input: bytes | None) -> bytes | None:
         """The output of such a step, if it happened before; then it is not to happen, nor to be recorded, again."""
         if not self._replay:
             return None
-        return self._replay.take(kind, f"{_path.get()}/{name}", sha256(input).digest() if input else b"")
+        return self._replay.take(kind, self.path(name), sha256(input).digest() if input else b"")
 
     def step(
         self, kind: str, name: str, *, input: bytes | None = None, parts: Sequence[Value] = (), nested: bool = False
@@ -89,8 +93,7 @@ class Recorder:
         if self._opened >= MAX_STEPS or self._bytes > MAX_BYTES:
             raise JournalFull
         self._opened += 1
-        path = f"{_path.get()}/{name}"
-        opened = OpenStep(self._opened, path, kind, name, "completed", now(), input=input, parts=parts)
+        opened = OpenStep(self._opened, self.path(name), kind, name, "completed", now(), input=input, parts=parts)
         return _Recording(self, opened, nested)
 
     def bill(self) -> list[Bill]:
