@@ -122,7 +122,8 @@ class Embeddings(BaseModel):
 def _stream(*frames: str) -> dict[int | str, dict[str, Any]]:
     """How an answer looks when it is streamed."""
     example = "".join(f"data: {frame}\n\n" for frame in (*frames, "[DONE]"))
-    return {200: {"content": {"text/event-stream": {"schema": {"type": "string"}, "example": example}}}}
+    event = {"type": "object", "required": ["data"], "properties": {"data": {"type": "string"}}}
+    return {200: {"content": {"text/event-stream": {"itemSchema": event, "example": example}}}}
 
 
 _HEAD = '{"id":"…","object":"%s","created":0,"model":"fake_echo_agent","choices":[{"index":0,%s}]}'

@@ -45,7 +45,9 @@ def arguments(given: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--as", dest="who", choices=["users", "warden", "both"], default="both")
     parser.add_argument("--phases", default="examples,coverage,fuzzing,stateful")
     parser.add_argument("--stay", action="store_true", help="keep the server until Enter, to try the printed commands")
-    parser.epilog = "Everything else goes to Schemathesis, such as --include-path /SendMessage; see `schemathesis run --help`."
+    parser.epilog = (
+        "Everything else goes to Schemathesis, such as --include-path /SendMessage; see `schemathesis run --help`."
+    )
     return parser.parse_known_args(given)
 
 
@@ -86,7 +88,16 @@ async def run(folder: Path, url: str, who: str, options: argparse.Namespace, res
     always = "--generation-deterministic" if options.deterministic else "--generation-database=none"
     environ = os.environ | {"SCHEMATHESIS_HOOKS": "tests.fuzz.hooks", "PYTHONPATH": str(ROOT)}
     process = await asyncio.create_subprocess_exec(
-        *command, *fixed.split(), always, "--request-timeout", "30", "--continue-on-failure", *chosen, *rest, cwd=folder, env=environ
+        *command,
+        *fixed.split(),
+        always,
+        "--request-timeout",
+        "30",
+        "--continue-on-failure",
+        *chosen,
+        *rest,
+        cwd=folder,
+        env=environ,
     )
     status = await process.wait()
     if status:

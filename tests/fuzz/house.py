@@ -71,8 +71,7 @@ async def unharmed(found: Cluster, server: Server, fuzzed: Fuzzed) -> None:
         caller = Caller(found.http, key)
         status, me = await caller.call(server, "GET", "/api/v1/auth/users/me")
         assert (status, me.get("name")) == (200, name), (name, me)
-        assert status == 200
         session_id = await caller.session(server, "scripted_agent")
         assert (await caller.say(server, session_id, "repeat: still here"))["content"] == "still here"
     for sign in ("unexpected error", "Traceback", "an answer broke off"):
-        assert sign not in server.output, sign
+        assert sign not in server.output, f"the server's log has: {sign}"
