@@ -107,12 +107,14 @@ class _Maker:
         return WORDS.get(name, _UNKNOWN)
 
     def _of_type(self, schema: Json, of: str) -> Any:
-        if choices := schema.get("anyOf"):
-            return self.make(choices[0])
+        choices = schema.get("anyOf", [{}])
         if properties := schema.get("properties"):
-            wanted = schema.get("required") or list(properties)[:1] if self._is_request else properties
+            needed = [*schema.get("required", ()), *choices[0].get("required", ())]
+            wanted = (needed or list(properties)[:1]) if self._is_request else properties
             kind = of or schema.get("title", "")
             return {name: self.make(properties[name], name, kind) for name in wanted}
+        if choices[0]:
+            return self.make(choices[0])
         if schema.get("type") == "array":
             return [self.make(schema.get("items", {}))]
         return _BY_FORMAT.get(schema.get("format", ""), _BY_TYPE.get(schema.get("type", "object"), {}))

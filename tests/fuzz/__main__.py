@@ -33,7 +33,8 @@ checks.use_after_free.enabled = true
 path = "users.json"
 peers = ["ada", "bob"]
 """
-SIGN = "✗ "
+PHASES = (["examples", "coverage", "fuzzing"], ["stateful"])
+"""What one process does: after the others' thousands of requests the stateful phase gives up after a dozen."""
 
 
 def arguments(given: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -60,8 +61,10 @@ async def fuzz(given: Sequence[str], folder: Path) -> int:
         fuzzed = await furnish(found, server)
         prepare(folder, fuzzed)
         for who in ("users", "warden") if options.who == "both" else (options.who,):
-            status = await run(folder, server.url, who, options, rest)
-            failed += status != 0
+            for phases in PHASES:
+                if chosen := [phase for phase in phases if phase in options.phases.split(",")]:
+                    status = await run(folder, server.url, who, ",".join(chosen), options, rest)
+                    failed += status != 0
         if failed and options.stay:
             await asyncio.to_thread(input, f"The server is at {server.url} until you press Enter.")
         await unharmed(found, server, fuzzed)
@@ -80,10 +83,10 @@ def prepare(folder: Path, fuzzed: Fuzzed) -> None:
         (folder / f"{who}.toml").write_text(CONFIG + user)
 
 
-async def run(folder: Path, url: str, who: str, options: argparse.Namespace, rest: Sequence[str]) -> int:
+async def run(folder: Path, url: str, who: str, phases: str, options: argparse.Namespace, rest: Sequence[str]) -> int:
     """Schemathesis' exit status; what it found is printed, and how to repeat it."""
     command = [sys.executable, "-m", "schemathesis.cli", "--config-file", f"{who}.toml", "run", f"{url}/openapi.json"]
-    chosen = ["--seed", str(options.seed), "--max-examples", str(options.max_examples), "--phases", options.phases]
+    chosen = ["--seed", str(options.seed), "--max-examples", str(options.max_examples), "--phases", phases]
     fixed = "--workers 1 --no-color --generation-allow-x00 true --output-sanitize false"
     always = "--generation-deterministic" if options.deterministic else "--generation-database=none"
     environ = os.environ | {"SCHEMATHESIS_HOOKS": "tests.fuzz.hooks", "PYTHONPATH": str(ROOT)}

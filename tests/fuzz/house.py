@@ -6,8 +6,11 @@ from typing import Any
 
 import msgspec
 
+from app.api.examples import WORDS
 from tests.e2e.cluster import Caller, Cluster, Server
 
+PASSWORD = WORDS["password"]
+"""Everybody's, so that the document's example of a login is a good one."""
 SESSIONS = 3
 """Of each user, to be used by both."""
 
@@ -36,13 +39,19 @@ async def furnish(found: Cluster, server: Server) -> Fuzzed:
     spared = {me["id"]: "user", **{group["id"]: "group" for group in groups["data"]}}
     keys: dict[str, str] = {}
     owners: dict[str, str] = {}
-    seeds: dict[str, list[str]] = {name: [] for name in ("session_id", "message_id", "run_id", "user_id")}
+    readers = await keeper.post(server, "/api/v1/groups", {"name": "readers"})
+    seeds: dict[str, list[str]] = {name: [] for name in ("session_id", "message_id", "run_id", "user_id", "budget_id")}
+    seeds["group_id"] = [readers["id"]]
+    spared[readers["id"]] = "group"
     for name, role in (("ada", "user"), ("bob", "user"), ("warden", "admin")):
-        user = await keeper.post(server, "/api/v1/users", {"name": name, "role": role})
+        user = await keeper.post(server, "/api/v1/users", {"name": name, "role": role, "password": PASSWORD})
         key = await keeper.post(server, f"/api/v1/users/{user['id']}/keys", {"name": name})
         keys[name] = key["key"]
         spared |= {user["id"]: "user", key["id"]: "key"}
         if role == "user":
+            limit = {"scope": "user", "id": user["id"], "period": "day", "tokens": 10**15}
+            budget = await keeper.post(server, "/api/v1/budgets", limit)
+            seeds["budget_id"].append(budget["id"])
             seeds["user_id"].append(user["id"])
             await _converse(Caller(found.http, key["key"]), server, name, owners, seeds)
     spared |= dict.fromkeys(seeds["session_id"], "session")
