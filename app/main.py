@@ -74,6 +74,8 @@ def create_app(settings: Settings) -> FastAPI:
         version="0.1.0",
         lifespan=lifespan,
         redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
+        redirect_slashes=False,  # or a made-up Host would stand in a Location
         generate_unique_id_function=openapi.operation_id,
     )
     problems.install(app)

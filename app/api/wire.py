@@ -28,7 +28,7 @@ WRITE_SECONDS = 30.0
 GOES_ON = {"code": "goes_on_elsewhere", "message": "The run goes on at another server.", "status": 503}
 log = logging.getLogger(__name__)
 _encoder = msgspec.json.Encoder()
-SSE_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+SSE_HEADERS = {"x-accel-buffering": "no"}
 EVENT_STREAM = {
     "text/event-stream": {
         "itemSchema": {
