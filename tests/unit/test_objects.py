@@ -33,8 +33,8 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     await opened.close()
 
 
-def bucket(s3: S3, name: str | None = None, secret: str = "secret") -> S3Objects:
-    return S3Objects(s3.endpoint, "key", secret, name or f"test-{uuid4().hex}")
+def bucket(s3: S3, name: str | None = None) -> S3Objects:
+    return S3Objects(s3.endpoint, "key", "secret", name or f"test-{uuid4().hex}")
 
 
 async def pieces(content: bytes, size: int = 100_000) -> AsyncIterator[bytes]:
@@ -180,7 +180,8 @@ async def test_the_parts_of_an_upload_that_broke_off_are_removed(s3: S3) -> None
 
 
 async def test_a_missing_bucket_is_made_and_one_that_goes_away_is_made_again(s3: S3) -> None:
-    store, name, key = bucket(s3, name := f"made-{uuid4().hex}"), name, new_id()
+    name, key = f"made-{uuid4().hex}", new_id()
+    store = bucket(s3, name)
     await store.check()
     other = bucket(s3, name)
     await other.check()
@@ -244,11 +245,13 @@ async def test_a_check_is_good_for_a_while(s3: S3, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("endpoint", ["http://host/path", "http://", "a b", "h:99999", "https://u:p@host"])
 def test_an_endpoint_that_is_none_is_one_sentence(endpoint: str) -> None:
-    with pytest.raises(SettingsError, match="^MINIO_ENDPOINT: "):
+    with pytest.raises(SettingsError, match=r"^MINIO_ENDPOINT: "):
         S3Objects(endpoint, "key", "secret", "bucket")
 
 
 def test_a_missing_package_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "minio", None)
-    with pytest.raises(SettingsError, match="^MINIO_ENDPOINT needs the package minio: install chattable with its extra"):
+    with pytest.raises(
+        SettingsError, match=r"^MINIO_ENDPOINT needs the package minio: install chattable with its extra"
+    ):
         S3Objects("127.0.0.1:9000", "key", "secret", "bucket")
