@@ -7,6 +7,7 @@ from typing import Any
 Json = dict[str, Any]
 
 UUID = "0199a1b2-c3d4-7e5f-8a9b-0c1d2e3f4a5b"
+FILE = f"file-{UUID.replace('-', '')}"
 WORDS: dict[str, Any] = {
     "access_token": "at_example",
     "agent_id": "fake_echo_agent",
@@ -21,6 +22,8 @@ WORDS: dict[str, Any] = {
     "embedding": [0.25, -0.5],
     "error": None,
     "expires_in": 900,
+    "file": "Why?",
+    "filename": "questions.txt",
     "finish_reason": "stop",
     "function_call": None,
     "functions": [],
@@ -41,6 +44,7 @@ WORDS: dict[str, Any] = {
     "params": {},
     "params_schema": None,
     "password": "correct horse battery",
+    "purpose": "user_data",
     "rating": 1,
     "refresh_token": "rt_example",
     "resets_at": "2030-01-02T00:00:00Z",
@@ -65,6 +69,10 @@ _IN_OBJECTS: dict[tuple[str, str], Any] = {
     ("BudgetIn", "id"): UUID,
     ("CompletionIn", "prompt"): "Hello",
     ("EmbeddingsIn", "model"): "embedding",
+    ("FileDeleted", "id"): FILE,
+    ("FileOut", "id"): FILE,
+    ("FilesOut", "first_id"): FILE,
+    ("FilesOut", "last_id"): FILE,
     ("ModelOut", "id"): "fake_echo_agent",
     ("RunOut", "status"): "completed",
     ("UsedOut", "id"): "2030-01-01",

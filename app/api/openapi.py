@@ -146,7 +146,10 @@ def possible(path: str, method: str, operation: Json) -> set[type[AppError]]:
 def _works(method: str, operation: Json) -> bool:
     """Whether an agent or a language model works for it."""
     streams = "text/event-stream" in operation["responses"].get("200", {}).get("content", {})
-    return method == "post" and (streams or "openai" in operation["tags"])
+    is_asked = "openai" in operation["tags"] and "application/json" in operation.get("requestBody", {}).get(
+        "content", {}
+    )
+    return method == "post" and (streams or is_asked)
 
 
 def _responses() -> Iterator[tuple[str, Json]]:

@@ -22,7 +22,7 @@ from schemathesis import Case, CheckContext, HookContext, Response
 from tests.fuzz.house import Fuzzed
 
 FUZZED = msgspec.json.decode(Path("fuzzed.json").read_bytes(), type=Fuzzed)
-_UUID = re.compile(r"[0-9a-f]{8}-?(?:[0-9a-f]{4}-?){3}[0-9a-f]{12}", re.IGNORECASE)
+_ID = re.compile(r"(?:[a-z]+[-_])?[0-9a-f]{8}-?(?:[0-9a-f]{4}-?){3}[0-9a-f]{12}", re.IGNORECASE)
 _ALIKE = {"leaf_id": "message_id", "parent_id": "message_id", "x-session-id": "session_id"}
 _MAKES: dict[str, tuple[str, dict[str, Any]]] = {
     "user": ("/api/v1/users", {}),
@@ -38,7 +38,7 @@ def _seeded(values: Any) -> Any:
         return values
     for name, value in values.items():
         known = FUZZED.seeds.get(_ALIKE.get(name, name))
-        if known and isinstance(value, str) and _UUID.fullmatch(value):
+        if known and isinstance(value, str) and _ID.fullmatch(value):
             chosen = zlib.crc32(value.encode())
             if chosen % 4:
                 values[name] = known[chosen // 4 % len(known)]

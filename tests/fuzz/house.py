@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import aiohttp
 import msgspec
 
 from app.api.examples import WORDS
@@ -11,6 +12,7 @@ from tests.e2e.cluster import ADMIN_KEY, Caller, Cluster, Server
 
 PASSWORD = WORDS["password"]
 """Everybody's, so that the document's example of a login is a good one."""
+SEEDS = ("session_id", "message_id", "run_id", "user_id", "budget_id", "file_id")
 SESSIONS = 3
 """Of each user, to be used by both."""
 
@@ -40,7 +42,7 @@ async def furnish(found: Cluster, server: Server) -> Fuzzed:
     keys: dict[str, str] = {}
     owners: dict[str, str] = {}
     readers = await keeper.post(server, "/api/v1/groups", {"name": "readers"})
-    seeds: dict[str, list[str]] = {name: [] for name in ("session_id", "message_id", "run_id", "user_id", "budget_id")}
+    seeds: dict[str, list[str]] = {name: [] for name in SEEDS}
     seeds["group_id"] = [readers["id"]]
     spared[readers["id"]] = "group"
     for name, role in (("ada", "user"), ("bob", "user"), ("warden", "admin")):
@@ -54,6 +56,7 @@ async def furnish(found: Cluster, server: Server) -> Fuzzed:
             seeds["budget_id"].append(budget["id"])
             seeds["user_id"].append(user["id"])
             await _converse(Caller(found.http, key["key"]), server, name, owners, seeds)
+            await _upload(found.http, server.url, key["key"], name, owners, seeds)
     spared |= dict.fromkeys(seeds["session_id"], "session")
     assert server.serve is not None
     return Fuzzed(server.url, ADMIN_KEY, keys, owners, seeds, spared)
@@ -68,6 +71,18 @@ async def _converse(
         for kind, id in (("session_id", session_id), *((kind, answer[kind]) for kind in ("message_id", "run_id"))):
             seeds[kind].append(id)
             owners[id] = name
+
+
+async def _upload(
+    http: aiohttp.ClientSession, url: str, key: str, name: str, owners: dict[str, str], seeds: dict[str, list[str]]
+) -> None:
+    form = aiohttp.FormData({"purpose": "user_data"})
+    form.add_field("file", f"of {name}".encode(), filename=f"{name}.txt")
+    headers = {"authorization": f"Bearer {key}"}
+    async with http.post(f"{url}/v1/files", data=form, headers=headers) as answer:
+        id = (await answer.json())["id"]
+    seeds["file_id"].append(id)
+    owners[id] = name
 
 
 async def unharmed(found: Cluster, server: Server, fuzzed: Fuzzed) -> None:

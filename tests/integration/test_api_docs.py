@@ -9,16 +9,15 @@ from __future__ import annotations
 import base64
 import re
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx2
 import pytest
 import pytest_asyncio
-from openai.types import completion_create_params, embedding_create_params
+from openai.types import completion_create_params, embedding_create_params, file_create_params
 from openai.types.chat import completion_create_params as chat_create_params
-from pydantic import BaseModel
 
 from app.agent.request import OPTIONS
 from app.api.openai_models import ChatIn, CompletionIn, EmbeddingsIn
@@ -36,7 +35,7 @@ Json = dict[str, Any]
 class Endpoint(NamedTuple):
     """Where a request goes, what it takes here, what OpenAI's SDK may send, and what each test begins with."""
 
-    taken: type[BaseModel]
+    taken: Iterable[str]
     sdk: tuple[Any, ...]
     body: Json
     extra: tuple[str, ...] = ()
@@ -46,13 +45,13 @@ class Endpoint(NamedTuple):
 SAID = [{"role": "user", "content": "say good morning"}]
 ENDPOINTS = {
     "/v1/chat/completions": Endpoint(
-        ChatIn,
+        ChatIn.model_fields,
         (chat_create_params.CompletionCreateParamsNonStreaming, chat_create_params.CompletionCreateParamsStreaming),
         {"model": "default", "messages": SAID},
         ("top_k", "min_p", "repetition_penalty"),
     ),
     "/v1/completions": Endpoint(
-        CompletionIn,
+        CompletionIn.model_fields,
         (
             completion_create_params.CompletionCreateParamsNonStreaming,
             completion_create_params.CompletionCreateParamsStreaming,
@@ -61,9 +60,14 @@ ENDPOINTS = {
         ("top_k", "min_p", "repetition_penalty"),
     ),
     "/v1/embeddings": Endpoint(
-        EmbeddingsIn, (embedding_create_params.EmbeddingCreateParams,), {"model": "default", "input": ["one", "two"]}
+        EmbeddingsIn.model_fields,
+        (embedding_create_params.EmbeddingCreateParams,),
+        {"model": "default", "input": ["one", "two"]},
     ),
 }
+ENDPOINTS["/v1/files"] = Endpoint(
+    ("file", "purpose", "expires_after"), (file_create_params.FileCreateParams,), {"purpose": "user_data"}
+)
 FUNCTION = {"name": "weather", "parameters": {"type": "object"}}
 TOOL = {"type": "function", "function": FUNCTION}
 VALUES: Json = {
@@ -72,6 +76,8 @@ VALUES: Json = {
     "dimensions": 64,
     "echo": True,
     "encoding_format": "base64",
+    "expires_after": {"anchor": "created_at", "seconds": 3600},
+    "file": b"Why?",
     "frequency_penalty": 0.5,
     "function_call": {"name": "weather"},
     "functions": [FUNCTION],
@@ -140,6 +146,8 @@ class Answered(NamedTuple):
 EFFECTS: dict[str, Callable[[Answered], bool]] = {
     "echo": lambda it: it.choices[0]["text"] == "say good morninggood morning",
     "encoding_format": lambda it: len(base64.b64decode(it.answer.json()["data"][0]["embedding"])) == 16,
+    "expires_after": lambda it: it.answer.json()["expires_at"] == it.answer.json()["created_at"] + 3600,
+    "file": lambda it: it.answer.json()["bytes"] == 4,
     "function_call": lambda it: it.sent["tool_choice"] == {"type": "function", "function": {"name": "weather"}},
     "functions": lambda it: it.sent["tools"] == [TOOL],
     "input": lambda it: it.sent["input"] == ["one", "two"],
@@ -147,6 +155,7 @@ EFFECTS: dict[str, Callable[[Answered], bool]] = {
     "model": lambda it: it.sent["model"] == "upstream-default",
     "n": lambda it: len(it.choices) == 2 and len(it.upstream) == 2,
     "prompt": lambda it: it.sent["messages"] == SAID,
+    "purpose": lambda it: it.answer.json()["purpose"] == "user_data",
     "stream": lambda it: it.answer.headers["content-type"].startswith("text/event-stream"),
     "stream_options": lambda it: '"choices":[],"usage":{"prompt_tokens":' in it.answer.text,
 }
@@ -172,7 +181,7 @@ def test_the_page_has_a_table_for_each_endpoint() -> None:
 @pytest.mark.parametrize("path", ENDPOINTS)
 def test_every_field_of_ours_and_of_the_sdk_is_decided(path: str) -> None:
     endpoint = ENDPOINTS[path]
-    known = set(endpoint.taken.model_fields) | set(endpoint.extra)
+    known = set(endpoint.taken) | set(endpoint.extra)
     for params in endpoint.sdk:
         known |= typing.get_type_hints(params).keys()
     decided = [field for at, field, _ in CLAIMS if at == path]
@@ -204,7 +213,13 @@ async def here(
 async def ask(here: House, fake: FakeUpstream, path: str, fields: Json) -> Answered:
     await here.platform.cache.purge()  # or equal texts would not be embedded again
     before = len(fake.requests)
-    answer = await here.admin.post(path, json=ENDPOINTS[path].body | fields)
+    body = ENDPOINTS[path].body | fields
+    if path == "/v1/files":
+        file = {"file": ("q.txt", body.pop("file", VALUES["file"]))}
+        after = {f"expires_after[{name}]": str(value) for name, value in body.pop("expires_after", {}).items()}
+        answer = await here.admin.post(path, data=body | after, files=file)
+    else:
+        answer = await here.admin.post(path, json=body)
     return Answered(answer, [seen.body for seen in list(fake.requests)[before:]])
 
 
