@@ -39,13 +39,25 @@ EVENT_STREAM = {
 
 
 async def respond(platform: Platform, begun: LiveRun | Run, *, stream: bool) -> Response:
-    """The answer of a run that was begun here, or of one that is followed: its events as they come, or the whole at its end."""
+    """The answer of a run that was begun here, or of one that is followed: its events as they come, or the whole at its end.
+
+    Of one in the background only that it is accepted, unless its events are wanted.
+    """
     if isinstance(begun, LiveRun):
         return EventStream(sse(begun.log, begun.run)) if stream else whole(await begun.log.ended())
     if stream:
         return EventStream(followed(platform, begun, 0))
+    if begun.background:
+        return accepted(begun)
     async with runs.following(platform, begun) as said:
         return whole(await said.ended())
+
+
+def accepted(run: Run) -> Response:
+    """Where to ask for a run that goes on by itself (RFC 9110, section 15.3.3)."""
+    body = {"run_id": run.id, "session_id": run.session_id, "message_id": run.message_id, "status": run.status}
+    headers = {"location": f"/api/v1/runs/{run.id}"}
+    return Response(_encoder.encode(body), 202, headers, media_type="application/json")
 
 
 def whole(outcome: Outcome) -> Response:
