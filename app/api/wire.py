@@ -75,7 +75,7 @@ async def sse(said: Log, run: Run, after: int = 0) -> AsyncGenerator[bytes, None
     An `error` without an `end` tells that the run goes on, and that the rest of it is to be asked for elsewhere.
 
     Who asks for what follows a position beyond the end of an ended log (its server crashed before it was kept) gets one `snapshot`
-    of the whole answer instead.
+    of the whole answer instead; so does who heard what a background run said before it was begun anew.
     """
     yield _event("run", {"run_id": run.id, "session_id": run.session_id, "message_id": run.message_id})
     async for events in said.read(after, patience=HEARTBEAT_SECONDS):
@@ -84,8 +84,9 @@ async def sse(said: Log, run: Run, after: int = 0) -> AsyncGenerator[bytes, None
     if not outcome.run.status.is_final:
         yield _event("error", outcome.run.error or GOES_ON)
         return
-    if after > said.position:
-        yield b"id: %d\n%b" % (said.position, _event("snapshot", {"content": said.answer()}))
+    if after > said.position or said.strayed:
+        content = answer(outcome)["content"] if said.strayed else said.answer()
+        yield b"id: %d\n%b" % (said.position, _event("snapshot", {"content": content}))
     if outcome.run.error:
         yield _event("error", outcome.run.error)
     yield _event("end", {"status": outcome.run.status, **answer(outcome)})

@@ -39,7 +39,7 @@ WHERE id = ANY($2::uuid[]) AND state IN ('waiting', 'queued') RETURNING id, atte
 SEND_AWAY = "UPDATE jobs SET state = 'waiting' WHERE id = ANY($1::uuid[]) AND state = 'queued'"
 SETTLE_RUNS = """
 UPDATE jobs j SET state = e.state, lost = j.lost + e.lost::int, error = e.error,
-  replica = NULL, ended_at = CASE WHEN e.state <> 'queued' THEN now() END
+  ended_at = CASE WHEN e.state <> 'queued' THEN now() END
 FROM unnest($1::uuid[], $2::text[], $3::boolean[], $4::jsonb[]) AS e(id, state, lost, error)
 WHERE j.id = e.id AND j.state = 'running' RETURNING j.id, j.state"""
 

@@ -43,7 +43,7 @@ Work = Callable[[Platform, Begun, LiveRun], Awaitable[Answer]]
 def start(platform: Platform, begun: Begun, work: Work | None = None) -> LiveRun:
     """Begin to answer, in a task that belongs to the platform and not to the caller. Without other `work`, the agent answers."""
     recorder = Recorder(steps_before(begun.attempt))
-    live = LiveRun(begun.run, Log(begun.run.id), recorder, credential_id=begun.credential_id)
+    live = LiveRun(begun.run, Log(begun.run.id), recorder, begun.credential_id, begun.attempt)
     platform.live[begun.run.id] = live
     platform.tasks.start(_conduct(platform, begun, live, work or _answer), name="run")
     return live
