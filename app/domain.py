@@ -218,6 +218,8 @@ class SessionParams(Struct, frozen=True):
     temperature: float | None = None
     busy: Literal["reject", "queue", "interrupt"] | None = None
     """What a message does that comes while another is being answered: refused (by default), queued, or in its place."""
+    mode: Literal["realtime", "background"] | None = None
+    """Whether messages are answered at once (by default), or by a job, while nobody waits."""
 
 
 class Session(Struct, frozen=True):
@@ -270,6 +272,34 @@ class Run(Struct, frozen=True):
     ended_at: datetime | None = None
     layout: Sequence[tuple[str, int]] | None = None
     """Types and lengths of what was said, when it was not text alone."""
+    background: bool = False
+    """Whether a job conducts it, and not the server that took the message."""
+
+
+class JobState(StrEnum):
+    """The states of a job. `waiting`: what it is for has not got its turn yet; `queued`: any worker may take it."""
+
+    WAITING = "waiting"
+    QUEUED = "queued"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class Job(Struct, frozen=True):
+    """Work that any worker does. `attempt` counts the times it was taken and fences what an earlier taker writes.
+
+    `lost` counts the attempts whose worker died.
+    """
+
+    id: UUID
+    kind: str
+    owner_id: UUID
+    subject_id: UUID
+    state: JobState = JobState.QUEUED
+    attempt: int = 0
+    lost: int = 0
 
 
 class Step(Struct, frozen=True):

@@ -213,7 +213,7 @@ def stage(folder: Path, tree: Path) -> Iterator[Stage]:
             "ours",
             "app.cli",
             "serve",
-            worker="app.cli.worker",
+            worker="app.cli.server",
             DATABASE_URL=postgres.url,
             REDIS_URL=valkey.url,
             DATA_DIR=str(folder / "data"),

@@ -68,10 +68,11 @@ class OpenStep:
 
 
 class Recorder:
-    """The steps of one run in the order they began."""
+    """The steps of one run in the order they began. Those of its earlier attempts have the numbers up to `after`."""
 
-    def __init__(self) -> None:
-        self._opened = 0
+    def __init__(self, after: int = 0) -> None:
+        self._after = after
+        self._opened = after
         self._bytes = 0
         self._steps: list[Step] = []
         self._open: dict[int, OpenStep] = {}
@@ -94,7 +95,7 @@ class Recorder:
 
         `nested` makes it the parent of the steps begun inside; not for generators, whose context is their caller's.
         """
-        if self._opened >= MAX_STEPS or self._bytes > MAX_BYTES:
+        if self._opened - self._after >= MAX_STEPS or self._bytes > MAX_BYTES:
             raise JournalFull
         self._opened += 1
         opened = OpenStep(self._opened, f"{_path.get()}/{name}", kind, name, now(), input, parts)

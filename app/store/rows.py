@@ -17,7 +17,7 @@ import asyncpg
 import msgspec
 
 from app.domain import Message, Run, Step
-from app.store import search
+from app.store import jobs, search
 from app.store.runs import usage_columns
 
 ValueKey = bytes
@@ -31,7 +31,7 @@ _MESSAGE = (
     "id, session_id, user_id, parent_id, seq, role, content, parts, name, additional_kwargs, run_id, agent_id, tokens, "
     "state, terms, created_at"
 )
-_RUN = "id, session_id, user_id, agent_id, message_id, credential_id, kind, status, replica, pending, created_at"
+_RUN = "id, session_id, user_id, agent_id, message_id, credential_id, kind, status, replica, pending, background, created_at"
 _STEP = (
     "run_id, seq, started_at, scope_id, path, kind, name, input_hash, output_hash, model, ended_at, status, error, from_cache, "
     + _USAGE
@@ -42,8 +42,9 @@ WITH new_messages AS (INSERT INTO messages ({_MESSAGE}) SELECT {_MESSAGE}
        FROM json_populate_recordset(NULL::messages, $1) ON CONFLICT DO NOTHING),
      new_runs AS (INSERT INTO runs ({_RUN}) SELECT {_RUN}
        FROM json_populate_recordset(NULL::runs, $2) ON CONFLICT DO NOTHING),
-     ended_runs AS (UPDATE runs r SET ({_USAGE}, status, error, layout, ended_at) =
-         ({", ".join("e." + name for name in _USAGE.split(", "))}, e.status, e.error, e.layout, e.ended_at)
+     ended_runs AS (UPDATE runs r SET ({_USAGE}, status, error, layout, ended_at, pending) =
+         ({", ".join("e." + name for name in _USAGE.split(", "))}, e.status, e.error, e.layout, e.ended_at,
+          CASE e.status WHEN 'queued' THEN r.pending END)
        FROM json_populate_recordset(NULL::runs, $3) e
        WHERE r.id = e.id AND r.replica = e.replica AND r.status IN ('running', 'waiting') RETURNING r.id),
      advanced AS (UPDATE sessions s SET next_seq = a.next_seq, leaf_id = a.leaf_id, updated_at = a.updated_at
@@ -77,6 +78,8 @@ class Rows:
     ledger: list[dict[str, Any]] = field(default_factory=list)
     keys: list[tuple[UUID, str, bytes, UUID]] = field(default_factory=list)
     interrupted: list[UUID] = field(default_factory=list)
+    jobs: list[tuple[UUID, UUID, bool]] = field(default_factory=list)
+    """Of new background runs: id, owner, and whether it is its turn."""
 
     def add_message(self, owner: UUID, message: Message, *, is_found: bool = True) -> None:
         """A new message, which searches find or not."""
@@ -117,6 +120,7 @@ class Rows:
                 "status": run.status,
                 "replica": None if pending else replica,
                 "pending": pending,
+                "background": run.background,
                 "created_at": run.created_at,
             }
         )
@@ -210,6 +214,8 @@ async def store(db: asyncpg.Connection, rows: Rows) -> list[tuple[UUID, int]]:
         await db.execute(SET_KEY, *map(list, zip(*rows.keys, strict=True)))
     if rows.interrupted:
         await db.execute(INTERRUPT, rows.interrupted)
+    if rows.jobs:
+        await jobs.add_runs(db, rows.jobs)
     return list(zip(stored["spent_by"] or (), stored["spent_in"] or (), strict=True))
 
 

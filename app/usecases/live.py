@@ -36,6 +36,7 @@ class LiveRun:
     log: Log
     recorder: Recorder = field(default_factory=Recorder)
     credential_id: UUID | None = None
+    attempt: int = 1
     history: Sequence[Message] = ()
     answering: asyncio.Task[object] | None = None
     ended_by: EndedBy | None = None

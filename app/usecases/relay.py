@@ -17,7 +17,7 @@ from uuid import UUID
 from redis.exceptions import RedisError
 
 from app.domain import Chunk, Outcome
-from app.journal.log import Log, joined
+from app.journal.log import Event, Log, joined
 from app.store import redis as store
 from app.store.database import is_passing
 from app.store.redis import Client, Entry
@@ -46,6 +46,8 @@ class _Mirror:
     log: Log
     readers: int = 0
     last_id: bytes = b"0"
+    local: LiveRun | None = None
+    """The run, since it is conducted here after all."""
 
 
 class Relay:
@@ -148,6 +150,11 @@ class Relay:
         """A followed run may be promoted in this very process."""
         for id, mirror in self._mirrors.items():
             if live := self._live.get(id):
+                if live.attempt > 1 and mirror.local is not live and mirror.log.position:
+                    mirror.log.strayed = True
+                mirror.local = live
+                if mirror.log.strayed:
+                    continue
                 for event in live.log.since(mirror.log.position):
                     mirror.log.append(event.chunk)
 
@@ -163,16 +170,32 @@ class Relay:
             mirror = self._mirrors.get(id)
             if mirror is None or mirror.log.outcome is not None or stored.outcome is None:
                 continue
-            for event in stored.since(mirror.log.position):
+            mirror.log.strayed |= not _begins_alike(mirror.log.events, stored.events)
+            for event in () if mirror.log.strayed else stored.since(mirror.log.position):
                 mirror.log.append(event.chunk)
             mirror.log.close(stored.outcome)
 
 
 def extend(log: Log, entry: Entry) -> None:
-    """Append what of an entry is new; one that begins beyond the log's end is left for the stored answer to fill."""
+    """Append what of an entry is new; one that begins beyond the log's end is left for the stored answer to fill.
+
+    An entry that begins the log anew with other words is of another attempt: from then on the log has strayed.
+    """
     position = entry.position
+    if position == 0 and not _begins_alike(log.events, entry.chunks):
+        log.strayed = True
+    if log.strayed:
+        return
     for chunk in entry.chunks:
         end = position + len(chunk.content)
         if position <= log.position < end:
             log.append(Chunk(chunk.content[log.position - position :], chunk.content_type))
         position = end
+
+
+def _begins_alike(heard: Sequence[Event], said: Sequence[Event] | Sequence[Chunk]) -> bool:
+    """Whether two logs say the same as far as both go."""
+    texts = [
+        "".join((each.chunk if isinstance(each, Event) else each).content for each in log) for log in (heard, said)
+    ]
+    return texts[0].startswith(texts[1]) or texts[1].startswith(texts[0])
