@@ -24,7 +24,7 @@ from app.llm.catalog import DEFAULT, FREE, Catalog, Model, Price
 from app.llm.embed import embed
 from app.llm.entries import CachedAnswer
 from app.llm.llm import Finish, Items
-from app.llm.messages import Prompt, encoded
+from app.llm.messages import Prompt, encoded, named
 from app.llm.route import Attempt, Request, Router, chain, fitting
 from app.llm.stages import PROMPT_FACTOR, Caller, Reservations, Stages
 from app.llm.tokens import count, count_json
@@ -178,9 +178,9 @@ class CallPath:
 
         All that comes of an answer passes here, chunk by chunk: every further generator in between would cost as much as all of this.
         """
-        model, values = models[0], call.prompt.values
+        model = models[0]
         options = {**model.defaults, **call.options}
-        names = [value.digest.hex() for value in values]
+        names, values = named(call.prompt.values)
         asked = encoded({"model": model.alias, "options": options, "messages": names}, "options")
         last: Items = ()
         with call.recorder.step("llm", model.alias, input=asked, parts=values) as step:

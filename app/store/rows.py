@@ -22,8 +22,8 @@ from app.store.runs import usage_columns
 ValueKey = bytes
 """A value's scope and, after `SCOPE_BYTES`, its digest: in one piece, which is found and sorted faster than a pair."""
 SCOPE_BYTES = 16
-TINY = 500
-"""Values of so few bytes are not compressed: it would save some hundred of them for the time of three hashes."""
+TINY = 1000
+"""Values of so few bytes are not compressed: the names and options of a short conversation's calls are hardly smaller for it."""
 
 _USAGE = "prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens, cost, estimated, saved"
 _MESSAGE = (
@@ -220,7 +220,18 @@ def _hex(body: bytes) -> str:
 
 def _packed(body: bytes) -> str:
     """A value as it is stored: zlib's format (RFC 1950), so that it needs no mark of its own; tiny ones uncompressed in it."""
-    return _hex(zlib.compress(body, 1 if len(body) > TINY else 0))
+    return _hex(zlib.compress(body, 1) if len(body) > TINY else _uncompressed(body))
+
+
+def _uncompressed(body: bytes) -> bytes:
+    """zlib's format with one block that is stored as it is (RFC 1951, section 3.2.4): made without the memory that zlib asks for."""
+    length = len(body).to_bytes(2, "little")
+    return b"\x78\x01\x01%b%b%b%b" % (
+        length,
+        (~len(body) & 0xFFFF).to_bytes(2, "little"),
+        body,
+        zlib.adler32(body).to_bytes(4, "big"),
+    )
 
 
 class Row:
