@@ -65,6 +65,11 @@ class Recorder:
         return sorted(self._steps, key=lambda step: step.seq)
 
     @property
+    def marks(self) -> int:
+        """How many steps have begun and how many have ended, together: whether there is news for the bill."""
+        return self._opened + len(self._steps)
+
+    @property
     def usage(self) -> Usage:
         """The sum over all LLM calls."""
         return sum((step.usage for step in self._steps), Usage())

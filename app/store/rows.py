@@ -54,7 +54,7 @@ WITH new_messages AS (INSERT INTO messages ({_MESSAGE}) SELECT {_MESSAGE}
      new_ledger AS (INSERT INTO ledger ({_LEDGER}) SELECT {_LEDGER}
        FROM json_populate_recordset(NULL::ledger, $7) ON CONFLICT DO NOTHING RETURNING run_id, seq)
 SELECT (SELECT count(*) FROM ended_runs) AS ended, (SELECT array_agg(run_id) FROM new_ledger) AS spent_by,
-  (SELECT array_agg(seq) FROM new_ledger) AS spent_in"""  # noqa: S608 - names of columns only
+  (SELECT array_agg(seq) FROM new_ledger) AS spent_in, EXISTS (SELECT FROM budgets) AS budgeted"""  # noqa: S608 - names of columns only
 
 SET_KEY = """
 INSERT INTO idempotency_keys (owner_id, key, fingerprint, run_id) SELECT * FROM unnest($1::uuid[], $2::text[], $3::bytea[], $4::uuid[])
@@ -192,10 +192,11 @@ class Rows:
         return _hex(value.digest)
 
 
-async def store(db: asyncpg.Connection, rows: Rows) -> list[tuple[UUID, int]]:
+async def store(db: asyncpg.Connection, rows: Rows) -> list[tuple[UUID, int]] | None:
     """Store all rows of a batch. A run that was lost between the batch's look and its writing fails the batch, to be written again.
 
-    Gives the run and step of the calls that were charged now, and not before.
+    Gives the run and step of the calls that were charged now, and not before; None where there is no budget to be charged. One that is
+    made meanwhile waits for this transaction, because it locks the ledger before it counts.
     """
     if not (rows.sessions or rows.ledger or rows.runs or rows.interrupted):
         return []
@@ -211,6 +212,8 @@ async def store(db: asyncpg.Connection, rows: Rows) -> list[tuple[UUID, int]]:
         await db.execute(SET_KEY, *map(list, zip(*rows.keys, strict=True)))
     if rows.interrupted:
         await db.execute(INTERRUPT, rows.interrupted)
+    if not stored["budgeted"]:
+        return None
     return list(zip(stored["spent_by"] or (), stored["spent_in"] or (), strict=True))
 
 
