@@ -11,9 +11,12 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from enum import StrEnum
-from typing import Any, Generic, Literal, TypeVar
+from functools import cached_property
+from hashlib import sha256
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 from uuid import UUID
 
+import msgspec
 from msgspec import Struct, field
 
 T = TypeVar("T")
@@ -158,10 +161,22 @@ class Chunk(Struct, frozen=True):
     content_type: str = "text"
 
 
+class Value(NamedTuple):
+    """A step's input or output, or a part of it, under its SHA-256."""
+
+    body: bytes
+    digest: bytes
+
+    @classmethod
+    def of(cls, body: bytes) -> Value:
+        """These bytes as a value."""
+        return cls(body, sha256(body).digest())
+
+
 MESSAGE_TYPES = {"user": "human", "assistant": "ai", "system": "system", "tool": "tool"}
 
 
-class Message(Struct, frozen=True):
+class Message(Struct, frozen=True, dict=True):
     """Role and content; when stored, a node in its session's tree (`parent_id`), numbered by `seq`."""
 
     role: str
@@ -186,6 +201,11 @@ class Message(Struct, frozen=True):
         """The role in the words of seed 003: `human`, `ai`, `system` or `tool`."""
         return MESSAGE_TYPES[self.role]
 
+    @cached_property
+    def value(self) -> Value:
+        """The message as the OpenAI protocol has it, in canonical JSON: made once, though it is sent and recorded with every turn."""
+        return Value.of(canonical(self.to_openai()))
+
     @classmethod
     def system(cls, content: str, **fields: Any) -> Message:
         """A message that instructs the model."""
@@ -209,6 +229,11 @@ class Message(Struct, frozen=True):
         if beside := {"assistant": "tool_calls", "tool": "tool_call_id"}.get(self.role):
             body |= {beside: self.additional_kwargs[beside]} if beside in self.additional_kwargs else {}
         return body
+
+
+def canonical(value: object) -> bytes:
+    """A value as JSON with sorted keys: equal values have equal bytes. `ValueError` or `TypeError` for what JSON cannot express."""
+    return msgspec.json.encode(value, order="sorted")
 
 
 class SessionParams(Struct, frozen=True):
@@ -302,8 +327,11 @@ class Job(Struct, frozen=True):
     lost: int = 0
 
 
-class Step(Struct, frozen=True):
-    """One recorded act in a run. Input and output are kept by the hash of their bytes, as are `parts`, which the input names by hash."""
+class Step(Struct):
+    """One recorded act in a run. Input and output are kept by the hash of their bytes, as are `parts`, which the input names by hash.
+
+    It is written until it ends, and never after.
+    """
 
     seq: int
     path: str
@@ -311,10 +339,10 @@ class Step(Struct, frozen=True):
     name: str
     status: Literal["completed", "partial", "failed", "cancelled"]
     started_at: datetime
-    ended_at: datetime
+    ended_at: datetime | None = None
     input: bytes | None = None
     output: bytes | None = None
-    parts: Sequence[bytes] = ()
+    parts: Sequence[Value] = ()
     model: str | None = None
     usage: Usage = field(default_factory=Usage)
     error: Mapping[str, Any] | None = None

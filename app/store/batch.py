@@ -46,6 +46,6 @@ async def write(
         for session_id, begun in (await turns.promote(db, replica, due, wanted)).items():
             result = results.get(session_id)
             results[session_id] = replace(result, promoted=begun) if isinstance(result, Finished) else begun
-    if finishes:  # last, for nothing is locked after budgets
+    if finishes and spent is not None:  # last, for nothing is locked after budgets
         await budgets.charge(db, spent, [op.run.id for op in finishes])
     return [results.get(op.session_id) for op in ops], rows.values

@@ -16,8 +16,8 @@ from app.domain import ANSWER_TYPES, Chunk, Message, Outcome, Run, RunStatus, Us
 from app.errors import AppError, NotFound, Unavailable
 from app.journal.log import Log, LogFull, joined
 from app.journal.recorder import MAX_STEPS, Recorder
-from app.llm.call import Caller
 from app.llm.run import RunLLM
+from app.llm.stages import Caller
 from app.llm.tokens import count
 from app.reports import report
 from app.store import messages, runs

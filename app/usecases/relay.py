@@ -12,6 +12,8 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from itertools import islice
+from math import ceil
 from uuid import UUID
 
 from redis.exceptions import RedisError
@@ -27,11 +29,11 @@ log = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 0.1
 RUNS_PER_FLUSH = 200
-"""With more live runs, each is flushed less often: a thousand every half second."""
+"""With more live runs, each has its turn less often, a thousand of them every half second: all at once would hold the event loop up."""
 LONGEST_FLUSH = 0.6
-YOUNG_SECONDS = 0.3
-"""How old a run is when its log is first copied. With the pause it is less than the second that a crash may cost."""
+"""A log is copied so often at least. With `YOUNG_SECONDS` it is less than the second that a crash may cost."""
 RUNS_PER_TRIP = 25
+"""Between two trips other tasks have their turn."""
 ASK_SECONDS = 1.0
 """How often followed runs are looked up in PostgreSQL."""
 
@@ -84,8 +86,7 @@ class Relay:
         asked = 0.0
         loop = asyncio.get_running_loop()
         while True:
-            pause = min(LONGEST_FLUSH, max(1, len(self._live) / RUNS_PER_FLUSH) * FLUSH_SECONDS)
-            await asyncio.sleep(pause)
+            await asyncio.sleep(FLUSH_SECONDS)
             await self._with_redis()
             self._pull_local()
             if self._mirrors and loop.time() - asked > ASK_SECONDS:
@@ -104,29 +105,23 @@ class Relay:
                 log.warning("Redis is not available (%s); logs are copied again when it is back", type(error).__name__)
             self._broken = True
             for live in self._live.values():
-                live.flushed = 0 if live.flushed is not None else None
+                live.flushed = live.billed = 0
 
     async def _flush(self, redis: Client) -> None:
-        """Append what is new to the streams, in few round trips. Most runs end before they are old enough to show up."""
-        batch: list[tuple[LiveRun, int, Entry]] = []
-        grown = time.monotonic() - YOUNG_SECONDS
-        for live in self._live.values():
-            if live.flushed is None:
-                if live.began > grown:
-                    continue
-                live.flushed = 0
-            if events := live.log.since(live.flushed):
-                entry = Entry(live.flushed, joined(event.chunk for event in events), live.recorder.bill())
-                batch.append((live, events[-1].position, entry))
-        if not batch:
-            return
-        for first in range(0, len(batch), RUNS_PER_TRIP):  # all in one would hold the event loop up
-            part = batch[first : first + RUNS_PER_TRIP]
-            await store.append(redis, [(live.run.id, entry) for live, _, entry in part])
-            for live, position, _ in part:
-                live.flushed = position
+        """Append what is new to the streams, in few round trips, of those runs whose turn it is. Most end before they have one."""
+        moment, pause = time.monotonic(), min(LONGEST_FLUSH, max(1, len(self._live) / RUNS_PER_FLUSH) * FLUSH_SECONDS)
+        turn = max(RUNS_PER_FLUSH, ceil(len(self._live) * FLUSH_SECONDS / LONGEST_FLUSH))
+        due = list(islice((live for live in self._live.values() if live.due <= moment), turn))
+        for first in range(0, len(due), RUNS_PER_TRIP):
+            batch = [news for live in due[first : first + RUNS_PER_TRIP] if (news := _news(live, moment + pause))]
+            if not batch:
+                continue
+            await store.append(redis, [(live.run.id, entry) for live, entry, _ in batch])
+            for live, entry, marks in batch:
+                live.flushed = entry.position + sum(len(chunk.content) for chunk in entry.chunks)
+                live.billed = marks
                 self._written[live.run.id] = live
-        self._broken = False
+            self._broken = False
 
     async def _forget(self, redis: Client) -> None:
         """Erase the logs of runs whose answers are stored; those of others are for whoever takes them over."""
@@ -174,6 +169,15 @@ class Relay:
             for event in () if mirror.log.strayed else stored.since(mirror.log.position):
                 mirror.log.append(event.chunk)
             mirror.log.close(stored.outcome)
+
+
+def _news(live: LiveRun, due: float) -> tuple[LiveRun, Entry, int] | None:
+    """What there is to be copied of a run, and how far its bill is then told; its next turn is `due`."""
+    live.due = due
+    events, marks = live.log.since(live.flushed), live.recorder.marks
+    if not events and live.billed == marks:
+        return None
+    return live, Entry(live.flushed, joined(event.chunk for event in events), live.recorder.bill()), marks
 
 
 def extend(log: Log, entry: Entry) -> None:
