@@ -301,6 +301,8 @@ class MessageOut(Out):
 class FeedbackIn(In):
     """A thumb and a comment; what is left out stays, null takes it back."""
 
+    model_config = ConfigDict(json_schema_extra={"minProperties": 1})
+
     rating: Literal[-1, 1] | None = None
     comment: Text | None = None
 
