@@ -33,9 +33,12 @@ def run(settings: Settings, at_once: int) -> None:
 
 async def _work(settings: Settings, database_url: str, at_once: int) -> None:
     stopped, hurried = asyncio.Event(), asyncio.Event()
-    loop = asyncio.get_running_loop()
+
+    def received() -> None:
+        (hurried if stopped.is_set() else stopped).set()
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, lambda: (hurried if stopped.is_set() else stopped).set())
+        asyncio.get_running_loop().add_signal_handler(number, received)
     async with opened(settings, database_url) as platform:
         take_jobs(platform, settings, at_once)
         typer.echo(f"The worker does up to {at_once} jobs at once.")
