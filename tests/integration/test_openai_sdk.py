@@ -21,7 +21,8 @@ from app.api import openai_wire
 from app.store import ephemeral
 from tests.conftest import copy
 from tests.engines import Engines
-from tests.fakes.upstream import FakeUpstream, upstream, vector
+from tests.fakes.rules import vector
+from tests.fakes.upstream import FakeUpstream, upstream
 from tests.house import ADMIN_KEY, House, open_house, send, session
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
