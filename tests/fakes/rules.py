@@ -30,7 +30,7 @@ _scripted = _load(Path(__file__).parents[2] / "agents/scripted_agent.py")
 def text_of(message: Mapping[str, Any]) -> str:
     """The text of a message, without what else it has."""
     content = message.get("content") or ""
-    return content if isinstance(content, str) else " ".join(str(part.get("text", "")) for part in content)
+    return content if isinstance(content, str) else " ".join(str(part["text"]) for part in content if "text" in part)
 
 
 def answer(body: Mapping[str, Any]) -> str:
