@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
-from agents import Agent, Model, ModelSettings, OpenAIChatCompletionsModel, Runner, function_tool, set_tracing_disabled
 from openai import APIStatusError, AsyncOpenAI
 from openai.types.responses import ResponseTextDeltaEvent
 from pydantic import BaseModel
 from server import KEY, URL
+
+from agents import Agent, Model, ModelSettings, OpenAIChatCompletionsModel, Runner, function_tool, set_tracing_disabled
 
 set_tracing_disabled(True)  # its traces go to OpenAI
 

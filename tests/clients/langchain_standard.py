@@ -8,10 +8,10 @@ from typing import Any
 
 import httpx
 import pytest
-from server import KEY, URL
 from langchain_core.language_models import BaseChatModel
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 from langchain_tests.integration_tests import ChatModelIntegrationTests
+from server import KEY, URL
 
 
 def png() -> bytes:
@@ -21,7 +21,9 @@ def png() -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + piece(b"IHDR", header) + piece(b"IDAT", zlib.compress(b"\0\x80")) + piece(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + piece(b"IHDR", header) + piece(b"IDAT", zlib.compress(b"\0\x80")) + piece(b"IEND", b"")
+    )
 
 
 FILES = {

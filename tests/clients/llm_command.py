@@ -35,7 +35,12 @@ def llm(tmp_path: Path) -> Ask:
 
     def ask(*words: str, **more: str) -> str:
         done = subprocess.run(
-            [sys.executable, "-m", "llm", *words], env=env | more, capture_output=True, text=True, timeout=60, check=False
+            [sys.executable, "-m", "llm", *words],
+            env=env | more,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
         )
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
