@@ -134,9 +134,15 @@ class _Sampling(BaseModel):
 
     def request(self) -> Json:
         """The request in its one form, as JSON, without what was null."""
-        return self.model_dump(mode="json", exclude_none=True, exclude={"n", "stream_options"}) | {
-            "stream": bool(self.stream)
-        }
+        given = {**self.__dict__, **(self.__pydantic_extra__ or {}), "stream": bool(self.stream), **self._session()}
+        return {name: value for name, value in given.items() if value is not None and name not in _ABOUT_THE_FORM}
+
+    def _session(self) -> Json:
+        return {} if self.session_id is None else {"session_id": str(self.session_id)}
+
+
+_ABOUT_THE_FORM = frozenset({"n", "stream_options"})
+"""What is no affair of the agent's."""
 
 
 class ChatIn(_Sampling):
