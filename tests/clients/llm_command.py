@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from click.testing import CliRunner
+from llm.cli import cli
 from server import KEY, URL
 
 Ask = Callable[..., str]
@@ -22,8 +23,8 @@ def weather(city: str, days: int) -> str:
 
 
 @pytest.fixture
-def llm(tmp_path: Path) -> Ask:
-    """The command, in a home of its own where the server's models are known."""
+def llm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ask:
+    """The command in a home of its own where the server's models are known; in this process, for its start takes seconds."""
     keys = {"can_stream": True, "supports_schema": True, "supports_tools": True, "vision": True}
     models = [
         {"model_id": f"our-{name}", "model_name": name, "api_base": URL, "api_key_name": "chattable", **keys}
@@ -31,21 +32,19 @@ def llm(tmp_path: Path) -> Ask:
     ]
     (tmp_path / "extra-openai-models.yaml").write_text(yaml.safe_dump(models))
     (tmp_path / "keys.json").write_text(json.dumps({"chattable": KEY}))
-    env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "LLM_USER_PATH": str(tmp_path), "PYTHONUTF8": "1"}
+    monkeypatch.setenv("LLM_USER_PATH", str(tmp_path))
 
     def ask(*words: str, **more: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "llm", *words],
-            env=env | more,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
+        done = CliRunner().invoke(cli, words, env=more, catch_exceptions=False)
+        assert done.exit_code == 0, done.output
         return done.stdout.strip()
 
     return ask
+
+
+def test_the_command_itself_answers(llm: Ask) -> None:
+    command = [sys.executable, "-m", "llm", "-m", "our-scripted_agent", "Good morning 早上好"]
+    assert subprocess.check_output(command, text=True, timeout=60).strip() == "Good morning 早上好"
 
 
 @pytest.mark.parametrize("how", [[], ["--no-stream"]], ids=["streamed", "whole"])

@@ -28,17 +28,10 @@ PER_MINUTE = 400
 ALIASES = ("default", "embedding", "text-embedding-3-small")
 
 
-def run(*command: str | Path, cwd: Path = ROOT, **env: str) -> None:
+def run(*command: str | Path, cwd: Path, env: dict[str, str] | None = None) -> None:
     """Run a command to a good end; what it says belongs to the test."""
-    done = subprocess.run(
-        command,
-        cwd=cwd,
-        env={**os.environ, **env},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
+    pipe = subprocess.PIPE
+    done = subprocess.run(command, cwd=cwd, env=env, stdout=pipe, stderr=subprocess.STDOUT, text=True, check=False)
     sys.stdout.write(done.stdout)
     assert done.returncode == 0, done.stdout[-8000:]
 
@@ -61,11 +54,11 @@ def python() -> Path:
     python = ENVIRONMENT / "bin" / "python"
     with installed(LOCK, ENVIRONMENT) as has:
         if not has and (uv := shutil.which("uv")):
-            run(uv, "venv", "--quiet", "--clear", "--python", sys.executable, ENVIRONMENT)
-            run(uv, "pip", "install", "--quiet", "--python", python, "--require-hashes", "-r", LOCK)
+            run(uv, "venv", "--quiet", "--clear", "--python", sys.executable, ENVIRONMENT, cwd=ROOT)
+            run(uv, "pip", "install", "--quiet", "--python", python, "--require-hashes", "-r", LOCK, cwd=ROOT)
         elif not has:
-            run(sys.executable, "-m", "venv", "--clear", ENVIRONMENT)
-            run(python, "-m", "pip", "install", "--quiet", "--require-hashes", "-r", LOCK)
+            run(sys.executable, "-m", "venv", "--clear", ENVIRONMENT, cwd=ROOT)
+            run(python, "-m", "pip", "install", "--quiet", "--require-hashes", "-r", LOCK, cwd=ROOT)
     return python
 
 
@@ -104,25 +97,26 @@ def server(tmp_path_factory: pytest.TempPathFactory, upstream: str) -> Iterator[
 
 
 @pytest.fixture
-def env(server: Serve, request: pytest.FixtureRequest) -> dict[str, str]:
-    """The server's address, and the key of a new user."""
+def env(server: Serve, tmp_path: Path, request: pytest.FixtureRequest) -> dict[str, str]:
+    """The server's address and the key of a new user, and nothing of this process's own."""
     user = server.post("api/v1/users", name=request.node.name)
     key = server.post(f"api/v1/users/{user['id']}/keys", name="test")["key"]
-    return {"CHATTABLE_URL": server.url, "CHATTABLE_KEY": key}
+    here = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONUTF8": "1"}
+    return here | {"CHATTABLE_URL": server.url, "CHATTABLE_KEY": key}
 
 
 @pytest.mark.parametrize("client", ["langchain_standard", "pydantic_ai_agents", "agents_sdk", "llm_command"])
-def test_a_client_of_python_works(client: str, python: Path, env: dict[str, str]) -> None:
+def test_a_client_of_python_works(client: str, python: Path, env: dict[str, str], tmp_path: Path) -> None:
     folder = ROOT / "tests" / "clients"
-    run(python, "-m", "pytest", "-c", folder / "pytest.ini", folder / f"{client}.py", **env)
+    run(python, "-m", "pytest", "-c", folder / "pytest.ini", folder / f"{client}.py", cwd=tmp_path, env=env)
 
 
 @pytest.mark.node
 @pytest.mark.parametrize("client", ["openai", "ai_sdk"])
-def test_a_client_of_node_works(client: str, node: str, env: dict[str, str]) -> None:
-    run(node, "--test", NODE / f"{client}.test.mjs", **env)
+def test_a_client_of_node_works(client: str, node: str, env: dict[str, str], tmp_path: Path) -> None:
+    run(node, "--test", NODE / f"{client}.test.mjs", cwd=tmp_path, env=env)
 
 
 def test_the_lock_files_name_no_registry() -> None:
-    assert "http" not in LOCK.read_text()
+    assert "://" not in LOCK.read_text()
     assert '"resolved"' not in (NODE / "package-lock.json").read_text()
