@@ -60,10 +60,8 @@ class ScriptedAgent(Chattable):
     async def chat(self, message: Message) -> AsyncIterator[str | Chunk]:
         name, _, rest = message.content.partition(":")
         command = self.commands().get(name.strip())
-        if command and self.history[-1].role == "user":
-            answer = command(rest.removeprefix(" "))
-        else:
-            answer = self.follow(self.history[-1].content)
+        last = self.history[-1]
+        answer = command(rest.removeprefix(" ")) if command and last.role == "user" else self.follow(last.content)
         async for chunk in answer:
             yield chunk
 
@@ -181,7 +179,9 @@ class Filling:
     def __init__(self, root: Any, text: str = "") -> None:
         """`root` is where `$ref`s begin."""
         self._root = root
-        self._numbers: list[int] = [json.loads(number) for number in re.findall(r"(?<![\w.])-?(?:0|[1-9]\d*)(?![\w.])", text)]
+        self._numbers: list[int] = [
+            json.loads(number) for number in re.findall(r"(?<![\w.])-?(?:0|[1-9]\d*)(?![\w.])", text)
+        ]
         self._text = (quoted(text) or [text])[0]
 
     def value(self, schema: Any, depth: int = 0) -> Any:

@@ -194,6 +194,7 @@ runs = Table(
     *_usage(),
     _created(),
     _time("ended_at", nullable=True),
+    Column("background", Boolean, nullable=False, server_default=text("false")),
     Index("ix_runs_replica", "replica", postgresql_where=text("status IN ('running', 'waiting')")),
     Index("ix_runs_session_id", "session_id", "id"),
     Index("ix_runs_user_id", "user_id", "id"),
@@ -326,6 +327,72 @@ reservations = Table(
 """What an LLM call may still use of each of its budgets; once the call has ended, what it did use, in the period that `starts_at` then.
 
 They end with their run, whose ledger rows take their place. No foreign key to runs: it would lock them after the budgets."""
+
+files = Table(
+    "files",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("user_id", Uuid, ForeignKey("users.id"), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("purpose", Text, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("sha256", LargeBinary, nullable=False),
+    Column("media_type", Text, nullable=False),
+    _created(),
+    _time("expires_at", nullable=True),
+    Index("ix_files_user_id", "user_id", "id"),
+    Index("ix_files_expires_at", "expires_at", postgresql_where=text("expires_at IS NOT NULL")),
+)
+"""Files, whose content is an object under their id. They do not go with their user by themselves: their objects have to go too."""
+
+loose_objects = Table(
+    "loose_objects",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column(
+        "state",
+        Text,
+        CheckConstraint("state IN ('uploading', 'abandoned', 'erased')", name="state"),
+        nullable=False,
+    ),
+    Column("user_id", Uuid),
+    Column("size", BigInteger, nullable=False, server_default=text("0")),
+    _time("due_at"),
+    Index("ix_loose_objects_due_at", "due_at"),
+    Index("ix_loose_objects_user_id", "user_id", postgresql_where=text("user_id IS NOT NULL")),
+)
+"""Objects that may be in the store and belong to no file. When they are due they are removed from it.
+
+An `uploading` one is there before its object, with the bytes that are kept free for it, and is put off for as long as it goes on. It
+becomes a file, or `abandoned`. What a file leaves is `erased`. No foreign keys: they outlive users."""
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("kind", Text, nullable=False),
+    Column("owner_id", Uuid, ForeignKey("users.id", ondelete="CASCADE"), nullable=False),
+    Column("subject_id", Uuid, nullable=False),
+    Column(
+        "state",
+        Text,
+        CheckConstraint("state IN ('waiting', 'queued', 'running', 'completed', 'failed', 'cancelled')", name="state"),
+        nullable=False,
+    ),
+    Column("attempt", Integer, nullable=False, server_default=text("0")),
+    Column("lost", Integer, nullable=False, server_default=text("0")),
+    Column("replica", Uuid),
+    Column("error", JSONB),
+    _created(),
+    _time("started_at", nullable=True),
+    _time("ended_at", nullable=True),
+    Index("ix_jobs_owner_id", "owner_id", "kind", postgresql_where=text("state IN ('waiting', 'queued')")),
+    Index("ix_jobs_queued", "id", postgresql_where=text("state = 'queued'")),
+    Index("ix_jobs_replica", "replica", postgresql_where=text("state = 'running'")),
+    Index("ix_jobs_subject_id", "subject_id"),
+    Index("ix_jobs_ended_at", "ended_at", postgresql_where=text("ended_at IS NOT NULL")),
+)
+"""What any worker may do, of which kind and for what. The truth about jobs: PgQueuer's tables (`store/queue.py`) only wake workers up."""
 
 replicas = Table(
     "replicas",

@@ -152,7 +152,7 @@ def _key(wanted: BeginRun, key: str, number: int) -> IdempotencyKey:
 
 
 async def embed(
-    platform: Platform, principal: Principal, texts: Sequence[str], model: str
+    platform: Platform, principal: Principal, texts: Sequence[str], model: str, *, dimensions: int | None = None
 ) -> tuple[Sequence[Sequence[float]], Outcome]:
     """The embedding of each text, in order, and how the run ended that made them; none when it did not end well."""
     if agent_of(platform, model) != RELAY:
@@ -161,7 +161,8 @@ async def embed(
 
     async def work(platform: Platform, begun: Begun, live: LiveRun) -> Answer:
         try:
-            found.extend(await platform.calls.embed(texts, model, caller_of(begun), live.recorder))
+            caller = caller_of(begun)
+            found.extend(await platform.calls.embed(texts, model, caller, live.recorder, dimensions=dimensions))
         except NotImplementedError:
             raise InvalidInput("model: this one makes no embeddings.", param="model") from None
         return Answer("")

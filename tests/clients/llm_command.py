@@ -81,3 +81,4 @@ def test_any_server_may_be_named_by_its_address(llm: Ask) -> None:
 def test_texts_are_embedded(llm: Ask) -> None:
     given = {"OPENAI_BASE_URL": URL, "OPENAI_API_KEY": KEY}
     assert len(json.loads(llm("embed", "-m", "3-small", "-c", "two words", **given))) == 4
+    assert json.loads(llm("embed", "-m", "3-small-512", "-c", "two words", **given))

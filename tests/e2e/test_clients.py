@@ -6,22 +6,19 @@ client; the server answers at most `PER_MINUTE` requests of each.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.test_serve import ROOT, Serve, serving
+from tests.environments import environment, installing
 
 pytestmark = [pytest.mark.e2e, pytest.mark.clients]
-ENVIRONMENT = ROOT / ".venv-clients"
-LOCK = ROOT / "tests" / "clients.lock"
 NODE = ROOT / "tests" / "node"
 PER_MINUTE = 400
 """More than any client's tests need, and few enough to be used up on purpose."""
@@ -36,30 +33,10 @@ def run(*command: str | Path, cwd: Path, env: dict[str, str] | None = None) -> N
     assert done.returncode == 0, done.stdout[-8000:]
 
 
-@contextmanager
-def installed(lock: Path, folder: Path) -> Iterator[bool]:
-    """Whether `folder` has what `lock` names, as its copy there says; else it has when the block ends. One process at a time."""
-    copy = folder / f"of-{lock.name}"
-    with lock.open("rb") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        wanted = held.read()
-        has = copy.exists() and copy.read_bytes() == wanted
-        yield has
-        copy.write_bytes(wanted)
-
-
 @pytest.fixture(scope="module")
 def python() -> Path:
-    """The interpreter of the clients' environment, which is made where it is missing."""
-    python = ENVIRONMENT / "bin" / "python"
-    with installed(LOCK, ENVIRONMENT) as has:
-        if not has and (uv := shutil.which("uv")):
-            run(uv, "venv", "--quiet", "--clear", "--python", sys.executable, ENVIRONMENT, cwd=ROOT)
-            run(uv, "pip", "install", "--quiet", "--python", python, "--require-hashes", "-r", LOCK, cwd=ROOT)
-        elif not has:
-            run(sys.executable, "-m", "venv", "--clear", ENVIRONMENT, cwd=ROOT)
-            run(python, "-m", "pip", "install", "--quiet", "--require-hashes", "-r", LOCK, cwd=ROOT)
-    return python
+    """The interpreter of the clients' environment."""
+    return environment("clients") / "python"
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +45,8 @@ def node() -> str:
     node, npm = shutil.which("node"), shutil.which("npm")
     if not (node and npm):
         pytest.skip("node and npm are needed to try the clients that are written for them")
-    with installed(NODE / "package-lock.json", NODE / "node_modules") as has:
-        if not has:
+    with installing(NODE / "package-lock.json", NODE / "node_modules") as is_missing:
+        if is_missing:
             run(npm, "ci", "--ignore-scripts", "--no-fund", "--no-audit", cwd=NODE)
     return node
 
@@ -118,5 +95,5 @@ def test_a_client_of_node_works(client: str, node: str, env: dict[str, str], tmp
 
 
 def test_the_lock_files_name_no_registry() -> None:
-    assert "://" not in LOCK.read_text()
+    assert "://" not in (ROOT / "tests" / "clients.lock").read_text()
     assert '"resolved"' not in (NODE / "package-lock.json").read_text()

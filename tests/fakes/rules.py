@@ -80,6 +80,6 @@ def words(messages: Sequence[Mapping[str, Any]]) -> int:
     return sum(len(text_of(message).split()) for message in messages)
 
 
-def vector(text: str) -> list[float]:
-    """Four numbers that tell one text from another."""
-    return [byte / 256 for byte in sha256(text.encode()).digest()[:4]]
+def vector(text: str, dimensions: int = 4) -> list[float]:
+    """So many numbers, 32 at most, that tell one text from another."""
+    return [byte / 256 for byte in sha256(text.encode()).digest()[:dimensions]]

@@ -319,7 +319,10 @@ class Connection(asyncio.Protocol):
                     await asyncio.sleep(3600)
                 tokens = sum(len(text.split()) for text in texts)
                 server.tokens += tokens
-                data = [{"index": at, "embedding": vector(text)} for at, text in enumerate(texts)]
+                data = [
+                    {"index": at, "embedding": vector(text, request.body.get("dimensions", 4))}
+                    for at, text in enumerate(texts)
+                ]
                 counts = {} if fault.name == "no_usage" else {"usage": {"prompt_tokens": tokens}}
                 self._json(200, {"object": "list", "data": data[::-1], "model": request.body["model"], **counts})
             whole = True
