@@ -94,6 +94,8 @@ async def begin(
     wanted = [_wanted(platform, principal, body, headers, session_id) for body in bodies]
     if key is not None:
         wanted = [replace(each, key=_key(each, key, number)) for number, each in enumerate(wanted)]
+    if len(wanted) == 1:  # a task for it would cost a twentieth of the answer
+        return [await messages.begin(platform, wanted[0])]
     begun = await asyncio.gather(*(messages.begin(platform, each) for each in wanted), return_exceptions=True)
     runs = [each for each in begun if isinstance(each, LiveRun | Run)]
     for error in (each for each in begun if isinstance(each, BaseException)):
@@ -150,7 +152,7 @@ def _key(wanted: BeginRun, key: str, number: int) -> IdempotencyKey:
 
 
 async def embed(
-    platform: Platform, principal: Principal, texts: Sequence[str], model: str
+    platform: Platform, principal: Principal, texts: Sequence[str], model: str, *, dimensions: int | None = None
 ) -> tuple[Sequence[Sequence[float]], Outcome]:
     """The embedding of each text, in order, and how the run ended that made them; none when it did not end well."""
     if agent_of(platform, model) != RELAY:
@@ -159,7 +161,8 @@ async def embed(
 
     async def work(platform: Platform, begun: Begun, live: LiveRun) -> Answer:
         try:
-            found.extend(await platform.calls.embed(texts, model, caller_of(begun), live.recorder))
+            caller = caller_of(begun)
+            found.extend(await platform.calls.embed(texts, model, caller, live.recorder, dimensions=dimensions))
         except NotImplementedError:
             raise InvalidInput("model: this one makes no embeddings.", param="model") from None
         return Answer("")

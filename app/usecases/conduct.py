@@ -101,8 +101,8 @@ async def _answer(platform: Platform, begun: Begun, live: LiveRun) -> Answer:
     live.history = history = (
         history_of(begun, request) if request and begun.ephemeral else await _history(platform, begun)
     )
-    if request:
-        record(live.recorder, request, history if begun.ephemeral else history[-1:])
+    if begun.request:
+        record(live.recorder, begun.request["body"], history if begun.ephemeral else history[-1:])
     with platform.agents.lease(session.agent_id) as version:
         binding = Binding(
             session=session,
