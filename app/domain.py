@@ -234,6 +234,8 @@ class Session(Struct, frozen=True):
     created_at: datetime | None = None
     updated_at: datetime | None = None
     archived_at: datetime | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """What a client of the Conversations API keeps with it."""
 
 
 class RunStatus(StrEnum):

@@ -24,7 +24,7 @@ from app.agent.watchdog import Watchdog
 from app.api import accounts as accounts_api
 from app.api import budgets as budgets_api
 from app.api import cache as cache_api
-from app.api import health, openai, problems, rest, seed
+from app.api import conversations, health, openai, problems, responses, rest, seed
 from app.api.gate import Gate
 from app.domain import new_id
 from app.errors import SettingsError
@@ -80,7 +80,8 @@ def create_app(settings: Settings) -> FastAPI:
     ):
         app.include_router(router)
     for prefix in openai.PREFIXES:
-        app.include_router(openai.router, prefix=prefix)
+        for router in (openai.router, responses.router, conversations.router):
+            app.include_router(router, prefix=prefix)
     return app
 
 

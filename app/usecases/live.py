@@ -37,6 +37,8 @@ class LiveRun:
     recorder: Recorder = field(default_factory=Recorder)
     credential_id: UUID | None = None
     history: Sequence[Message] = ()
+    tools: frozenset[str] = frozenset()
+    """The tools of the request, whose calls are for its sender."""
     answering: asyncio.Task[object] | None = None
     ended_by: EndedBy | None = None
     flushed: int | None = None
