@@ -11,16 +11,19 @@ from sqlalchemy import text
 from starlette.responses import Response
 
 from app.api.callers import Here
+from app.errors import SettingsError
 from app.store.database import is_passing
+from app.usecases.platform import Platform
 
 router = APIRouter(tags=["health"])
 CHECK_SECONDS = 3.0
 
 
 class Health(BaseModel):
-    """`ready`, or why not."""
+    """`ready`, or why not. `objects` says why files cannot be used at the moment, without which all else can be."""
 
     status: Literal["ready", "draining", "database unavailable"]
+    objects: str | None = None
 
 
 @router.get("/livez", response_class=Response)
@@ -29,9 +32,9 @@ async def livez() -> Response:
     return Response("ok", media_type="text/plain")
 
 
-@router.get("/readyz", responses={503: {"model": Health}})
-@router.get("/health", responses={503: {"model": Health}})
-@router.get("/api/v1/health", responses={503: {"model": Health}})
+@router.get("/readyz", responses={503: {"model": Health}}, response_model_exclude_none=True)
+@router.get("/health", responses={503: {"model": Health}}, response_model_exclude_none=True)
+@router.get("/api/v1/health", responses={503: {"model": Health}}, response_model_exclude_none=True)
 async def readyz(here: Here, response: Response) -> Health:
     """Whether new requests are welcome: the database answers, and the server is not ending."""
     if here.draining.is_set():
@@ -45,4 +48,15 @@ async def readyz(here: Here, response: Response) -> Health:
             raise
         response.status_code = 503
         return Health(status="database unavailable")
-    return Health(status="ready")
+    return Health(status="ready", objects=await _fault(here))
+
+
+async def _fault(here: Platform) -> str | None:
+    try:
+        async with asyncio.timeout(CHECK_SECONDS):
+            await here.objects.check()
+    except SettingsError as error:
+        return str(error)
+    except TimeoutError:
+        return "The object store does not answer."
+    return None

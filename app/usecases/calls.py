@@ -95,16 +95,14 @@ def paired(history: Sequence[Message]) -> Sequence[Message]:
         return history
     kept = []
     for message in history:
+        calls = _calls(message)
+        left = [call for call in calls if str(call.get("id")) in answered]
         if message.role == "tool" and str(message.additional_kwargs.get("tool_call_id")) not in made:
             continue
-        calls = _calls(message)
-        if left := [call for call in calls if str(call.get("id")) in answered]:
-            message = replace(message, additional_kwargs={**message.additional_kwargs, "tool_calls": left})
-        elif calls:
-            extra = {name: value for name, value in message.additional_kwargs.items() if name != "tool_calls"}
-            message = replace(message, additional_kwargs=extra)
-        if left or not calls or message.content:
-            kept.append(message)
+        if calls and not left and not message.content:
+            continue
+        extra = message.additional_kwargs
+        kept.append(replace(message, additional_kwargs={**extra, "tool_calls": left}) if calls else message)
     return kept or history[-1:]
 
 

@@ -322,7 +322,7 @@ async def test_a_failure_is_an_error_or_a_failed_response(client: AsyncOpenAI, f
 
 
 async def test_an_answer_that_the_model_cut_is_incomplete(client: AsyncOpenAI) -> None:
-    made = await client.responses.create(model="default", input="say a b [[fault: finish=length]]")
+    made = await client.responses.create(model="default", input="say a b", max_output_tokens=1)
     assert made.status == "incomplete"
     assert made.incomplete_details is not None
     assert made.incomplete_details.reason == "max_output_tokens"
@@ -460,7 +460,7 @@ async def test_a_conversation_is_a_session(here: House, client: AsyncOpenAI, fak
     assert first.conversation.id == made.id
     other = await client.responses.create(model=SCRIPTED, input="think: hm", conversation={"id": made.id})
     session_id = str(UUID(hex=made.id[5:]))
-    assert (await send(here.admin, session_id, "hello")).status_code == 502  # no model `model`: the session has none
+    assert (await send(here.admin, session_id, "hello")).json()["content"]
     listed = (await here.admin.get("/api/v1/sessions")).json()["data"]
     assert session_id in [each["id"] for each in listed]
     texts = [
