@@ -34,7 +34,10 @@ OPTIONS = (
 
 
 class OpenAIRequest(BaseModel):
-    """Model, messages and options of one request; `instructions` are a system message for it alone. Fields that are not declared are kept under their names."""
+    """Model, messages and options of one request; `instructions` are a system message for it alone.
+
+    Fields that are not declared are kept under their names.
+    """
 
     model_config = ConfigDict(extra="allow")
 

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
+from app.agent.request import text_of
 from app.api.fields import NOBODY
 from app.api.openai_models import Json, messages_of
 from app.api.responses_output import Output
-from app.domain import Message, Run
+from app.domain import MAX_TEXT, Message, Run
 from app.errors import InvalidInput
 from app.usecases.calls import names_of
 from app.usecases.conduct import stored_log
@@ -48,13 +49,14 @@ def to_messages(items: Sequence[Json], known: Mapping[str, Json], field: str) ->
     messages: list[Json] = []
     try:
         for index, item in enumerate(items):
-            if _kind(item) == "item_reference":
-                found = known.get(str(item.get("id")))
-                if found is None:
-                    raise ValueError(f"[{index}].id: there is no such item")
-                item = found
-            _add(messages, item, index)
-        return messages_of(messages)
+            named = known.get(str(item.get("id"))) if _kind(item) == "item_reference" else item
+            if named is None:
+                raise ValueError(f"[{index}].id: there is no such item")
+            _add(messages, named, index)
+        messages = messages_of(messages)
+        if any(len(text_of(message["content"])) > MAX_TEXT for message in messages):
+            raise ValueError(f": a message must have at most {MAX_TEXT} characters")
+        return messages
     except ValueError as error:
         raise InvalidInput(f"{field}{error}.", param=field) from None
 
@@ -82,8 +84,9 @@ def _add(messages: list[Json], item: Json, index: int) -> None:
 
 
 def _call(item: Json, index: int) -> Json:
-    given = item.get("arguments")
-    function = {"name": _text(item, "name", index), "arguments": given if isinstance(given, str) else "{}"}
+    if not isinstance(given := item.get("arguments"), str):
+        raise ValueError(f"[{index}].arguments must be a text")
+    function = {"name": _text(item, "name", index), "arguments": given}
     return {"id": _text(item, "call_id", index), "type": "function", "function": function}
 
 

@@ -6,14 +6,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, field_validator
 
+from app.agent.request import OpenAIRequest
 from app.api.fields import Content, ModelName
-from app.api.openai_models import Json, checked
+from app.api.openai_models import ChatIn, Json, checked
 from app.llm.options import MAX_TOOLS
 from app.usecases.calls import names_of
 
 MAX_ITEMS = 1000
 MAX_METADATA = 16
 """Pairs of metadata, and below the longest key and value, in characters: OpenAI's own bounds."""
+
+FOREIGN = OpenAIRequest.model_fields.keys() | ChatIn.model_fields.keys()
+"""Fields of chat completions: those that a request for a response does not have too mean nothing in it."""
 
 MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 Metadata = Annotated[
@@ -113,7 +117,8 @@ class ResponseIn(BaseModel):
 
     def request(self, messages: list[Json]) -> Json:
         """The request in the form of chat completions, as agents see it, without what was null."""
-        body = dict(self.model_extra or {}) | {"model": self.model, "messages": messages, "stream": bool(self.stream)}
+        body = {name: value for name, value in (self.model_extra or {}).items() if name not in FOREIGN}
+        body |= {"model": self.model, "messages": messages, "stream": bool(self.stream)}
         given: Json = {
             name: getattr(self, name) for name in ("instructions", "temperature", "top_p", "user", "metadata")
         }

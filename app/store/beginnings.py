@@ -29,6 +29,7 @@ from app.store.turns import pending, session_of, stored
 MAX_QUEUED = 20
 """How many messages may wait in one session."""
 
+AGENT = "coalesce(w.agent_id, s.agent_id)"
 CHECK = f"""
 SELECT (SELECT r.id FROM runs r WHERE r.session_id = s.id AND r.kind = 'chat' AND r.status IN ('running', 'waiting')
           AND r.id <> w.run_id) AS active,
@@ -37,9 +38,9 @@ SELECT (SELECT r.id FROM runs r WHERE r.session_id = s.id AND r.kind = 'chat' AN
        w.credential_id IS NULL OR EXISTS (
          SELECT FROM credentials c WHERE c.id = w.credential_id AND c.revoked_at IS NULL
            AND (c.expires_at IS NULL OR c.expires_at > now())) AS good,
-       {budgets.applying(user="s.user_id", agent="coalesce(w.agent_id, s.agent_id)", session="s.id", credential="w.credential_id")} AS budgets,
+       {budgets.applying(user="s.user_id", agent=AGENT, session="s.id", credential="w.credential_id")} AS budgets,
        EXISTS (SELECT FROM grants g JOIN groups o ON o.id = g.group_id
-               WHERE g.agent_id IN ('*', coalesce(w.agent_id, s.agent_id)) AND (o.name = 'everyone' OR EXISTS (
+               WHERE g.agent_id IN ('*', {AGENT}) AND (o.name = 'everyone' OR EXISTS (
                  SELECT FROM group_members m WHERE m.group_id = o.id AND m.user_id = s.user_id))) AS may_use
 FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[]) WITH ORDINALITY AS w(session_id, run_id, credential_id, agent_id, number)
 LEFT JOIN sessions s ON s.id = w.session_id ORDER BY w.number"""  # noqa: S608 - names of columns only

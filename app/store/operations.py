@@ -16,7 +16,8 @@ class BeginRun(Struct, frozen=True):
     """A message to be answered.
 
     `message` is new and joins the branch at its `parent_id`, or at the active leaf when `at_leaf`; with `again` it is stored
-    already and is answered once more. What is said `before` it in the same request stands above it in the branch. `agents` are the ids of the agents that are loaded.
+    already and is answered once more. What is said `before` it in the same request stands above it in the branch. `agents` are the ids
+    of the agents that are loaded.
     """
 
     principal: Principal

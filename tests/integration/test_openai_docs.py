@@ -14,6 +14,7 @@ import pytest
 
 from app.agent.request import OPTIONS
 from app.api.openai_models import ChatIn, CompletionIn, EmbeddingsIn
+from app.api.responses_models import ResponseIn
 from tests.engines import Engines
 from tests.fakes.upstream import FakeUpstream
 from tests.house import ADMIN_KEY, AGENTS, House, open_house
@@ -102,3 +103,8 @@ def test_the_pages_table_names_what_the_routes_take() -> None:
         passed_on = set(OPTIONS) if model is not EmbeddingsIn else set()
         assert declared - taken <= ({"user"} if model is EmbeddingsIn else set()), model.__name__
         assert taken - declared <= passed_on, model.__name__
+
+
+def test_the_pages_table_of_responses_names_what_they_take() -> None:
+    table = PAGE.partition("| Field of a request for a response |")[2].partition("\n\n")[0]
+    assert set(re.findall(r"^\| `(\w+)`", table, re.MULTILINE)) == set(ResponseIn.model_fields)

@@ -136,9 +136,12 @@ async def test_a_previous_response_is_continued_and_branched_from(client: AsyncO
 async def test_another_agent_may_continue_and_answers_at_once_wait_for_each_other(client: AsyncOpenAI) -> None:
     first = await client.responses.create(model="default", input="say one")
     answers = await asyncio.gather(
-        *(client.responses.create(model=SCRIPTED, input="count", previous_response_id=first.id) for _ in range(3))
+        *(
+            client.responses.create(model=SCRIPTED, input=[*said("so"), *said("count")], previous_response_id=first.id)
+            for _ in range(3)
+        )
     )
-    assert [answer.output_text for answer in answers] == ["3"] * 3
+    assert [answer.output_text for answer in answers] == ["4"] * 3
 
 
 async def test_input_items_are_history_and_are_listed_in_pages(client: AsyncOpenAI, fake: FakeUpstream) -> None:
@@ -406,7 +409,7 @@ async def test_what_is_used_is_kept(here: House, client: AsyncOpenAI) -> None:
     run_id = UUID(hex=made.id[5:])
     async with here.platform.engine.begin() as db:
         of_run = "id = (SELECT session_id FROM runs WHERE id = :id)"
-        aged = f"UPDATE sessions SET created_at = now() - interval '31 days' WHERE {of_run}"  # noqa: S608 - a constant
+        aged = f"UPDATE sessions SET created_at = now() - interval '31 days' WHERE {of_run}"
         await db.exec_driver_sql(aged.replace(":id", f"'{run_id}'"))
         await ephemeral.sweep(db)
     assert (await client.responses.retrieve(made.id)).output_text == "old but used"
