@@ -37,6 +37,8 @@ class BeginRun(Struct, frozen=True):
     before: Sequence[Message] = ()
     echo: Mapping[str, Any] | None = None
     """What a stored response repeats of its request; None for a run that is no response to be found again."""
+    background: bool | None = None
+    """Whether a job conducts the run; None leaves it to the session."""
 
 
 class IdempotencyKey(Struct, frozen=True):
@@ -61,6 +63,8 @@ class Begun(Struct, frozen=True):
     ephemeral: bool = False
     """Whether the request brings its own history, of which the session has but the message."""
     request: Mapping[str, Any] | None = None
+    attempt: int = 1
+    """How often a worker has taken it up, this time included."""
 
 
 class Repeated(Struct, frozen=True):
@@ -79,19 +83,24 @@ class Finished(Struct, frozen=True):
 
 
 class Promote(Struct, frozen=True):
-    """Begin the session's next queued run, whose turn it should have been already."""
+    """Begin the session's next queued run, whose turn it should have been already; or only that of a `job`, if it is the next."""
 
     session_id: UUID
+    job: UUID | None = None
 
 
 class FinishRun(Struct, frozen=True):
-    """The end of a run: its final state, its answers in order, its steps; and whether to `promote` the session's next run."""
+    """The end of a run: its final state, its answers in order, its steps; and whether to `promote` the session's next run.
+
+    A background run may be queued again instead. `lost` says that the worker that conducted it died.
+    """
 
     run: Run
     answers: Sequence[Message]
     steps: Sequence[Step] = ()
     credential_id: UUID | None = None
     promote: bool = True
+    lost: bool = False
 
     @property
     def session_id(self) -> UUID:

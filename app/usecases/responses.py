@@ -63,6 +63,7 @@ async def begin(
             ephemeral=session_id is None,
             request={"body": body, "headers": headers},
             before=before,
+            background=bool(echo.get("background")),
             echo={**echo, "messages": len(body["messages"])},
         )
         await check_results(platform, wanted, leaf_id)
