@@ -11,7 +11,15 @@ from app.api.callers import Chat, Here, StrictRoute
 from app.api.openai_models import Json
 from app.api.responses import AfterItem, Limit, Order, messages_of, page
 from app.api.responses_items import id_in, items_of, message_in
-from app.api.responses_models import ChangeBody, ConversationBody, ItemsBody
+from app.api.responses_models import (
+    ChangeBody,
+    ConversationBody,
+    ConversationOut,
+    DeletedOut,
+    ItemOut,
+    ItemsBody,
+    ItemsOut,
+)
 from app.api.responses_wire import answer
 from app.domain import Session
 from app.errors import InvalidInput, NotFound
@@ -29,27 +37,27 @@ def _shown(session: Session) -> Json:
     return {"id": id, "object": "conversation", "created_at": made, "metadata": session.metadata}
 
 
-@router.post("/conversations")
+@router.post("/conversations", responses={200: {"model": ConversationOut}})
 async def create_conversation(here: Here, caller: Chat, body: ConversationBody) -> Response:
     """Begin a conversation, with what was said before. It is a session like any other, of the agent `model` until another is chosen."""
     said = stored_form(await messages_of(here, caller, body.items, "items")) if body.items else []
     return answer(_shown(await conversations.create(here, caller, body.metadata or {}, said)))
 
 
-@router.get("/conversations/{conversation_id}")
+@router.get("/conversations/{conversation_id}", responses={200: {"model": ConversationOut}})
 async def get_conversation(here: Here, caller: Chat, conversation_id: ConversationId) -> Response:
     """A conversation: any session of the caller."""
     return answer(_shown(await conversations.get(here, caller, id_in("conv", conversation_id))))
 
 
-@router.post("/conversations/{conversation_id}")
+@router.post("/conversations/{conversation_id}", responses={200: {"model": ConversationOut}})
 async def update_conversation(here: Here, caller: Chat, conversation_id: ConversationId, body: ChangeBody) -> Response:
     """Keep other metadata with a conversation, instead of what was kept."""
     id = id_in("conv", conversation_id)
     return answer(_shown(await conversations.update(here, caller, id, body.metadata or {})))
 
 
-@router.delete("/conversations/{conversation_id}")
+@router.delete("/conversations/{conversation_id}", responses={200: {"model": DeletedOut}})
 async def delete_conversation(here: Here, caller: Chat, conversation_id: ConversationId) -> Response:
     """Erase a conversation with all that was said in it, and all its responses."""
     id = id_in("conv", conversation_id)
@@ -57,7 +65,7 @@ async def delete_conversation(here: Here, caller: Chat, conversation_id: Convers
     return answer({"id": f"conv_{id.hex}", "object": "conversation.deleted", "deleted": True})
 
 
-@router.post("/conversations/{conversation_id}/items")
+@router.post("/conversations/{conversation_id}/items", responses={200: {"model": ItemsOut}})
 async def add_items(here: Here, caller: Chat, conversation_id: ConversationId, body: ItemsBody) -> Response:
     """Add items that nobody is to answer; not while an answer is on its way."""
     said = stored_form(await messages_of(here, caller, body.items, "items"))
@@ -66,7 +74,7 @@ async def add_items(here: Here, caller: Chat, conversation_id: ConversationId, b
     return answer(page(items, None, len(items)))
 
 
-@router.get("/conversations/{conversation_id}/items")
+@router.get("/conversations/{conversation_id}/items", responses={200: {"model": ItemsOut}})
 async def list_items(
     here: Here,
     caller: Chat,
@@ -89,7 +97,7 @@ async def list_items(
     return answer(page(items, after, limit, has_more=found.has_more))
 
 
-@router.get("/conversations/{conversation_id}/items/{item_id}")
+@router.get("/conversations/{conversation_id}/items/{item_id}", responses={200: {"model": ItemOut}})
 async def get_item(here: Here, caller: Chat, conversation_id: ConversationId, item_id: ItemId) -> Response:
     """One of them."""
     found, runs = await conversations.page(

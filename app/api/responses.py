@@ -13,7 +13,7 @@ from app.api.fields import Key
 from app.api.openai import told
 from app.api.openai_models import Json
 from app.api.responses_items import id_in, items_of, references, to_messages
-from app.api.responses_models import ResponseBody, ResponseIn, chat_tools
+from app.api.responses_models import DeletedOut, ItemsOut, ResponseBody, ResponseIn, ResponseOut, chat_tools
 from app.api.responses_wire import Form, answer, shown, streamed, whole
 from app.domain import Principal, Run
 from app.errors import InvalidInput
@@ -27,23 +27,20 @@ ResponseId = Annotated[str, Path(max_length=100, description="`resp_…`")]
 Limit = Annotated[int, Query(ge=1, le=100, description="how many at most")]
 Order = Annotated[Literal["asc", "desc"], Query(description="from the oldest or from the newest")]
 AfterItem = Annotated[str | None, Query(max_length=100, description="the id of the last item already seen")]
-EXAMPLE: dict[int | str, dict[str, Any]] = {
+STREAMED: dict[int | str, dict[str, Any]] = {
     200: {
+        "model": ResponseOut,
         "content": {
-            "application/json": {
-                "schema": {"type": "object"},
-                "example": {"id": "resp_…", "object": "response", "status": "completed", "output": []},
-            },
             "text/event-stream": {
                 "schema": {"type": "string"},
                 "example": 'event: response.created\ndata: {"type":"response.created","sequence_number":0,"response":{…}}\n\n',
             },
-        }
+        },
     }
 }
 
 
-@router.post("/responses", response_class=Response, responses=EXAMPLE)
+@router.post("/responses", response_class=Response, responses=STREAMED)
 async def create_response(
     here: Here, caller: Chat, body: ResponseBody, request: Request, idempotency_key: Key = None
 ) -> Response:
@@ -96,7 +93,7 @@ async def messages_of(here: Platform, caller: Principal, items: list[Json], fiel
     return messages
 
 
-@router.get("/responses/{response_id}", response_class=Response, responses=EXAMPLE)
+@router.get("/responses/{response_id}", response_class=Response, responses=STREAMED)
 async def get_response(
     here: Here,
     caller: Chat,
@@ -114,7 +111,7 @@ async def _found(here: Platform, caller: Principal, id: UUID) -> tuple[Run, Form
     return run, Form(echo, names_of(chat_tools(echo["tools"])))
 
 
-@router.delete("/responses/{response_id}", response_class=Response)
+@router.delete("/responses/{response_id}", response_class=Response, responses={200: {"model": DeletedOut}})
 async def delete_response(here: Here, caller: Chat, response_id: ResponseId) -> Response:
     """Forget a response. Its messages stay in its conversation; without one they go with the last response that continues it."""
     id = id_in("resp", response_id)
@@ -122,14 +119,14 @@ async def delete_response(here: Here, caller: Chat, response_id: ResponseId) -> 
     return answer({"id": f"resp_{id.hex}", "object": "response", "deleted": True})
 
 
-@router.post("/responses/{response_id}/cancel", response_class=Response)
+@router.post("/responses/{response_id}/cancel", response_class=Response, responses={200: {"model": ResponseOut}})
 async def cancel_response(here: Here, caller: Chat, response_id: ResponseId) -> Response:
     """End a response early, in the background or not; what it said so far is kept. One that has ended stays as it is."""
     await responses.cancel(here, caller, id_in("resp", response_id))
     return await shown(here, *await _found(here, caller, id_in("resp", response_id)))
 
 
-@router.get("/responses/{response_id}/input_items", response_class=Response)
+@router.get("/responses/{response_id}/input_items", response_class=Response, responses={200: {"model": ItemsOut}})
 async def list_input_items(
     here: Here,
     caller: Chat,

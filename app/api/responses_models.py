@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    WithJsonSchema,
+    field_validator,
+)
 
 from app.agent.request import OpenAIRequest
 from app.api.fields import Content, ModelName
@@ -36,7 +45,67 @@ def _only_function(value: Any) -> Any:
     return value
 
 
-Items = Annotated[list[Json], Field(min_length=1, max_length=MAX_ITEMS)]
+_CONTENT: Json = {
+    "anyOf": [
+        {"type": "string"},
+        {
+            "type": "array",
+            "items": {"type": "object", "properties": {"type": {"type": "string"}, "text": {"type": "string"}}},
+        },
+    ]
+}
+_ITEM: Json = {
+    "type": "object",
+    "properties": {
+        "type": {"enum": ["message", "function_call", "function_call_output", "item_reference", "reasoning"]},
+        "role": {"enum": ["developer", "system", "user", "assistant"]},
+        "content": _CONTENT,
+        "id": {"type": "string"},
+        "call_id": {"type": "string"},
+        "name": {"type": "string"},
+        "arguments": {"type": "string"},
+        "output": _CONTENT,
+    },
+    "examples": [{"role": "user", "content": "Hello"}],
+}
+Item = Annotated[Json, WithJsonSchema(_ITEM)]
+Items = Annotated[list[Item], Field(min_length=1, max_length=MAX_ITEMS)]
+Input = Annotated[
+    Items,
+    BeforeValidator(_input),
+    WithJsonSchema(
+        {
+            "anyOf": [{"type": "string", "minLength": 1}, {"type": "array", "items": _ITEM, "minItems": 1}],
+            "examples": ["Hello"],
+        }
+    ),
+]
+Tool = Annotated[
+    Json,
+    WithJsonSchema(
+        {
+            "type": "object",
+            "required": ["type", "name"],
+            "properties": {
+                "type": {"const": "function"},
+                "name": {"type": "string"},
+                "description": {"type": ["string", "null"]},
+                "parameters": {"type": ["object", "null"], "description": "a JSON Schema"},
+                "strict": {"type": ["boolean", "null"]},
+            },
+        }
+    ),
+]
+Choice = Annotated[
+    Json,
+    WithJsonSchema(
+        {
+            "type": "object",
+            "required": ["type", "name"],
+            "properties": {"type": {"const": "function"}, "name": {"type": "string"}},
+        }
+    ),
+]
 
 
 class Reasoning(BaseModel):
@@ -75,15 +144,15 @@ class ResponseIn(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     model: ModelName
-    input: Annotated[Items, BeforeValidator(_input)] = Field(description="a text, or a list of items")
+    input: Input = Field(description="a text, or a list of items")
     instructions: Content | None = None
     previous_response_id: ResponseId | None = None
     conversation: ResponseId | ConversationRef | None = None
     stream: bool | None = None
     store: bool | None = None
     background: bool | None = None
-    tools: list[Json] | None = Field(None, max_length=MAX_TOOLS)
-    tool_choice: Annotated[Literal["none", "auto", "required"] | Json | None, AfterValidator(_only_function)] = None
+    tools: list[Tool] | None = Field(None, max_length=MAX_TOOLS)
+    tool_choice: Annotated[Literal["none", "auto", "required"] | Choice | None, AfterValidator(_only_function)] = None
     parallel_tool_calls: bool | None = None
     text: TextConfig | None = None
     reasoning: Reasoning | None = None
@@ -170,7 +239,7 @@ def _format(format: TextFormat | None) -> Json | None:
 class ConversationIn(BaseModel):
     """A new conversation, and what was said in it before."""
 
-    items: list[Json] | None = Field(None, max_length=MAX_ITEMS)
+    items: list[Item] | None = Field(None, max_length=MAX_ITEMS)
     metadata: Metadata | None = None
 
 
@@ -184,6 +253,59 @@ class ItemsIn(BaseModel):
     """What is to be added to a conversation."""
 
     items: Items
+
+
+class ConversationOut(BaseModel):
+    """A conversation."""
+
+    id: str
+    object: Literal["conversation"]
+    created_at: int
+    metadata: dict[str, str]
+
+
+class DeletedOut(BaseModel):
+    """What is no more."""
+
+    id: str
+    object: Literal["response", "conversation.deleted"]
+    deleted: bool
+
+
+class ItemsOut(BaseModel):
+    """A page of items."""
+
+    object: Literal["list"]
+    data: list[Json]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class ItemOut(BaseModel):
+    """An item: a message, a call of a tool, its result, or reasoning."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: str
+    type: Literal["message", "function_call", "function_call_output", "reasoning"]
+    status: Literal["in_progress", "completed", "incomplete"]
+
+
+class ResponseOut(BaseModel):
+    """A response, with all that it repeats of its request."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: str
+    object: Literal["response"]
+    created_at: int
+    status: Literal["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]
+    model: str
+    output: list[ItemOut]
+    error: Json | None
+    incomplete_details: Json | None
+    usage: Json | None
 
 
 ResponseBody = Annotated[ResponseIn, BeforeValidator(checked)]

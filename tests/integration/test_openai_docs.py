@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from app.api.responses_models import ResponseIn
 from tests.engines import Engines
 from tests.fakes.upstream import FakeUpstream
 from tests.house import ADMIN_KEY, AGENTS, House, open_house
@@ -91,8 +90,3 @@ async def test_the_pages_agent_passes_a_request_on(
     sent = fake.requests[-1].body
     assert (sent["temperature"], sent["max_tokens"], step[0]) == (0.5, 9, "relay_with_manners")
     assert [message["content"] for message in sent["messages"]] == ["Be polite.", "say please"]
-
-
-def test_the_pages_table_of_responses_names_what_they_take() -> None:
-    table = PAGE.partition("| Field of a request for a response |")[2].partition("\n\n")[0]
-    assert set(re.findall(r"^\| `(\w+)`", table, re.MULTILINE)) == set(ResponseIn.model_fields)
