@@ -227,7 +227,7 @@ class Message(Struct, frozen=True, dict=True):
         if self.name:
             body["name"] = self.name
         if beside := {"assistant": "tool_calls", "tool": "tool_call_id"}.get(self.role):
-            body |= {beside: self.additional_kwargs[beside]} if beside in self.additional_kwargs else {}
+            body |= {beside: self.additional_kwargs[beside]} if self.additional_kwargs.get(beside) else {}
         return body
 
 
@@ -261,6 +261,8 @@ class Session(Struct, frozen=True):
     created_at: datetime | None = None
     updated_at: datetime | None = None
     archived_at: datetime | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """What a client of the Conversations API keeps with it."""
 
 
 class RunStatus(StrEnum):

@@ -24,8 +24,8 @@ from app.agent.watchdog import Watchdog
 from app.api import accounts as accounts_api
 from app.api import budgets as budgets_api
 from app.api import cache as cache_api
+from app.api import conversations, health, openai, openapi, problems, responses, rest, seed
 from app.api import files as files_api
-from app.api import health, openai, openapi, problems, rest, seed
 from app.api.gate import Gate, uploads
 from app.domain import FileLimits, new_id
 from app.errors import SettingsError
@@ -108,8 +108,8 @@ def create_app(settings: Settings) -> FastAPI:
     ):
         app.include_router(router)
     for prefix in openai.PREFIXES:
-        app.include_router(openai.router, prefix=prefix)
-        app.include_router(files_api.router, prefix=prefix)
+        for router in (openai.router, files_api.router, responses.router, conversations.router):
+            app.include_router(router, prefix=prefix)
     return app
 
 

@@ -109,7 +109,7 @@ async def _complete_chat(
         here,
         caller,
         [body.request()] * (body.n or 1),
-        _told(headers),
+        told(headers),
         session_id=body.session_id or session_id,
         key=key,
     )
@@ -139,7 +139,7 @@ async def complete_text(
         here,
         caller,
         [body.request_of(prompt) for prompt in prompts],
-        _told(request.headers),
+        told(request.headers),
         session_id=body.session_id or x_session_id,
         key=idempotency_key,
     )
@@ -177,5 +177,6 @@ def _base64(vector: Any) -> str:
     return base64.b64encode(numbers.tobytes()).decode()
 
 
-def _told(headers: Headers) -> dict[str, str]:
+def told(headers: Headers) -> dict[str, str]:
+    """The headers that an agent is told of."""
     return {name: value for name, value in headers.items() if name not in WITHHELD}

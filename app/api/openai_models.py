@@ -26,7 +26,8 @@ MAX_DEPTH = 64
 Json: TypeAlias = dict[str, Any]
 
 
-def _checked(value: Any) -> Any:
+def checked(value: Any) -> Any:
+    """A body that is not nested too deep, and of which all can be stored."""
     check_json(value, MAX_DEPTH)
     return value
 
@@ -75,7 +76,8 @@ def _calls(message: Json, index: int) -> list[Json]:
     return calls
 
 
-def _messages(messages: list[Json]) -> list[Json]:
+def messages_of(messages: list[Json]) -> list[Json]:
+    """Messages in the form that agents and servers are given; `ValueError` names the first bad one by its place."""
     return [_message(message, index) for index, message in enumerate(messages)]
 
 
@@ -147,7 +149,7 @@ def _texts(maximum: int) -> WithJsonSchema:
 Messages = Annotated[
     list[Annotated[Json, WithJsonSchema(_MESSAGE)]],
     Field(min_length=1, max_length=MAX_MESSAGES),
-    AfterValidator(_messages),
+    AfterValidator(messages_of),
 ]
 Prompts = Annotated[
     list[str], Field(min_length=1, max_length=MAX_CHOICES), BeforeValidator(_prompts), _texts(MAX_CHOICES)
@@ -267,5 +269,5 @@ class EmbeddingsIn(BaseModel):
     user: str | None = Field(None, max_length=200)
 
 
-ChatBody = Annotated[ChatIn, BeforeValidator(_checked)]
-CompletionBody = Annotated[CompletionIn, BeforeValidator(_checked)]
+ChatBody = Annotated[ChatIn, BeforeValidator(checked)]
+CompletionBody = Annotated[CompletionIn, BeforeValidator(checked)]

@@ -1,4 +1,7 @@
-"""Sessions that are made with their one message, and go again after a while."""
+"""Sessions that are made with their first message, and go again after a while.
+
+Only who has the id of a response continues one, perhaps several times from one place at once: so messages wait for their turn in them.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from uuid import UUID
 
 import asyncpg
-from sqlalchemy import func, select, text
+from sqlalchemy import and_, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.store.operations import BeginRun, Begun, Op, Result
@@ -20,7 +23,7 @@ SWEPT_AT_ONCE = 1000
 MAKE = """
 WITH owners AS MATERIALIZED (SELECT id FROM users WHERE id = ANY($2::uuid[]) ORDER BY id FOR SHARE)
 INSERT INTO sessions (id, user_id, agent_id, agent_params, params, updated_at, ephemeral)
-SELECT w.id, w.user_id, w.agent_id, '{}', '{}', now(), true
+SELECT w.id, w.user_id, w.agent_id, '{}', '{"busy": "queue"}', now(), true
 FROM unnest($1::uuid[], $2::uuid[], $3::text[]) AS w(id, user_id, agent_id) JOIN owners o ON o.id = w.user_id
 ON CONFLICT DO NOTHING"""
 DROP = "DELETE FROM sessions WHERE id = ANY($1::uuid[])"
@@ -43,8 +46,9 @@ async def drop(db: asyncpg.Connection, ops: Sequence[BeginRun], results: Mapping
 
 
 async def sweep(db: AsyncConnection) -> bool:
-    """Erase some of those older than `KEPT_DAYS`; whether there may be more."""
-    old = sessions.c.created_at < func.now() - text(f"interval '{KEPT_DAYS} days'")
+    """Erase some of those that were not used for `KEPT_DAYS`; whether there may be more."""
+    then = func.now() - text(f"interval '{KEPT_DAYS} days'")
+    old = and_(sessions.c.created_at < then, sessions.c.updated_at < then)  # the first is what the index knows
     chosen = select(sessions.c.id).where(sessions.c.ephemeral, old).order_by(sessions.c.id).limit(SWEPT_AT_ONCE)
     ids = (await db.execute(chosen.with_for_update(skip_locked=True))).scalars().all()
     if ids:

@@ -130,12 +130,14 @@ sessions = Table(
     _time("updated_at"),
     _time("archived_at", nullable=True),
     Column("ephemeral", Boolean, nullable=False, server_default=text("false")),
+    Column("metadata", JSONB),
     Index("ix_sessions_user_id_updated_at", "user_id", "ephemeral", text("updated_at DESC"), text("id DESC")),
     Index("ix_sessions_ephemeral", "created_at", postgresql_where=text("ephemeral")),
 )
 """`next_seq` numbers the next message; `leaf_id` is the last message of the active branch.
 
-An `ephemeral` one was made for one request that named none: it is in no list and no search, cannot be continued, and goes after a while."""
+An `ephemeral` one was made for a request that named none: it is in no list and no search, goes when it was not used for a while, and is
+continued by nothing but the id of a response. `metadata` is what a client of the Conversations API keeps with it."""
 
 messages = Table(
     "messages",
@@ -191,6 +193,7 @@ runs = Table(
     Column("error", JSONB),
     Column("layout", JSONB),
     Column("pending", JSONB),
+    Column("echo", JSONB),
     *_usage(),
     _created(),
     _time("ended_at", nullable=True),

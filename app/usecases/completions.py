@@ -17,16 +17,19 @@ import msgspec
 from msgspec.structs import replace
 
 from app.agent.relay import ModelRelay
-from app.agent.request import last_of_user, text_of, tokens_of
+from app.agent.request import OpenAIRequest, last_of_user, text_of, tokens_of
 from app.agent.runner import Answer
 from app.domain import Message, Outcome, Principal, Role, Run, new_id
 from app.errors import InvalidInput, NotFound
-from app.store import accounts
+from app.store import accounts, sessions
+from app.store import messages as messages_store
 from app.store.operations import BeginRun, Begun, IdempotencyKey
 from app.usecases import agents, messages
+from app.usecases.calls import answered_in, made_in
 from app.usecases.conduct import caller_of
 from app.usecases.live import LiveRun
 from app.usecases.platform import Platform
+from app.usecases.windows import MAX_MESSAGES, MAX_TOKENS
 
 RELAY = ModelRelay.id
 
@@ -86,14 +89,18 @@ async def begin(
 ) -> list[LiveRun | Run]:
     """Store the last message of the user of each request, and begin to answer them at once, each in a session of its own.
 
-    With a `session_id` there may be but one, and the rest of its messages is left out, for the session has its own. Requests with the
-    same idempotency `key` are one.
+    With a `session_id` there may be but one, of whose messages the last is new, and results of tools that stand before it; the rest is
+    left out, for the session has its own. Requests with the same idempotency `key` are one.
     """
     if session_id is not None and len(bodies) > 1:
         raise InvalidInput("n must be 1 in a session, whose messages have one answer.", param="n")
-    wanted = [_wanted(platform, principal, body, headers, session_id) for body in bodies]
+    wanted = [wish(platform, principal, body, headers, session_id) for body in bodies]
+    if session_id is not None and any(message.role == "tool" for message in (*wanted[0].before, wanted[0].message)):
+        async with platform.engine.connect() as db:
+            session = await sessions.get(db, session_id, owner=principal.owner)
+        await check_results(platform, wanted[0], session.leaf_id if session else None)
     if key is not None:
-        wanted = [replace(each, key=_key(each, key, number)) for number, each in enumerate(wanted)]
+        wanted = [replace(each, key=key_of(each, key, number)) for number, each in enumerate(wanted)]
     if len(wanted) == 1:  # a task for it would cost a twentieth of the answer
         return [await messages.begin(platform, wanted[0])]
     begun = await asyncio.gather(*(messages.begin(platform, each) for each in wanted), return_exceptions=True)
@@ -106,28 +113,21 @@ async def begin(
     return runs
 
 
-def _wanted(
+def wish(
     platform: Platform,
     principal: Principal,
     body: Mapping[str, Any],
     headers: Mapping[str, str],
     session_id: UUID | None,
 ) -> BeginRun:
+    """What is to be stored for a request, which brings its own history when it names no session."""
     agent_id = agent_of(platform, body["model"])
-    said: Sequence[Mapping[str, Any]] = body["messages"]
-    asked = last_of_user(said)
-    if session_id is not None and asked != len(said) - 1:
-        raise InvalidInput("messages: in a session the last message must be the user's.", param="messages")
-    if session_id is None and agent_id != RELAY:
-        platform.agents.get(agent_id).validate_params({})
-    content = said[-1 if asked is None else asked].get("content")
-    if session_id is None:  # its history is no message, but counts when nothing else is known of a run that was lost
-        message = Message.user(
-            text_of(content), id=new_id(), tokens=sum(tokens_of(each.get("content")) for each in said)
-        )
+    before: Sequence[Message] = ()
+    if session_id is None:
+        message = _asked(body["messages"])
+        check_params(platform, agent_id)
     else:
-        parts = tuple(content) if isinstance(content, list) else ()
-        message = Message.user(text_of(content), id=new_id(), parts=parts, tokens=tokens_of(content))
+        before, message = _new(body["messages"])
     return BeginRun(
         principal,
         session_id or new_id(),
@@ -137,16 +137,61 @@ def _wanted(
         agent_id=agent_id,
         ephemeral=session_id is None,
         request={"body": body, "headers": headers},
+        before=before,
     )
 
 
-def _key(wanted: BeginRun, key: str, number: int) -> IdempotencyKey:
+def check_params(platform: Platform, agent_id: str) -> None:
+    """`InvalidInput` when the agent cannot do with its own parameters, for a request names none."""
+    if agent_id != RELAY:
+        platform.agents.get(agent_id).validate_params({})
+
+
+def _asked(said: Sequence[Mapping[str, Any]]) -> Message:
+    """The message to answer. The rest is no message, but counts when nothing else is known of a run that was lost."""
+    asked = last_of_user(said)
+    content = said[-1 if asked is None else asked].get("content")
+    return Message.user(text_of(content), id=new_id(), tokens=sum(tokens_of(each.get("content")) for each in said))
+
+
+def _new(said: Sequence[Mapping[str, Any]]) -> tuple[Sequence[Message], Message]:
+    """What a session does not have yet: the last message, and the results of tools that stand before it."""
+    first = len(said) - 1
+    while first > 0 and said[first - 1].get("role") == "tool":
+        first -= 1
+    *before, message = stored_form(said[first:])
+    if message.role not in ("user", "tool"):
+        raise InvalidInput("messages: in a session the last message must be the user's or a tool's.", param="messages")
+    return before, message
+
+
+def stored_form(said: Sequence[Mapping[str, Any]]) -> list[Message]:
+    """Messages of a request as they are stored."""
+    return [replace(message, id=new_id()) for message in OpenAIRequest(messages=list(said)).said()]
+
+
+async def check_results(platform: Platform, wanted: BeginRun, leaf_id: UUID | None) -> None:
+    """`InvalidInput` when there are results of tools among the messages that nothing called for, in them or on the branch they follow."""
+    said = [*wanted.before, wanted.message]
+    unknown = answered_in(said) - made_in(said)
+    if unknown and leaf_id is not None:
+        async with platform.engine.connect() as db:
+            unknown -= made_in(
+                await messages_store.window(db, leaf_id, max_tokens=MAX_TOKENS, max_messages=MAX_MESSAGES)
+            )
+    if unknown:
+        raise InvalidInput(f"There is no call of a tool with the id {min(unknown)[:64]}.", param="tool_call_id")
+
+
+def key_of(wanted: BeginRun, key: str, number: int = 0) -> IdempotencyKey:
     """The key of one of the requests that have it together. Whether it is streamed makes no other request of it."""
     body = wanted.request["body"] if wanted.request else {}
-    same = [
+    same: list[Any] = [
         None if wanted.ephemeral else wanted.session_id,
         {name: value for name, value in body.items() if name != "stream"},
     ]
+    if wanted.echo is not None:
+        same += [wanted.echo, wanted.message.parent_id]
     fingerprint = hashlib.sha256(msgspec.json.encode(same, order="sorted")).digest()
     return IdempotencyKey(f"{key} #{number}" if number else key, fingerprint)
 

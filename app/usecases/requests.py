@@ -37,6 +37,11 @@ def history_of(begun: Begun, request: OpenAIRequest) -> Sequence[Message]:
     return history
 
 
+def told(request: OpenAIRequest | None, history: Sequence[Message]) -> Sequence[Message]:
+    """What the agent is shown: the history under the instructions of the request, which are for this one answer."""
+    return [Message.system(request.instructions), *history] if request and request.instructions else history
+
+
 def asked_in(history: Sequence[Message]) -> Message:
     """The message to answer: the user's last."""
     return next((message for message in reversed(history) if message.role == "user"), history[-1])

@@ -444,7 +444,8 @@ async def test_ephemeral_sessions_go_after_thirty_days(here: House, client: Asyn
     ]
     kept = await session(here.admin, ECHO)
     async with here.platform.engine.begin() as db:
-        aged = "UPDATE sessions SET created_at = now() - interval '31 days' WHERE id IN (:old, :kept)"
+        aged = """UPDATE sessions SET created_at = now() - interval '31 days', updated_at = now() - interval '31 days'
+                  WHERE id IN (:old, :kept)"""
         await db.execute(text(aged), {"old": old, "kept": kept})
         assert not await ephemeral.sweep(db)
     found = await rows(here, "SELECT id::text FROM sessions WHERE id IN (:a, :b, :c)", a=old, b=young, c=kept)
