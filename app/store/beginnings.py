@@ -85,7 +85,7 @@ def _admit(op: BeginRun, session: asyncpg.Record, check: asyncpg.Record) -> None
         raise NotAuthenticated
     if session["ephemeral"] and not op.ephemeral:
         raise Conflict("This session was made for one request; it cannot be continued.", param="session_id")
-    if op.agent_id and session["agent_id"] != op.agent_id:
+    if (op.agent_id and session["agent_id"] != op.agent_id) or (op.preset and session["preset_id"] != op.preset.id):
         raise InvalidInput("model: another agent answers in this session.", param="model")
     if session["agent_id"] not in op.agents:
         raise NotFound("agent", param="agent.id")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
+from msgspec.structs import asdict
 from sqlalchemy import ColumnElement, Row, Select, delete, func, insert, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -30,7 +31,13 @@ def session_of(row: Row[Any] | Any) -> Session:
         created_at=row.created_at,
         updated_at=row.updated_at,
         archived_at=row.archived_at,
+        preset_id=row.preset_id,
     )
+
+
+def params_row(params: SessionParams) -> Mapping[str, Any]:
+    """The parameters as they are stored: those that were set."""
+    return {name: value for name, value in asdict(params).items() if value is not None}
 
 
 def with_user() -> Select[Any]:
@@ -49,6 +56,7 @@ async def add(db: AsyncConnection, session: Session, params: Mapping[str, Any]) 
             agent_id=session.agent_id,
             agent_params=session.agent_params,
             params=params,
+            preset_id=session.preset_id,
             created_at=moment,
             updated_at=moment,
         )

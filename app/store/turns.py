@@ -121,4 +121,5 @@ def session_of(row: asyncpg.Record) -> Session:
         leaf_id=row["leaf_id"],
         created_at=row["created_at"],
         updated_at=row["updated_at"],
+        preset_id=row["preset_id"],
     )

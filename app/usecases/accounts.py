@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.domain import Credential, Page, Principal, Role, User, new_id, now
 from app.errors import Conflict, InvalidInput, NotFound, Unavailable
-from app.store import accounts, credentials, runs, sessions
+from app.store import accounts, credentials, presets, runs, sessions
 from app.usecases.conduct import stop_all
 from app.usecases.creations import claim
 from app.usecases.logins import ALL_SCOPES, digest, require_admin
@@ -112,6 +112,7 @@ async def delete_user(platform: Platform, principal: Principal, id: UUID) -> Non
         erased = await accounts.lock_sessions(db, id)
         ending = await accounts.unended_runs(db, id)
         await sessions.erase(db, user_id=id)
+        await presets.erase(db, owner_id=id)
         await accounts.delete_user(db, id)
     stop_all(platform, ending)
     for session_id in erased:

@@ -19,11 +19,12 @@ from msgspec.structs import replace
 from app.agent.relay import ModelRelay
 from app.agent.request import last_of_user, text_of, tokens_of
 from app.agent.runner import Answer
-from app.domain import Message, Outcome, Principal, Role, Run, new_id
+from app.domain import Message, Outcome, Preset, Principal, Role, Run, new_id
 from app.errors import InvalidInput, NotFound
+from app.llm.catalog import DEFAULT
 from app.store import accounts
 from app.store.operations import BeginRun, Begun, IdempotencyKey
-from app.usecases import agents, messages
+from app.usecases import agents, messages, presets
 from app.usecases.conduct import caller_of
 from app.usecases.live import LiveRun
 from app.usecases.platform import Platform
@@ -38,12 +39,17 @@ class Listed:
     id: str
     is_agent: bool
     description: str = ""
+    name: str | None = None
+    """Of a preset."""
 
 
 async def models(platform: Platform, principal: Principal) -> Sequence[Listed]:
     """What the caller may name as `model`, agents first."""
     listing = await agents.list_all(platform, principal)
     found = {item.id: Listed(item.id, True, item.description) for item in listing if item.id and item.available}
+    mine = (await presets.list_page(platform, principal)).items
+    usable = [preset for preset in mine if agents.trouble(platform, preset) is None]
+    found |= {str(each.id): Listed(str(each.id), True, each.description, each.name) for each in usable}
     if await _may_relay(platform, principal):
         aliases = platform.catalog().aliases
         found |= {alias: Listed(alias, False) for alias in aliases if alias not in platform.agents.ids}
@@ -84,14 +90,17 @@ async def begin(
     session_id: UUID | None = None,
     key: str | None = None,
 ) -> list[LiveRun | Run]:
-    """Store the last message of the user of each request, and begin to answer them at once, each in a session of its own.
+    """Store the last message of the user of each request, all of one model, and begin to answer them at once, each in a session of its own.
 
     With a `session_id` there may be but one, and the rest of its messages is left out, for the session has its own. Requests with the
     same idempotency `key` are one.
     """
     if session_id is not None and len(bodies) > 1:
         raise InvalidInput("n must be 1 in a session, whose messages have one answer.", param="n")
-    wanted = [_wanted(platform, principal, body, headers, session_id) for body in bodies]
+    preset = await agents.find(platform, principal.owner, bodies[0]["model"])
+    if preset is not None:
+        agents.check_preset(platform, preset)
+    wanted = [_wanted(platform, principal, body, headers, session_id, preset) for body in bodies]
     if key is not None:
         wanted = [replace(each, key=_key(each, key, number)) for number, each in enumerate(wanted)]
     begun = await asyncio.gather(*(messages.begin(platform, each) for each in wanted), return_exceptions=True)
@@ -110,13 +119,16 @@ def _wanted(
     body: Mapping[str, Any],
     headers: Mapping[str, str],
     session_id: UUID | None,
+    preset: Preset | None,
 ) -> BeginRun:
-    agent_id = agent_of(platform, body["model"])
+    agent_id = preset.agent_id if preset else agent_of(platform, body["model"])
+    if preset and agent_id == RELAY:
+        body = {**body, "model": preset.params.model or DEFAULT}
     said: Sequence[Mapping[str, Any]] = body["messages"]
     asked = last_of_user(said)
     if session_id is not None and asked != len(said) - 1:
         raise InvalidInput("messages: in a session the last message must be the user's.", param="messages")
-    if session_id is None and agent_id != RELAY:
+    if session_id is None and agent_id != RELAY and preset is None:
         platform.agents.get(agent_id).validate_params({})
     content = said[-1 if asked is None else asked].get("content")
     if session_id is None:  # its history is no message, but counts when nothing else is known of a run that was lost
@@ -134,6 +146,7 @@ def _wanted(
         platform.agents.ids,
         agent_id=agent_id,
         ephemeral=session_id is None,
+        preset=preset,
         request={"body": body, "headers": headers},
     )
 
@@ -153,7 +166,7 @@ async def embed(
     platform: Platform, principal: Principal, texts: Sequence[str], model: str
 ) -> tuple[Sequence[Sequence[float]], Outcome]:
     """The embedding of each text, in order, and how the run ended that made them; none when it did not end well."""
-    if agent_of(platform, model) != RELAY:
+    if await agents.find(platform, principal.owner, model) or agent_of(platform, model) != RELAY:
         raise InvalidInput("model: an agent makes no embeddings.", param="model")
     found: list[Sequence[float]] = []
 
