@@ -24,7 +24,7 @@ from app.agent.watchdog import Watchdog
 from app.api import accounts as accounts_api
 from app.api import budgets as budgets_api
 from app.api import cache as cache_api
-from app.api import errands, health, openai, presets, problems, rest, seed
+from app.api import errands, health, model_protocol, openai, presets, problems, rest, seed
 from app.api.gate import Gate
 from app.domain import new_id
 from app.errors import SettingsError
@@ -77,6 +77,7 @@ def create_app(settings: Settings) -> FastAPI:
         cache_api.router,
         rest.router,
         errands.router,
+        model_protocol.router,
         presets.router,
         seed.router,
     ):

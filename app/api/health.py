@@ -1,4 +1,8 @@
-"""Is the process alive, and is it ready to serve?"""
+"""Is the process alive, is it ready to serve, and can it ask a language model?
+
+Strangers may ask, so the answers are single words of state. Nothing is looked up elsewhere but the database, with a deadline: Redis, whose
+loss costs speed only, makes nobody unready, and language models are not asked, for that would cost money.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +25,12 @@ class Health(BaseModel):
     """`ready`, or why not."""
 
     status: Literal["ready", "draining", "database unavailable"]
+
+
+class LLMHealth(BaseModel):
+    """`ready`, or why no language model can be asked."""
+
+    status: Literal["ready", "no language model is set up", "language models unavailable"]
 
 
 @router.get("/livez", response_class=Response)
@@ -46,3 +56,13 @@ async def readyz(here: Here, response: Response) -> Health:
         response.status_code = 503
         return Health(status="database unavailable")
     return Health(status="ready")
+
+
+@router.get("/api/v1/llm/health", responses={503: {"model": LLMHealth}})
+async def llm_health(here: Here, response: Response) -> LLMHealth:
+    """Whether there is a language model whose server did not fail this process a moment ago. Agents may answer without any."""
+    models = [model for model in here.catalog().models.values() if model.endpoints or model.llm]
+    if any(not here.is_away(model) for model in models):
+        return LLMHealth(status="ready")
+    response.status_code = 503
+    return LLMHealth(status="language models unavailable" if models else "no language model is set up")
