@@ -109,6 +109,11 @@ class StreamOptions(BaseModel):
     include_usage: bool | None = None
 
 
+def _example(**fields: Any) -> ConfigDict:
+    """An example that an installation without a language model can answer."""
+    return ConfigDict(json_schema_extra={"examples": [{"model": "fake_echo_agent", **fields}]})
+
+
 class _Sampling(BaseModel):
     model_config = ConfigDict(extra="allow")
 
@@ -141,6 +146,8 @@ class _Sampling(BaseModel):
 
 class ChatIn(_Sampling):
     """A chat to be completed. `model` is the id of an agent, or an alias of a language model."""
+
+    model_config = _example(messages=[{"role": "user", "content": "Hello"}])
 
     messages: Messages
     max_completion_tokens: int | None = Field(None, ge=1, le=10_000_000)
@@ -181,6 +188,8 @@ class ChatIn(_Sampling):
 class CompletionIn(_Sampling):
     """A text to be completed: each prompt is a message of the user."""
 
+    model_config = _example(prompt="Hello")
+
     prompt: Prompts
     echo: bool | None = None
 
@@ -193,6 +202,8 @@ class CompletionIn(_Sampling):
 
 class EmbeddingsIn(BaseModel):
     """Texts to be embedded, by an alias of a language model."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"model": "default", "input": ["Hello"]}]})
 
     model: ModelName
     input: Inputs
