@@ -9,7 +9,7 @@ import asyncpg
 from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.domain import Preset
+from app.domain import Preset, SessionParams
 from app.store.database import encode_json
 from app.store.operations import BeginRun, Begun, Op, Result
 from app.store.sessions import erase, params_row
@@ -41,10 +41,14 @@ async def make(db: asyncpg.Connection, ops: Sequence[Op]) -> None:
 
 
 def _copied(preset: Preset | None) -> tuple[str, str, UUID | None]:
-    """The agent's parameters and the session's that a session begins with, as JSON, and the preset that they are from."""
+    """The agent's parameters and the session's that a session begins with, as JSON, and the preset that they are from.
+
+    How a session's messages follow one another does not concern one that has a single message.
+    """
     if preset is None:
         return "{}", "{}", None
-    return encode_json(preset.agent_params), encode_json(params_row(preset.params)), preset.id
+    params = SessionParams(model=preset.params.model, temperature=preset.params.temperature)
+    return encode_json(preset.agent_params), encode_json(params_row(params)), preset.id
 
 
 async def drop(db: asyncpg.Connection, ops: Sequence[BeginRun], results: Mapping[UUID, Result]) -> None:

@@ -31,11 +31,12 @@ class BeginRun(Struct, frozen=True):
     """The agent that is to answer; a session of another refuses the message."""
     ephemeral: bool = False
     """Whether the session is made with the message, of `agent_id` and for this one run."""
-    background: bool = False
     preset: Preset | None = None
     """The preset that `agent_id` was chosen by; an ephemeral session copies it."""
     request: Mapping[str, Any] | None = None
     """What came with the message through the OpenAI protocol, as JSON; for whoever conducts the run."""
+    background: bool | None = None
+    """Whether a job conducts the run; None leaves it to the session."""
 
 
 class IdempotencyKey(Struct, frozen=True):

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from msgspec.structs import replace
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain import Errand, Message, Page, Principal, RunStatus, SessionParams, Step, new_id, now
@@ -102,8 +101,17 @@ async def execute(platform: Platform, principal: Principal, id: UUID) -> Errand:
         stored = await messages.get(db, id, owner=principal.owner)
     message = stored or Message.user(errand.content, id=id, tokens=count(errand.content))
     attempt = IdempotencyKey(f"errand {id} {errand.runs}", id.bytes)
-    wanted = BeginRun(principal, errand.session.id, new_id(), message, platform.agents.ids, key=attempt)
-    await sending.begin(platform, replace(wanted, again=stored is not None, background=True))
+    wanted = BeginRun(
+        principal,
+        errand.session.id,
+        new_id(),
+        message,
+        platform.agents.ids,
+        again=stored is not None,
+        key=attempt,
+        background=True,
+    )
+    await sending.begin(platform, wanted)
     return await get(platform, principal, id)
 
 

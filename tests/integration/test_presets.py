@@ -79,7 +79,7 @@ async def test_a_preset_is_made_read_listed_changed_and_deleted(shared: House) -
     made = await preset(ann, "Greeter", description="says hello", session_params={"temperature": 0.5})
     id = made["id"]
     assert (made["kind"], made["agent"], made["shared_with"], made["error"]) == ("preset", HELLO, [], None)
-    assert made["session_params"] == {"model": None, "temperature": 0.5, "busy": None}
+    assert made["session_params"].items() >= {"model": None, "temperature": 0.5, "busy": None}.items()
     assert (await ann.get(f"/api/v1/agents/{id}")).json() == made
     listed = (await ann.get("/api/v1/agents")).json()
     assert [item["kind"] for item in listed["data"]] == ["plugin"] * 3 + ["preset"]
@@ -144,7 +144,7 @@ async def test_a_session_is_changed_to_a_preset_and_back(shared: House) -> None:
     path = f"/api/v1/sessions/{id}"
     changed = (await ann.patch(path, json={"agent": {"id": made["id"]}})).json()
     assert changed["agent"] == {**HELLO, "preset_id": made["id"]}
-    assert changed["session_params"] == {"model": "other", "temperature": 0.5, "busy": None}
+    assert changed["session_params"].items() >= {"model": "other", "temperature": 0.5, "busy": None}.items()
     back = (await ann.patch(path, json={"agent": {"id": "fake_echo_agent"}})).json()
     assert back["agent"] == {"id": "fake_echo_agent", "params": {}}
 
