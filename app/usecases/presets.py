@@ -51,7 +51,7 @@ async def create(
         created_at=moment,
         updated_at=moment,
     )
-    wish = (name, agent_id, agent_params, params, description, preset.shared_with)
+    wish = (name, agent_id, agent_params, params_row(params), description, preset.shared_with)
     owner_id = principal.user.id
     async with platform.engine.begin() as db:
         if await accounts.lock_user(db, owner_id) is None:
