@@ -342,6 +342,31 @@ class Outcome(Struct, frozen=True):
     messages: Sequence[Message] = ()
 
 
+class File(Struct, frozen=True):
+    """What a user has uploaded, or a batch has written. Its content is in the object store, under the same id.
+
+    `size` is in bytes.
+    """
+
+    id: UUID
+    user_id: UUID
+    name: str
+    purpose: str
+    size: int
+    sha256: bytes
+    media_type: str
+    created_at: datetime
+    expires_at: datetime | None = None
+
+
+class FileLimits(Struct, frozen=True):
+    """How large a file may be, in bytes, and how many files and bytes a user may keep, with what is being uploaded."""
+
+    bytes: int
+    user_files: int
+    user_bytes: int
+
+
 class Page(Struct, Generic[T], frozen=True):
     """A slice of a list, and whether more follows."""
 

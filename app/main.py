@@ -25,8 +25,9 @@ from app.api import accounts as accounts_api
 from app.api import budgets as budgets_api
 from app.api import cache as cache_api
 from app.api import errands, health, model_protocol, openai, presets, problems, rest, seed
-from app.api.gate import Gate
-from app.domain import new_id
+from app.api import files as files_api
+from app.api.gate import Gate, uploads
+from app.domain import FileLimits, new_id
 from app.errors import SettingsError
 from app.llm.cache import FLUSH_SECONDS, Cache
 from app.llm.call import CallPath
@@ -40,11 +41,14 @@ from app.settings import Settings
 from app.store import redis, slices
 from app.store.cache import RedisCache
 from app.store.database import connect, connector
+from app.store.objects import LocalObjects
+from app.store.objects_s3 import S3Objects
 from app.store.reserve import Reserver
 from app.store.writer import Writer
 from app.tasks import Tasks
-from app.usecases import accounts, logins, replicas, runs, upkeep
+from app.usecases import accounts, files, logins, replicas, runs, upkeep
 from app.usecases.live import LiveRun
+from app.usecases.objects import ObjectStore
 from app.usecases.platform import Platform
 from app.usecases.rates import Rates
 from app.usecases.relay import Relay
@@ -84,6 +88,7 @@ def create_app(settings: Settings) -> FastAPI:
         app.include_router(router)
     for prefix in openai.PREFIXES:
         app.include_router(openai.router, prefix=prefix)
+        app.include_router(files_api.router, prefix=prefix)
     return app
 
 
@@ -103,7 +108,13 @@ class _Gated(FastAPI):
         inner: Any = super().build_middleware_stack()
         open_to_local = self._settings.auth == "open"
         shortcuts = {**seed.SHORTCUTS, **openai.SHORTCUTS}
-        gate = Gate(inner.app, platform=lambda: self.state.platform, open_to_local=open_to_local, shortcuts=shortcuts)
+        gate = Gate(
+            inner.app,
+            platform=lambda: self.state.platform,
+            open_to_local=open_to_local,
+            shortcuts=shortcuts,
+            uploads=uploads(files_api.UPLOAD_PATHS, self._settings.file_max_bytes),
+        )
         if not self._settings.cors_origins:
             return gate
         origins = self._settings.cors_origins
@@ -142,6 +153,8 @@ async def _opened(settings: Settings, database_url: str) -> AsyncIterator[Platfo
         cache = Cache(RedisCache(client) if client else None)
         stack.push_async_callback(cache.close)
         reserver = Reserver(connecting)
+        store = objects(settings)
+        stack.push_async_callback(store.close)
         platform = Platform(
             engine=engine,
             writer=writer,
@@ -155,6 +168,8 @@ async def _opened(settings: Settings, database_url: str) -> AsyncIterator[Platfo
             proofs=Together(partial(logins.prove, engine), tasks, name="proofs"),
             resumes=Together(partial(runs.look, engine), tasks, name="resumes"),
             redis=client,
+            objects=store,
+            file_limits=FileLimits(settings.file_max_bytes, settings.user_max_files, settings.user_max_file_bytes),
             run_timeout=settings.run_timeout,
             is_away=models.endpoints.is_away,
             tasks=tasks,
@@ -179,6 +194,25 @@ def _keep_going(platform: Platform, heart: replicas.Heart) -> None:
     tasks.start(platform.agents.watch(), name="agents")
     tasks.repeat(platform.cache.flush, FLUSH_SECONDS, name="cache")
     tasks.repeat(partial(replicas.reap, platform, heart), replicas.REAP_SECONDS, name="reaper")
+    tasks.repeat(partial(files.sweep, platform), files.SWEEP_SECONDS, name="erased objects")
+
+
+def objects(settings: Settings) -> ObjectStore:
+    """Where files are kept: in the bucket of the settings, or in a folder of this machine."""
+    access, secret = settings.minio_access_key, settings.minio_secret_key
+    if settings.minio_endpoint and access and secret:
+        keys = (access.get_secret_value(), secret.get_secret_value())
+        return S3Objects(settings.minio_endpoint, *keys, settings.minio_bucket)
+    return LocalObjects(settings.data_dir.absolute() / "objects")
+
+
+async def check_objects(settings: Settings) -> None:
+    """Make sure that files can be kept; a `SettingsError` names the setting at fault."""
+    store = objects(settings)
+    try:
+        await store.check()
+    finally:
+        await store.close()
 
 
 def _is_pooled(settings: Settings) -> bool:

@@ -48,6 +48,16 @@ def to_id(value: Any) -> UUID:
         return NOBODY
 
 
+def to_file_id(value: Any) -> UUID:
+    """The id in a file's name in OpenAI's protocol, `file-` and its hexadecimal digits; or `NOBODY`."""
+    return to_id(value.removeprefix("file-")) if isinstance(value, str) and value.startswith("file-") else NOBODY
+
+
+def file_ref(id: UUID) -> str:
+    """A file's name in OpenAI's protocol."""
+    return f"file-{id.hex}"
+
+
 def _to_user(value: Any) -> UUID | str:
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
@@ -112,6 +122,7 @@ Id = Annotated[UUID, BeforeValidator(to_id)]
 Content = Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT), AfterValidator(_no_control)]
 Text = Annotated[str, StringConstraints(max_length=4000), AfterValidator(_no_control)]
 Title = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(_no_control)]
+FileName = Annotated[str, StringConstraints(min_length=1, max_length=255), AfterValidator(_no_control)]
 Name = Annotated[
     str, StringConstraints(min_length=1, max_length=100), AfterValidator(_visible), AfterValidator(_no_control)
 ]

@@ -358,6 +358,44 @@ reservations = Table(
 
 They end with their run, whose ledger rows take their place. No foreign key to runs: it would lock them after the budgets."""
 
+files = Table(
+    "files",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("user_id", Uuid, ForeignKey("users.id"), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("purpose", Text, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("sha256", LargeBinary, nullable=False),
+    Column("media_type", Text, nullable=False),
+    _created(),
+    _time("expires_at", nullable=True),
+    Index("ix_files_user_id", "user_id", "id"),
+    Index("ix_files_expires_at", "expires_at", postgresql_where=text("expires_at IS NOT NULL")),
+)
+"""Files, whose content is an object under their id. They do not go with their user by themselves: their objects have to go too."""
+
+loose_objects = Table(
+    "loose_objects",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column(
+        "state",
+        Text,
+        CheckConstraint("state IN ('uploading', 'abandoned', 'erased')", name="state"),
+        nullable=False,
+    ),
+    Column("user_id", Uuid),
+    Column("size", BigInteger, nullable=False, server_default=text("0")),
+    _time("due_at"),
+    Index("ix_loose_objects_due_at", "due_at"),
+    Index("ix_loose_objects_user_id", "user_id", postgresql_where=text("user_id IS NOT NULL")),
+)
+"""Objects that may be in the store and belong to no file. When they are due they are removed from it.
+
+An `uploading` one is there before its object, with the bytes that are kept free for it, and is put off for as long as it goes on. It
+becomes a file, or `abandoned`. What a file leaves is `erased`. No foreign keys: they outlive users."""
+
 replicas = Table(
     "replicas",
     metadata,

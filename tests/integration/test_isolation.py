@@ -15,8 +15,20 @@ from app.main import create_app
 from app.settings import Settings
 from tests.house import House, send, session
 
-NOUNS = ("session_id", "message_id", "run_id", "key_id", "user_id", "group_id", "leaf_id", "parent_id", "after")
-NOUNS += ("agent_id", "task_id")
+NOUNS = (
+    "session_id",
+    "message_id",
+    "run_id",
+    "key_id",
+    "user_id",
+    "group_id",
+    "leaf_id",
+    "parent_id",
+    "after",
+    "file_id",
+    "agent_id",
+    "task_id",
+)
 FILTERS = {("after", "query"), ("after", "body"), ("agent_id", "query")}
 """Of lists of one's own, where an unknown id finds nothing and is no error."""
 
@@ -93,6 +105,8 @@ PLACES = list(places())
 
 def like(id: str) -> str:
     """An id that nothing has, made at the same moment."""
+    if id.startswith("file-"):
+        return f"file-{UUID(like(id.removeprefix('file-'))).hex}"
     return str(UUID(int=UUID(id).int ^ (uuid4().int & 0xFFFFFFFF) ^ 1 << 33))
 
 
@@ -122,7 +136,10 @@ async def belongings(house: House, name: str) -> tuple[httpx2.AsyncClient, dict[
     preset = (await client.post("/api/v1/agents", json={"name": f"secret of {name}", "agent": agent})).json()["id"]
     task = {"name": f"secret of {name}", "input": "x", "agent": agent}
     task_id = (await client.post("/api/v1/agents/tasks", json=task)).json()["id"]
+    form = {"files": {"file": b"secret"}, "data": {"purpose": "user_data"}}
+    file = (await client.post("/v1/files", **form)).json()["id"]
     own = {
+        "file_id": file,
         "agent_id": preset,
         "task_id": task_id,
         "session_id": id,
