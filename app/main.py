@@ -29,6 +29,8 @@ from app.api import files as files_api
 from app.api.gate import Gate, uploads
 from app.domain import FileLimits, new_id
 from app.errors import SettingsError
+from app.jobs.consumer import Consumer
+from app.jobs.kinds import KINDS
 from app.llm.cache import FLUSH_SECONDS, Cache
 from app.llm.call import CallPath
 from app.llm.catalog import Catalog
@@ -40,7 +42,7 @@ from app.llm.slices import Slices
 from app.settings import Settings
 from app.store import redis, slices
 from app.store.cache import RedisCache
-from app.store.database import connect, connector
+from app.store.database import connect, connector, plain_connector
 from app.store.objects import LocalObjects
 from app.store.objects_s3 import S3Objects
 from app.store.reserve import Reserver
@@ -67,7 +69,9 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with _opened(settings, database_url) as platform:
+        async with opened(settings, database_url) as platform:
+            if settings.jobs:
+                take_jobs(platform, settings, settings.jobs)
             app.state.platform = platform
             yield
             await runs.drain(platform, 0)
@@ -126,8 +130,17 @@ async def drain(app: FastAPI) -> None:
     await runs.drain(app.state.platform, DRAIN_SECONDS)
 
 
+def take_jobs(platform: Platform, settings: Settings, at_once: int) -> None:
+    """Do jobs in this process, so many at once, until the platform drains or closes."""
+    url = settings.database_direct_url or settings.database_url
+    assert url is not None  # noqa: S101 - the platform is open
+    consumer = Consumer(platform, plain_connector(url.get_secret_value()), KINDS, at_once)
+    platform.tasks.start(consumer.run(), name="jobs")
+
+
 @asynccontextmanager
-async def _opened(settings: Settings, database_url: str) -> AsyncIterator[Platform]:
+async def opened(settings: Settings, database_url: str) -> AsyncIterator[Platform]:
+    """The platform, open while the block lasts; it beats as a replica, and reaps those of others."""
     async with AsyncExitStack() as stack:
         pooled = _is_pooled(settings)
         engine = connect(database_url, pooled=pooled)

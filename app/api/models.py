@@ -160,6 +160,8 @@ class GroupOut(Out):
 
 # Sessions and messages
 
+Mode = Literal["realtime", "background"]
+
 
 class SessionParamsIn(In):
     """What holds for one session, whichever agent answers."""
@@ -167,6 +169,7 @@ class SessionParamsIn(In):
     model: ModelName | None = None
     temperature: Temperature | None = None
     busy: Literal["reject", "queue", "interrupt"] | None = None
+    mode: Mode | None = None
 
     def to_domain(self) -> domain.SessionParams:
         """The same as a domain value."""
@@ -179,6 +182,7 @@ class SessionParamsOut(Out):
     model: str | None
     temperature: float | None
     busy: Literal["reject", "queue", "interrupt"] | None
+    mode: Mode | None
 
 
 class AgentChoice(In):
@@ -273,6 +277,12 @@ class SendIn(In):
     stream: bool = False
     additional_kwargs: JsonObject = Field(default_factory=dict)
     parent_id: Id | None = None
+    mode: Mode | None = Field(None, description="`background` leaves it to a job; the session's mode by default")
+
+    @property
+    def background(self) -> bool | None:
+        """Whether a job is to answer; None leaves it to the session."""
+        return None if self.mode is None else self.mode == "background"
 
 
 class RegenerateIn(In):
@@ -318,6 +328,15 @@ class AnswerOut(BaseModel):
     usage: UsageOut
 
 
+class AcceptedOut(BaseModel):
+    """A message that is answered in the background: its run, which tells how it goes."""
+
+    run_id: UUID
+    session_id: UUID
+    message_id: UUID
+    status: RunStatus
+
+
 class RunOut(Out):
     """A message being answered, or answered."""
 
@@ -328,6 +347,7 @@ class RunOut(Out):
     kind: str
     status: RunStatus
     usage: UsageOut
+    background: bool
     error: dict[str, Any] | None
     created_at: datetime | None
     ended_at: datetime | None

@@ -84,7 +84,7 @@ class Serve:
         return psutil.Process(self.popen.pid).children(recursive=True)
 
     def worker(self) -> psutil.Process:
-        return next(child for child in self.family() if "app.cli.worker" in child.cmdline())
+        return next(child for child in self.family() if "app.cli.server" in child.cmdline())
 
     def post(self, verb: str, **body: Any) -> Any:
         key = (self.data_dir / "admin.key").read_text().strip()

@@ -271,3 +271,15 @@ async def test_what_does_not_fit_is_refused_by_its_name(house: House, wrong: dic
     answer = await house.admin.post(PATH, json={"name": "t", "input": "x", **wrong})
     assert (answer.status_code, answer.json()["param"]) == (400, param)
     assert (await house.admin.get(f"{PATH}/{uuid4()}/log", params={"after": -2})).json()["param"] == "after"
+
+
+async def test_a_task_goes_on_when_the_server_is_stopped_and_started(running: Engines, template: str) -> None:
+    async with copy(running, template) as url:
+        async with open_house(url, redis_url=running.redis_url) as first:
+            id = await task(first.admin, "sleep: 2", agent=SCRIPTED)
+            begun = await execute(first.admin, id)
+            await first.until_live()
+        async with open_house(url, redis_url=running.redis_url) as second:
+            told = await ended(second.admin, id)
+        assert (told["status"], told["result"]) == ("completed", "asleep and awake")
+        assert (told["runs"], told["run_id"]) == (1, begun["run_id"])
