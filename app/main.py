@@ -24,7 +24,7 @@ from app.agent.watchdog import Watchdog
 from app.api import accounts as accounts_api
 from app.api import budgets as budgets_api
 from app.api import cache as cache_api
-from app.api import errands, health, model_protocol, openai, presets, problems, rest, seed
+from app.api import errands, health, model_protocol, openai, openapi, presets, problems, rest, seed
 from app.api import files as files_api
 from app.api.gate import Gate, uploads
 from app.domain import FileLimits, new_id
@@ -76,7 +76,16 @@ def create_app(settings: Settings) -> FastAPI:
             yield
             await runs.drain(platform, 0)
 
-    app = _Gated(settings, title="Chattable", version="0.1.0", lifespan=lifespan, redoc_url=None)
+    app = _Gated(
+        settings,
+        title="Chattable",
+        version="0.1.0",
+        lifespan=lifespan,
+        redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
+        redirect_slashes=False,  # or a made-up Host would stand in a Location
+        generate_unique_id_function=openapi.operation_id,
+    )
     problems.install(app)
     for router in (
         health.router,
@@ -106,6 +115,10 @@ class _Gated(FastAPI):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve (ASGI), past FastAPI's own look for OpenTelemetry, which costs as much as the gate."""
         await Starlette.__call__(self, scope, receive, send)
+
+    def openapi(self) -> dict[str, Any]:
+        """The OpenAPI document, made at the first look at it."""
+        return self.openapi_schema or openapi.complete(super().openapi())
 
     def build_middleware_stack(self) -> ASGIApp:
         """Starlette's stack behind the gate, which does the work of its outermost part: telling what nobody expected as 500."""

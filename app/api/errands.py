@@ -19,22 +19,6 @@ from app.usecases.platform import Platform
 router = APIRouter(prefix="/api/v1/agents/tasks", route_class=StrictRoute, tags=["tasks"])
 MAX_INTEGER = 2**31 - 1
 EXAMPLE: dict[str, Any] = {"name": "Greeting", "input": "Say good morning.", "agent": {"id": "fake_echo_agent"}}
-MADE: dict[str, Any] = {
-    "id": "019b0f3c-5a70-7c3e-9d1f-2b6a8c4e0f11",
-    "name": "Greeting",
-    "status": "assigned",
-    "agent": {"id": "fake_echo_agent", "params": {}},
-    "session_id": "019b0f3c-5a70-7c3e-9d1f-2b6a8c4e0f12",
-    "run_id": None,
-    "runs": 0,
-    "error": None,
-    "usage": None,
-    "created_at": "2026-01-02T03:04:05Z",
-    "executed_at": None,
-    "ended_at": None,
-    "input": "Say good morning.",
-    "result": None,
-}
 Status = Literal["created", "assigned", "queued", "running", "waiting", "completed", "partial", "failed", "cancelled"]
 
 
@@ -97,8 +81,6 @@ class TaskItem(BaseModel):
 
 class TaskOut(TaskItem):
     """A task with what was asked, and what was answered: `result` is null until the last run has ended, and then all that it said."""
-
-    model_config = ConfigDict(json_schema_extra={"examples": [MADE]})
 
     input: str
     result: str | None

@@ -173,11 +173,6 @@ def _told(error: Exception) -> AppError:
     return known(error)
 
 
-def _example(method: str, **params: Any) -> Json:
-    asked = {"jsonrpc": "2.0", "id": 1, "method": method, **({"params": params} if params else {})}
-    return {"summary": method, "value": asked}
-
-
 BODY = {
     "requestBody": {
         "required": True,
@@ -198,10 +193,11 @@ BODY = {
                         {"type": "array", "minItems": 1, "maxItems": MAX_BATCH, "items": {"type": "object"}},
                     ]
                 },
-                "examples": {
-                    "list": _example("list_models"),
-                    "info": _example("get_model_info", model="fake_echo_agent"),
-                    "call": _example("call_model", model="fake_echo_agent", prompt="Hello"),
+                "example": {
+                    "jsonrpc": "2.0",
+                    "id": 1,
+                    "method": "call_model",
+                    "params": {"model": "fake_echo_agent", "prompt": "Hello"},
                 },
             }
         },

@@ -84,10 +84,6 @@ class UserChange(In):
 class PasswordChange(In):
     """One's own password."""
 
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"old_password": "correct horse", "new_password": "battery staple"}]}
-    )
-
     old_password: Secret
     new_password: Secret
 
@@ -138,8 +134,6 @@ class TokensOut(BaseModel):
 
 class RefreshIn(In):
     """A refresh token to exchange."""
-
-    model_config = ConfigDict(json_schema_extra={"examples": [{"refresh_token": "rt_…"}]})
 
     refresh_token: Secret
 
@@ -312,6 +306,8 @@ class MessageOut(Out):
 
 class FeedbackIn(In):
     """A thumb and a comment; what is left out stays, null takes it back."""
+
+    model_config = ConfigDict(json_schema_extra={"minProperties": 1})
 
     rating: Literal[-1, 1] | None = None
     comment: Text | None = None

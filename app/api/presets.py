@@ -29,15 +29,6 @@ EXAMPLE: dict[str, Any] = {
     "session_params": {"temperature": 0.2},
     "shared_with": ["everyone"],
 }
-_MADE: dict[str, Any] = {
-    "kind": "preset",
-    "id": "019b0f3c-5a70-7c3e-9d1f-2b6a8c4e0f11",
-    "session_params": {"model": None, "temperature": 0.2, "busy": None},
-    "owner": "ann",
-    "error": None,
-    "created_at": "2026-01-02T03:04:05Z",
-    "updated_at": "2026-01-02T03:04:05Z",
-}
 Groups = Annotated[list[Name], Field(max_length=MAX_GROUPS, description="names of groups; `everyone` is all users")]
 
 
@@ -93,8 +84,6 @@ class PluginOfPreset(BaseModel):
 
 class PresetOut(BaseModel):
     """A named configuration of an agent. With `error` it cannot be used at present. Only its owner sees whom it is shared with."""
-
-    model_config = ConfigDict(json_schema_extra={"examples": [{**EXAMPLE, **_MADE}]})
 
     kind: Literal["preset"] = "preset"
     id: UUID

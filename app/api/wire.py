@@ -28,10 +28,18 @@ WRITE_SECONDS = 30.0
 GOES_ON = {"code": "goes_on_elsewhere", "message": "The run goes on at another server.", "status": 503}
 log = logging.getLogger(__name__)
 _encoder = msgspec.json.Encoder()
-SSE_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+SSE_HEADERS = {"x-accel-buffering": "no"}
 EVENT_STREAM = {
     "text/event-stream": {
-        "schema": {"type": "string"},
+        "itemSchema": {
+            "type": "object",
+            "required": ["event", "data"],
+            "properties": {
+                "event": {"enum": ["run", "chunk", "snapshot", "error", "end"]},
+                "id": {"type": "string", "description": "of a chunk: its position, for `Last-Event-ID`"},
+                "data": {"type": "string", "contentMediaType": "application/json"},
+            },
+        },
         "example": 'event: run\ndata: {"run_id":"…","session_id":"…","message_id":"…"}\n\nid: 1\nevent: chunk\n'
         'data: {"content":"Hello","content_type":"text"}\n\nevent: end\ndata: {"status":"completed","content":"Hello"}\n\n',
     }
