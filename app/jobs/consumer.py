@@ -51,17 +51,14 @@ class Consumer:
     async def run(self) -> None:
         """Take jobs until the platform drains, over one connection after another."""
         await asyncio.to_thread(queue.load)
-        is_away = False
         while not self._platform.draining.is_set():
             try:
                 await self._consume()
-                is_away = False
             except Exception as error:
                 if not is_passing(error):
                     report(log, "jobs cannot be taken; trying again", error)
-                elif not is_away:
-                    log.warning("No jobs are taken (%s) until the database is back.", type(error).__name__)
-                    is_away = True
+                else:
+                    log.debug("no jobs can be taken (%s)", type(error).__name__)  # the heart has told why
             await asyncio.sleep(PAUSE_SECONDS)
 
     async def _consume(self) -> None:
