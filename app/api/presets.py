@@ -9,6 +9,7 @@ from uuid import UUID
 
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from starlette.convertors import StringConvertor, register_url_convertor
 
 from app import domain
 from app.agent.loader import Listed
@@ -20,6 +21,14 @@ from app.errors import NotFound
 from app.usecases import agents, presets
 from app.usecases.platform import Platform
 
+
+class _AgentInPath(StringConvertor):
+    """A piece of a path that is an agent's id, and not `mcp` or `tasks`, whose own routes say which methods they have."""
+
+    regex = "(?!(?:mcp|tasks)$)[^/]+"
+
+
+register_url_convertor("agent", _AgentInPath())
 router = APIRouter(prefix="/api/v1/agents", route_class=StrictRoute, tags=["agents"])
 MAX_GROUPS = 50
 EXAMPLE: dict[str, Any] = {
@@ -177,7 +186,7 @@ async def create_agent(here: Here, caller: Chat, body: PresetIn, idempotency_key
     return preset_out(here, caller, made)
 
 
-@router.get("/{agent_id}")
+@router.get("/{agent_id:agent}")
 async def get_agent(here: Here, caller: Chat, agent_id: AnyAgent) -> AgentOut | PresetOut:
     """An agent of a file, or a preset."""
     if agent_id not in here.agents.ids:
@@ -188,13 +197,13 @@ async def get_agent(here: Here, caller: Chat, agent_id: AnyAgent) -> AgentOut | 
     raise NotFound("agent", param="agent_id")
 
 
-@router.patch("/{agent_id}")
+@router.patch("/{agent_id:agent}")
 async def update_agent(here: Here, caller: Chat, agent_id: Id, body: PresetChange) -> PresetOut:
     """Change a preset of one's own; sessions that were begun with it keep what they have copied."""
     return preset_out(here, caller, await presets.update(here, caller, agent_id, body.changes()))
 
 
-@router.delete("/{agent_id}", status_code=204)
+@router.delete("/{agent_id:agent}", status_code=204)
 async def delete_agent(here: Here, caller: Chat, agent_id: Id) -> None:
     """Delete a preset of one's own; sessions that were begun with it go on with what they have copied."""
     await presets.delete(here, caller, agent_id)

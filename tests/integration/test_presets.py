@@ -104,6 +104,8 @@ async def test_an_agent_of_a_file_is_read_but_not_changed_here(shared: House) ->
     assert (await ann.patch("/api/v1/agents/scripted_agent", json={"name": "mine"})).status_code == 404
     assert (await ann.delete("/api/v1/agents/scripted_agent")).status_code == 404
     assert (await ann.get("/api/v1/agents/model")).status_code == 404
+    for path, verb in (("mcp", "GET"), ("mcp", "PATCH"), ("tasks", "DELETE")):
+        assert (await ann.request(verb, f"/api/v1/agents/{path}", json={})).status_code == 405
 
 
 async def test_presets_are_listed_by_the_page_after_all_agents_of_files(shared: House) -> None:
