@@ -57,6 +57,17 @@ from app.usecases.relay import Relay
 from app.usecases.together import Together
 
 DRAIN_SECONDS = 15.0
+SHOWN_TO_PAGES = (
+    "x-session-id",
+    "x-run-id",
+    "x-request-id",
+    "x-should-retry",
+    "retry-after",
+    "x-ratelimit-limit-requests",
+    "x-ratelimit-remaining-requests",
+    "x-ratelimit-reset-requests",
+)
+"""Headers that the scripts of other origins may read (Fetch standard, `Access-Control-Expose-Headers`)."""
 MIN_SECRET = 32
 """The shortest key that is taken from the file, in characters, as for `ADMIN_API_KEY`."""
 
@@ -132,7 +143,9 @@ class _Gated(FastAPI):
         if not self._settings.cors_origins:
             return gate
         origins = self._settings.cors_origins
-        return CORSMiddleware(gate, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
+        return CORSMiddleware(
+            gate, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=SHOWN_TO_PAGES
+        )
 
 
 async def drain(app: FastAPI) -> None:

@@ -151,7 +151,7 @@ async def complete_text(
 @router.post("/embeddings", response_model=Embeddings)
 async def make_embeddings(here: Here, caller: Chat, body: EmbeddingsIn) -> Response:
     """The embedding of each text, by an alias of a language model: numbers, or with `base64` their bytes as 32-bit floats."""
-    vectors, outcome = await completions.embed(here, caller, body.input, body.model)
+    vectors, outcome = await completions.embed(here, caller, body.input, body.model, dimensions=body.dimensions)
     if error := openai_wire.failure(outcome):
         return openai_errors.response(error, from_run=True)
     data = [

@@ -194,9 +194,15 @@ class _Sampling(BaseModel):
 
     def request(self) -> Json:
         """The request in its one form, as JSON, without what was null."""
-        return self.model_dump(mode="json", exclude_none=True, exclude={"n", "stream_options"}) | {
-            "stream": bool(self.stream)
-        }
+        given = {**self.__dict__, **(self.__pydantic_extra__ or {}), "stream": bool(self.stream), **self._session()}
+        return {name: value for name, value in given.items() if value is not None and name not in _ABOUT_THE_FORM}
+
+    def _session(self) -> Json:
+        return {} if self.session_id is None else {"session_id": str(self.session_id)}
+
+
+_ABOUT_THE_FORM = frozenset({"n", "stream_options"})
+"""What is no affair of the agent's."""
 
 
 class ChatIn(_Sampling):
@@ -257,7 +263,9 @@ class EmbeddingsIn(BaseModel):
     model: ModelName
     input: Inputs
     encoding_format: Literal["float", "base64"] | None = None
-    dimensions: None = Field(None, description="not supported: a model has its own number")
+    dimensions: int | None = Field(
+        None, ge=1, le=100_000, description="how long a vector is to be, where the model can"
+    )
     user: str | None = Field(None, max_length=200)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from uuid import UUID
 
 import asyncpg
-from sqlalchemy import Row, delete, exists, func, insert, select, text, update
+from sqlalchemy import Row, delete, func, insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain import Job, JobState, Run, RunStatus
@@ -25,6 +25,8 @@ REISSUED = 200
 KEPT_DAYS = 30
 PARKED = {"code": "parked", "message": "Every worker that tried this has died.", "status": 500}
 
+NO_TICKET = """NOT EXISTS (
+SELECT FROM pgqueuer q WHERE q.dedupe_key = jobs.id::text AND q.status IN ('queued', 'picked'))"""
 COUNT_WAITING = """
 SELECT owner_id, count(*) AS waiting FROM jobs
 WHERE owner_id = ANY($1::uuid[]) AND kind = 'run' AND state IN ('waiting', 'queued') GROUP BY owner_id"""
@@ -42,6 +44,9 @@ UPDATE jobs j SET state = e.state, lost = j.lost + e.lost::int, error = e.error,
   ended_at = CASE WHEN e.state <> 'queued' THEN now() END
 FROM unnest($1::uuid[], $2::text[], $3::boolean[], $4::jsonb[]) AS e(id, state, lost, error)
 WHERE j.id = e.id AND j.state = 'running' RETURNING j.id, j.state"""
+TICKETLESS = f"""
+SELECT id, kind FROM jobs WHERE state = 'queued' AND NOT EXISTS (
+  SELECT FROM pgqueuer q WHERE q.dedupe_key = jobs.id::text AND q.status IN ('queued', 'picked')) LIMIT {REISSUED}"""  # noqa: S608 - a constant
 
 _ENDS = {
     RunStatus.QUEUED: JobState.QUEUED,
@@ -122,11 +127,7 @@ async def add(db: AsyncConnection, added: Sequence[Job]) -> None:
 
 async def reissue(db: AsyncConnection) -> None:
     """Give new tickets to queued jobs that have none: who had taken the ticket could not take the job, or its database was restored."""
-    ticket = exists(
-        text("SELECT FROM pgqueuer q WHERE q.dedupe_key = jobs.id::text AND q.status IN ('queued', 'picked')")
-    )
-    query = select(jobs.c.id, jobs.c.kind).where(jobs.c.state == JobState.QUEUED, ~ticket).limit(REISSUED)
-    found = (await db.execute(query)).all()
+    found = (await db.execute(text(TICKETLESS))).all()
     await queue.issue_in(db, [row.kind for row in found], [row.id for row in found])
 
 

@@ -101,6 +101,8 @@ async def begin(
         await check_results(platform, wanted[0], session.leaf_id if session else None)
     if key is not None:
         wanted = [replace(each, key=key_of(each, key, number)) for number, each in enumerate(wanted)]
+    if len(wanted) == 1:  # a task for it would cost a twentieth of the answer
+        return [await messages.begin(platform, wanted[0])]
     begun = await asyncio.gather(*(messages.begin(platform, each) for each in wanted), return_exceptions=True)
     runs = [each for each in begun if isinstance(each, LiveRun | Run)]
     for error in (each for each in begun if isinstance(each, BaseException)):
@@ -195,7 +197,7 @@ def key_of(wanted: BeginRun, key: str, number: int = 0) -> IdempotencyKey:
 
 
 async def embed(
-    platform: Platform, principal: Principal, texts: Sequence[str], model: str
+    platform: Platform, principal: Principal, texts: Sequence[str], model: str, *, dimensions: int | None = None
 ) -> tuple[Sequence[Sequence[float]], Outcome]:
     """The embedding of each text, in order, and how the run ended that made them; none when it did not end well."""
     if agent_of(platform, model) != RELAY:
@@ -204,7 +206,8 @@ async def embed(
 
     async def work(platform: Platform, begun: Begun, live: LiveRun) -> Answer:
         try:
-            found.extend(await platform.calls.embed(texts, model, caller_of(begun), live.recorder))
+            caller = caller_of(begun)
+            found.extend(await platform.calls.embed(texts, model, caller, live.recorder, dimensions=dimensions))
         except NotImplementedError:
             raise InvalidInput("model: this one makes no embeddings.", param="model") from None
         return Answer("")

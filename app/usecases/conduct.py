@@ -102,9 +102,9 @@ async def _answer(platform: Platform, begun: Begun, live: LiveRun) -> Answer:
     live.history = history = (
         history_of(begun, request) if request and begun.ephemeral else await _history(platform, begun)
     )
-    if request:
+    if request and begun.request:
         live.tools = names_of(request.tools)
-        record(live.recorder, request, history if begun.ephemeral else history[-1:])
+        record(live.recorder, begun.request["body"], history if begun.ephemeral else history[-1:])
     shown = told(request, history if begun.ephemeral else paired(history))
     with platform.agents.lease(session.agent_id) as version:
         binding = Binding(

@@ -220,7 +220,7 @@ CLAIMS = list(tables())
 def test_the_page_has_a_table_for_each_endpoint() -> None:
     assert {path for path, _, _ in CLAIMS} == ENDPOINTS.keys()
     assert len(set(CLAIMS)) == len(CLAIMS)
-    assert {claim for _, _, claim in CLAIMS} == {"supported", "ignored", "refused"}
+    assert {claim for _, _, claim in CLAIMS} <= {"supported", "ignored", "refused"}
 
 
 @pytest.mark.parametrize("path", ENDPOINTS)
