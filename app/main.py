@@ -24,7 +24,19 @@ from app.agent.watchdog import Watchdog
 from app.api import accounts as accounts_api
 from app.api import budgets as budgets_api
 from app.api import cache as cache_api
-from app.api import conversations, health, openai, openapi, problems, responses, rest, seed
+from app.api import (
+    conversations,
+    errands,
+    health,
+    model_protocol,
+    openai,
+    openapi,
+    presets,
+    problems,
+    responses,
+    rest,
+    seed,
+)
 from app.api import files as files_api
 from app.api.gate import Gate, uploads
 from app.domain import FileLimits, new_id
@@ -104,6 +116,9 @@ def create_app(settings: Settings) -> FastAPI:
         budgets_api.router,
         cache_api.router,
         rest.router,
+        errands.router,
+        model_protocol.router,
+        presets.router,
         seed.router,
     ):
         app.include_router(router)
@@ -207,6 +222,7 @@ async def opened(settings: Settings, database_url: str) -> AsyncIterator[Platfor
             objects=store,
             file_limits=FileLimits(settings.file_max_bytes, settings.user_max_files, settings.user_max_file_bytes),
             run_timeout=settings.run_timeout,
+            is_away=models.endpoints.is_away,
             tasks=tasks,
             live=live,
         )

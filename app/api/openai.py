@@ -9,7 +9,7 @@ from uuid import UUID
 
 import msgspec
 from fastapi import APIRouter, Header, Request
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from starlette.datastructures import Headers
 from starlette.responses import Response
 
@@ -41,12 +41,13 @@ class ModelOut(BaseModel):
     created: int = 0
     owned_by: str
     description: str
+    name: str | None = Field(None, description="of a preset, whose id is no name")
 
     @classmethod
     def of(cls, listed: Listed) -> ModelOut:
         """A model as this edge gives it."""
         owner = "agents" if listed.is_agent else "models"
-        return cls(id=listed.id, owned_by=owner, description=listed.description)
+        return cls(id=listed.id, owned_by=owner, description=listed.description, name=listed.name)
 
 
 class ModelsOut(BaseModel):

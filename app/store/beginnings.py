@@ -93,7 +93,8 @@ def _admit(op: BeginRun, session: asyncpg.Record, check: asyncpg.Record) -> None
     if session["ephemeral"] and not op.ephemeral and op.echo is None:
         raise Conflict("This session was made for one request; it cannot be continued.", param="session_id")
     agent_id = op.agent_id or session["agent_id"]
-    if session["agent_id"] != agent_id and op.echo is None:
+    is_others = op.preset is not None and session["preset_id"] != op.preset.id
+    if is_others or (session["agent_id"] != agent_id and op.echo is None):
         raise InvalidInput("model: another agent answers in this session.", param="model")
     if agent_id not in op.agents:
         raise NotFound("agent", param="agent.id")

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from msgspec import Struct
 
-from app.domain import Message, Outcome, Principal, Run, Session, Step
+from app.domain import Message, Outcome, Preset, Principal, Run, Session, Step
 from app.errors import AppError
 
 
@@ -32,6 +32,8 @@ class BeginRun(Struct, frozen=True):
     """The agent that is to answer; a session of another refuses the message, unless it came through the Responses API."""
     ephemeral: bool = False
     """Whether the session is made with the message, of `agent_id` and for this request."""
+    preset: Preset | None = None
+    """The preset that `agent_id` was chosen by; an ephemeral session copies it."""
     request: Mapping[str, Any] | None = None
     """What came with the message through the OpenAI protocol, as JSON; for whoever conducts the run."""
     before: Sequence[Message] = ()

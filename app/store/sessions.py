@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
+from msgspec.structs import asdict
 from sqlalchemy import ColumnElement, Row, Select, delete, func, insert, null, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -33,7 +34,13 @@ def session_of(row: Row[Any] | Any) -> Session:
         updated_at=row.updated_at,
         archived_at=row.archived_at,
         metadata=row.metadata or {},
+        preset_id=row.preset_id,
     )
+
+
+def params_row(params: SessionParams) -> Mapping[str, Any]:
+    """The parameters as they are stored: those that were set."""
+    return {name: value for name, value in asdict(params).items() if value is not None}
 
 
 def with_user() -> Select[Any]:
@@ -53,6 +60,7 @@ async def add(db: AsyncConnection, session: Session, params: Mapping[str, Any]) 
             agent_params=session.agent_params,
             params=params,
             metadata=session.metadata or null(),
+            preset_id=session.preset_id,
             created_at=moment,
             updated_at=moment,
         )

@@ -148,4 +148,5 @@ def session_of(row: asyncpg.Record, agent_id: str) -> Session:
         leaf_id=row["leaf_id"],
         created_at=row["created_at"],
         updated_at=row["updated_at"],
+        preset_id=row["preset_id"],
     )

@@ -19,12 +19,13 @@ from msgspec.structs import replace
 from app.agent.relay import ModelRelay
 from app.agent.request import OpenAIRequest, last_of_user, text_of, tokens_of
 from app.agent.runner import Answer
-from app.domain import Message, Outcome, Principal, Role, Run, new_id
+from app.domain import Message, Outcome, Preset, Principal, Role, Run, new_id
 from app.errors import InvalidInput, NotFound
+from app.llm.catalog import DEFAULT
 from app.store import accounts, sessions
 from app.store import messages as messages_store
 from app.store.operations import BeginRun, Begun, IdempotencyKey
-from app.usecases import agents, messages
+from app.usecases import agents, messages, presets
 from app.usecases.calls import answered_in, made_in
 from app.usecases.conduct import caller_of
 from app.usecases.live import LiveRun
@@ -41,12 +42,17 @@ class Listed:
     id: str
     is_agent: bool
     description: str = ""
+    name: str | None = None
+    """Of a preset."""
 
 
 async def models(platform: Platform, principal: Principal) -> Sequence[Listed]:
     """What the caller may name as `model`, agents first."""
     listing = await agents.list_all(platform, principal)
     found = {item.id: Listed(item.id, True, item.description) for item in listing if item.id and item.available}
+    mine = (await presets.list_page(platform, principal)).items
+    usable = [preset for preset in mine if agents.trouble(platform, preset) is None]
+    found |= {str(each.id): Listed(str(each.id), True, each.description, each.name) for each in usable}
     if await _may_relay(platform, principal):
         aliases = platform.catalog().aliases
         found |= {alias: Listed(alias, False) for alias in aliases if alias not in platform.agents.ids}
@@ -87,14 +93,15 @@ async def begin(
     session_id: UUID | None = None,
     key: str | None = None,
 ) -> list[LiveRun | Run]:
-    """Store the last message of the user of each request, and begin to answer them at once, each in a session of its own.
+    """Store the last message of the user of each request, all of one model, and begin to answer them at once, each in a session of its own.
 
     With a `session_id` there may be but one, of whose messages the last is new, and results of tools that stand before it; the rest is
     left out, for the session has its own. Requests with the same idempotency `key` are one.
     """
     if session_id is not None and len(bodies) > 1:
         raise InvalidInput("n must be 1 in a session, whose messages have one answer.", param="n")
-    wanted = [wish(platform, principal, body, headers, session_id) for body in bodies]
+    preset = await preset_of(platform, principal, bodies[0]["model"])
+    wanted = [wish(platform, principal, body, headers, session_id, preset) for body in bodies]
     if session_id is not None and any(message.role == "tool" for message in (*wanted[0].before, wanted[0].message)):
         async with platform.engine.connect() as db:
             session = await sessions.get(db, session_id, owner=principal.owner)
@@ -113,19 +120,37 @@ async def begin(
     return runs
 
 
+async def preset_of(platform: Platform, principal: Principal, model: str) -> Preset | None:
+    """The preset that a request names, which can be used; None when it names something else."""
+    preset = await agents.find(platform, principal.owner, model)
+    if preset is not None:
+        agents.check_preset(platform, preset)
+    return preset
+
+
+def for_preset(body: Mapping[str, Any], preset: Preset | None) -> Mapping[str, Any]:
+    """The request as the agent is to see it: a preset of an alias stands for the alias."""
+    if preset and preset.agent_id == RELAY:
+        return {**body, "model": preset.params.model or DEFAULT}
+    return body
+
+
 def wish(
     platform: Platform,
     principal: Principal,
     body: Mapping[str, Any],
     headers: Mapping[str, str],
     session_id: UUID | None,
+    preset: Preset | None = None,
 ) -> BeginRun:
     """What is to be stored for a request, which brings its own history when it names no session."""
-    agent_id = agent_of(platform, body["model"])
+    agent_id = preset.agent_id if preset else agent_of(platform, body["model"])
+    body = for_preset(body, preset)
     before: Sequence[Message] = ()
     if session_id is None:
         message = _asked(body["messages"])
-        check_params(platform, agent_id)
+        if preset is None:
+            check_params(platform, agent_id)
     else:
         before, message = _new(body["messages"])
     return BeginRun(
@@ -136,6 +161,7 @@ def wish(
         platform.agents.ids,
         agent_id=agent_id,
         ephemeral=session_id is None,
+        preset=preset,
         request={"body": body, "headers": headers},
         before=before,
     )
@@ -200,7 +226,7 @@ async def embed(
     platform: Platform, principal: Principal, texts: Sequence[str], model: str, *, dimensions: int | None = None
 ) -> tuple[Sequence[Sequence[float]], Outcome]:
     """The embedding of each text, in order, and how the run ended that made them; none when it did not end well."""
-    if agent_of(platform, model) != RELAY:
+    if await agents.find(platform, principal.owner, model) or agent_of(platform, model) != RELAY:
         raise InvalidInput("model: an agent makes no embeddings.", param="model")
     found: list[Sequence[float]] = []
 

@@ -102,7 +102,7 @@ async def _answer(platform: Platform, begun: Begun, live: LiveRun) -> Answer:
     live.history = history = (
         history_of(begun, request) if request and begun.ephemeral else await _history(platform, begun)
     )
-    if request and begun.request:
+    if begun.request and request:
         live.tools = names_of(request.tools)
         record(live.recorder, begun.request["body"], history if begun.ephemeral else history[-1:])
     shown = told(request, history if begun.ephemeral else paired(history))

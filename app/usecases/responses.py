@@ -12,14 +12,23 @@ from uuid import UUID
 
 from msgspec.structs import replace
 
-from app.domain import Message, Principal, Run, new_id
+from app.domain import Message, Preset, Principal, Run, new_id
 from app.errors import Conflict, NotFound
 from app.store import messages, runs, sessions
 from app.store.operations import BeginRun
 from app.usecases import messages as messages_usecase
 from app.usecases import runs as runs_usecase
 from app.usecases import sessions as sessions_usecase
-from app.usecases.completions import agent_of, check_params, check_results, key_of, stored_form, wish
+from app.usecases.completions import (
+    agent_of,
+    check_params,
+    check_results,
+    for_preset,
+    key_of,
+    preset_of,
+    stored_form,
+    wish,
+)
 from app.usecases.conversations import get as get_conversation
 from app.usecases.live import LiveRun
 from app.usecases.platform import Platform
@@ -46,11 +55,14 @@ async def begin(
     in the session it follows. Requests with the same idempotency `key` are one.
     """
     session_id, leaf_id = await _place(platform, principal, conversation_id, previous_id)
+    preset = await preset_of(platform, principal, body["model"])
     if echo is None:
-        wanted = await _unkept(platform, principal, body, headers, leaf_id)
+        wanted = await _unkept(platform, principal, body, headers, leaf_id, preset)
     else:
-        agent_id = agent_of(platform, body["model"])
-        check_params(platform, agent_id)
+        agent_id = preset.agent_id if preset else agent_of(platform, body["model"])
+        if preset is None:
+            check_params(platform, agent_id)
+        body = for_preset(body, preset)
         *before, message = stored_form(body["messages"])
         wanted = BeginRun(
             principal,
@@ -61,6 +73,7 @@ async def begin(
             at_leaf=previous_id is None,
             agent_id=agent_id,
             ephemeral=session_id is None,
+            preset=preset,
             request={"body": body, "headers": headers},
             before=before,
             background=bool(echo.get("background")),
@@ -97,13 +110,14 @@ async def _unkept(
     body: Mapping[str, Any],
     headers: Mapping[str, str],
     leaf_id: UUID | None,
+    preset: Preset | None,
 ) -> BeginRun:
     """A request whose history goes with it, so that nothing of it stays where it came from."""
     if leaf_id is not None:
         async with platform.engine.connect() as db:
             history = await messages.window(db, leaf_id, max_tokens=MAX_TOKENS, max_messages=MAX_MESSAGES)
         body = {**body, "messages": [*(message.to_openai() for message in history), *body["messages"]]}
-    return wish(platform, principal, body, headers, None)
+    return wish(platform, principal, body, headers, None, preset)
 
 
 async def get(platform: Platform, principal: Principal, id: UUID) -> tuple[Run, Mapping[str, Any]]:
