@@ -32,7 +32,14 @@ STREAMED: dict[int | str, dict[str, Any]] = {
         "model": ResponseOut,
         "content": {
             "text/event-stream": {
-                "schema": {"type": "string"},
+                "itemSchema": {
+                    "type": "object",
+                    "required": ["event", "data"],
+                    "properties": {
+                        "event": {"type": "string", "description": "as `type` in the data"},
+                        "data": {"type": "string", "contentMediaType": "application/json"},
+                    },
+                },
                 "example": 'event: response.created\ndata: {"type":"response.created","sequence_number":0,"response":{…}}\n\n',
             },
         },
