@@ -323,6 +323,49 @@ class FileLimits(Struct, frozen=True):
     user_bytes: int
 
 
+class BatchStatus(StrEnum):
+    """The states of a batch, by their names in OpenAI's protocol."""
+
+    VALIDATING = "validating"
+    FAILED = "failed"
+    IN_PROGRESS = "in_progress"
+    FINALIZING = "finalizing"
+    COMPLETED = "completed"
+    EXPIRED = "expired"
+    CANCELLING = "cancelling"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing can follow."""
+        return self in (BatchStatus.FAILED, BatchStatus.COMPLETED, BatchStatus.EXPIRED, BatchStatus.CANCELLED)
+
+
+class Batch(Struct, frozen=True):
+    """Many requests in a file, answered when there is room, into another file.
+
+    `errors` are the lines that are no requests, for which it failed. `times` tells when it took each of its states.
+    """
+
+    id: UUID
+    user_id: UUID
+    endpoint: str
+    input_file_id: UUID
+    status: BatchStatus
+    created_at: datetime
+    expires_at: datetime
+    credential_id: UUID | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    times: Mapping[str, int] = field(default_factory=dict)
+    total: int = 0
+    completed: int = 0
+    failed: int = 0
+    usage: Mapping[str, int] | None = None
+    errors: Sequence[Mapping[str, Any]] = ()
+    output_file_id: UUID | None = None
+    error_file_id: UUID | None = None
+
+
 class Page(Struct, Generic[T], frozen=True):
     """A slice of a list, and whether more follows."""
 
