@@ -11,7 +11,7 @@ from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain import Batch, BatchStatus, Page
-from app.store.tables import batch_items, batches
+from app.store.tables import batch_items, batch_shards, batches
 
 OPEN = (BatchStatus.VALIDATING, BatchStatus.IN_PROGRESS, BatchStatus.FINALIZING, BatchStatus.CANCELLING)
 
@@ -28,9 +28,7 @@ class Item(NamedTuple):
 
 
 def _batch(row: Row[Any]) -> Batch:
-    fields = dict(row._mapping)
-    del fields["open_shards"]
-    return Batch(**fields | {"status": BatchStatus(row.status)})
+    return Batch(**row._mapping | {"status": BatchStatus(row.status)})
 
 
 def _owned(id: UUID, owner: UUID | None) -> ColumnElement[bool]:
@@ -87,11 +85,34 @@ async def move(
     return (await db.execute(statement)).first() is not None
 
 
-async def shard_ended(db: AsyncConnection, id: UUID, first: int) -> bool:
-    """The shard that begins there has ended; whether it was the last. A second time nothing becomes of it."""
-    left = func.array_remove(batches.c.open_shards, first)
-    statement = update(batches).where(batches.c.id == id, batches.c.open_shards.any(first)).values(open_shards=left)
-    return (await db.execute(statement.returning(func.cardinality(left)))).scalar_one_or_none() == 0
+# Shards
+
+
+async def add_shards(db: AsyncConnection, id: UUID, shards: Mapping[UUID, int]) -> None:
+    """What is to be answered: the lines after these."""
+    rows = [{"id": shard, "batch_id": id, "after": after} for shard, after in shards.items()]
+    await db.execute(insert(batch_shards), rows)
+
+
+async def get_shard(db: AsyncConnection, shard: UUID) -> tuple[Batch, int] | None:
+    """The batch of a shard that is still open, and the line before its first."""
+    query = select(batches, batch_shards.c.after).join(batch_shards).where(batch_shards.c.id == shard)
+    row = (await db.execute(query)).first()
+    if row is None:
+        return None
+    fields = dict(row._mapping)
+    after = fields.pop("after")
+    return Batch(**fields | {"status": BatchStatus(row.status)}), after
+
+
+async def end_shard(db: AsyncConnection, id: UUID, shard: UUID) -> bool:
+    """Close a shard; whether it was the last that was open. The batch is locked, so that one of two is."""
+    await db.execute(select(batches.c.id).where(batches.c.id == id).with_for_update())
+    closed = delete(batch_shards).where(batch_shards.c.id == shard).returning(batch_shards.c.id)
+    if (await db.execute(closed)).first() is None:
+        return False
+    left = select(exists().where(batch_shards.c.batch_id == id))
+    return not (await db.execute(left)).scalar_one()
 
 
 # Requests

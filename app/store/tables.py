@@ -377,7 +377,6 @@ batches = Table(
     Column("status", Text, nullable=False),
     Column("times", JSONB, nullable=False, server_default=text("'{}'")),
     Column("total", Integer, nullable=False, server_default=text("0")),
-    Column("open_shards", ARRAY(Integer), nullable=False, server_default=text("'{}'")),
     Column("completed", Integer, nullable=False, server_default=text("0")),
     Column("failed", Integer, nullable=False, server_default=text("0")),
     Column("usage", JSONB),
@@ -392,7 +391,15 @@ batches = Table(
         name="status",
     ),
 )
-"""Batches. Each of `open_shards` is a job that answers the lines after it; the last one has the files written."""
+
+batch_shards = Table(
+    "batch_shards",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("batch_id", Uuid, ForeignKey("batches.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("after", Integer, nullable=False),
+)
+"""What of a batch is still to be answered: each a job of its own, for some of the lines after that one."""
 
 batch_items = Table(
     "batch_items",

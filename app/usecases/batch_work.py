@@ -14,7 +14,7 @@ from uuid import UUID
 import msgspec
 from msgspec import Struct
 
-from app.domain import Batch, BatchStatus, File, Principal, Scope, new_id, now
+from app.domain import Batch, BatchStatus, File, Job, Principal, Scope, new_id, now
 from app.errors import AppError, NotFound
 from app.store import accounts, batches, jobs
 from app.store.batches import Item
@@ -76,48 +76,41 @@ async def validate(platform: Platform, id: UUID) -> None:
 
 async def _begin(platform: Platform, batch: Batch, last: int) -> None:
     """Have one job answer every shard of lines up to the last."""
-    shards = range(0, last, SHARD)
-    total = 0
+    shards = {new_id(): after for after in range(0, last, SHARD)}
     async with platform.engine.begin() as db:
         total = await batches.count_items(db, batch.id)
-        moved = await batches.move(
-            db,
-            batch.id,
-            to=BatchStatus.IN_PROGRESS,
-            at=_second(),
-            since=(BatchStatus.VALIDATING,),
-            total=total,
-            open_shards=list(shards),
-        )
+        since = (BatchStatus.VALIDATING,)
+        moved = await batches.move(db, batch.id, to=BatchStatus.IN_PROGRESS, at=_second(), since=since, total=total)
         if moved:
-            for first in shards:
-                await jobs.enqueue(db, "batch_shard", batch.id, owner_id=batch.user_id, part=first)
+            await batches.add_shards(db, batch.id, shards)
+            await jobs.add(db, [Job(new_id(), "batch_shard", batch.user_id, shard) for shard in shards])
     if not moved:  # cancelled meanwhile, before anything was asked
         await _erase_items(platform, batch.id)
         await _move(platform, batch, BatchStatus.CANCELLED)
 
 
-async def answer_shard(platform: Platform, id: UUID, first: int, ask: Ask) -> None:
-    """Answer the requests of the lines after `first`, as far as they are not; the last shard has the files written."""
-    batch = await _open(platform, id, BatchStatus.IN_PROGRESS, BatchStatus.CANCELLING)
-    if batch is None:
+async def answer_shard(platform: Platform, shard: UUID, ask: Ask) -> None:
+    """Answer the requests of a shard as far as they are not; the last shard has the files written."""
+    async with platform.engine.connect() as db:
+        found = await batches.get_shard(db, shard)
+    if found is None:
         return
-    await _Shard(platform, batch, ask).answer(range(first + 1, first + 1 + SHARD))
-    await end_shard(platform, id, first)
+    batch, after = found
+    if batch.status is BatchStatus.IN_PROGRESS:
+        await _Shard(platform, batch, ask).answer(range(after + 1, after + 1 + SHARD))
+    await end_shard(platform, shard)
 
 
-async def end_shard(platform: Platform, id: UUID, first: int) -> None:
+async def end_shard(platform: Platform, shard: UUID) -> None:
     """A shard has ended, whether or not all of it was answered."""
     async with platform.engine.begin() as db:
-        if not await batches.shard_ended(db, id, first):
+        found = await batches.get_shard(db, shard)
+        if found is None or not await batches.end_shard(db, found[0].id, shard):
             return
-        batch = await batches.get(db, id, owner=None)
-        if batch is None:
-            return
-        if batch.status is BatchStatus.IN_PROGRESS:
-            since = (BatchStatus.IN_PROGRESS,)
-            await batches.move(db, id, to=BatchStatus.FINALIZING, at=_second(), since=since)
-        await jobs.enqueue(db, "batch_end", id, owner_id=batch.user_id)
+        batch = found[0]
+        since = (BatchStatus.IN_PROGRESS,)
+        await batches.move(db, batch.id, to=BatchStatus.FINALIZING, at=_second(), since=since)
+        await jobs.add(db, [Job(new_id(), "batch_end", batch.user_id, batch.id)])
 
 
 class _Shard:

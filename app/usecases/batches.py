@@ -9,7 +9,7 @@ from uuid import UUID
 from msgspec.structs import replace
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.domain import Batch, BatchStatus, Page, Principal, new_id, now
+from app.domain import Batch, BatchStatus, Job, Page, Principal, new_id, now
 from app.errors import Conflict, InvalidInput, NotAuthenticated, NotFound, QuotaExceeded
 from app.store import accounts, batches, files, jobs
 from app.usecases.creations import claim
@@ -57,7 +57,7 @@ async def create(
         if await batches.unended(db, batch.user_id) >= MAX_OPEN:
             raise QuotaExceeded(f"You have {MAX_OPEN} batches on their way, the most a user may have.")
         await batches.add(db, batch)
-        await jobs.enqueue(db, "batch", batch.id, owner_id=batch.user_id)
+        await jobs.add(db, [Job(new_id(), "batch", batch.user_id, batch.id)])
     return batch
 
 

@@ -22,7 +22,6 @@ def upgrade() -> None:
         sa.Column("status", sa.Text(), nullable=False),
         sa.Column("times", postgresql.JSONB(), server_default=sa.text("'{}'"), nullable=False),
         sa.Column("total", sa.Integer(), server_default=sa.text("0"), nullable=False),
-        sa.Column("open_shards", postgresql.ARRAY(sa.Integer()), server_default=sa.text("'{}'"), nullable=False),
         sa.Column("completed", sa.Integer(), server_default=sa.text("0"), nullable=False),
         sa.Column("failed", sa.Integer(), server_default=sa.text("0"), nullable=False),
         sa.Column("usage", postgresql.JSONB(), nullable=True),
@@ -36,6 +35,17 @@ def upgrade() -> None:
         sa.CheckConstraint(f"status IN ({STATES})", name=op.f("ck_batches_status")),
     )
     op.create_index("ix_batches_user_id", "batches", ["user_id", "id"], unique=False)
+    op.create_table(
+        "batch_shards",
+        sa.Column("id", sa.Uuid(), nullable=False),
+        sa.Column("batch_id", sa.Uuid(), nullable=False),
+        sa.Column("after", sa.Integer(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["batch_id"], ["batches.id"], name=op.f("fk_batch_shards_batch_id"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_batch_shards")),
+    )
+    op.create_index("ix_batch_shards_batch_id", "batch_shards", ["batch_id"], unique=False)
     op.create_table(
         "batch_items",
         sa.Column("batch_id", sa.Uuid(), nullable=False),
