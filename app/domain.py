@@ -11,9 +11,12 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from enum import StrEnum
-from typing import Any, Generic, Literal, TypeVar
+from functools import cached_property
+from hashlib import sha256
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 from uuid import UUID
 
+import msgspec
 from msgspec import Struct, field
 
 T = TypeVar("T")
@@ -158,10 +161,22 @@ class Chunk(Struct, frozen=True):
     content_type: str = "text"
 
 
+class Value(NamedTuple):
+    """A step's input or output, or a part of it, under its SHA-256."""
+
+    body: bytes
+    digest: bytes
+
+    @classmethod
+    def of(cls, body: bytes) -> Value:
+        """These bytes as a value."""
+        return cls(body, sha256(body).digest())
+
+
 MESSAGE_TYPES = {"user": "human", "assistant": "ai", "system": "system", "tool": "tool"}
 
 
-class Message(Struct, frozen=True):
+class Message(Struct, frozen=True, dict=True):
     """Role and content; when stored, a node in its session's tree (`parent_id`), numbered by `seq`."""
 
     role: str
@@ -185,6 +200,11 @@ class Message(Struct, frozen=True):
     def type(self) -> str:
         """The role in the words of seed 003: `human`, `ai`, `system` or `tool`."""
         return MESSAGE_TYPES[self.role]
+
+    @cached_property
+    def value(self) -> Value:
+        """The message as the OpenAI protocol has it, in canonical JSON: made once, though it is sent and recorded with every turn."""
+        return Value.of(canonical(self.to_openai()))
 
     @classmethod
     def system(cls, content: str, **fields: Any) -> Message:
@@ -211,6 +231,11 @@ class Message(Struct, frozen=True):
         return body
 
 
+def canonical(value: object) -> bytes:
+    """A value as JSON with sorted keys: equal values have equal bytes. `ValueError` or `TypeError` for what JSON cannot express."""
+    return msgspec.json.encode(value, order="sorted")
+
+
 class SessionParams(Struct, frozen=True):
     """What a user sets for one session, whichever agent answers. `None` leaves the agent's or the model's own default."""
 
@@ -218,6 +243,8 @@ class SessionParams(Struct, frozen=True):
     temperature: float | None = None
     busy: Literal["reject", "queue", "interrupt"] | None = None
     """What a message does that comes while another is being answered: refused (by default), queued, or in its place."""
+    mode: Literal["realtime", "background"] | None = None
+    """Whether messages are answered at once (by default), or by a job, while nobody waits."""
 
 
 class Session(Struct, frozen=True):
@@ -270,10 +297,41 @@ class Run(Struct, frozen=True):
     ended_at: datetime | None = None
     layout: Sequence[tuple[str, int]] | None = None
     """Types and lengths of what was said, when it was not text alone."""
+    background: bool = False
+    """Whether a job conducts it, and not the server that took the message."""
 
 
-class Step(Struct, frozen=True):
-    """One recorded act in a run. Input and output are kept by the hash of their bytes, as are `parts`, which the input names by hash."""
+class JobState(StrEnum):
+    """The states of a job. `waiting`: what it is for has not got its turn yet; `queued`: any worker may take it."""
+
+    WAITING = "waiting"
+    QUEUED = "queued"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class Job(Struct, frozen=True):
+    """Work that any worker does. `attempt` counts the times it was taken and fences what an earlier taker writes.
+
+    `lost` counts the attempts whose worker died.
+    """
+
+    id: UUID
+    kind: str
+    owner_id: UUID
+    subject_id: UUID
+    state: JobState = JobState.QUEUED
+    attempt: int = 0
+    lost: int = 0
+
+
+class Step(Struct):
+    """One recorded act in a run. Input and output are kept by the hash of their bytes, as are `parts`, which the input names by hash.
+
+    It is written until it ends, and never after.
+    """
 
     seq: int
     path: str
@@ -281,10 +339,10 @@ class Step(Struct, frozen=True):
     name: str
     status: Literal["completed", "partial", "failed", "cancelled"]
     started_at: datetime
-    ended_at: datetime
+    ended_at: datetime | None = None
     input: bytes | None = None
     output: bytes | None = None
-    parts: Sequence[bytes] = ()
+    parts: Sequence[Value] = ()
     model: str | None = None
     usage: Usage = field(default_factory=Usage)
     error: Mapping[str, Any] | None = None

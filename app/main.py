@@ -25,10 +25,12 @@ from app.api import accounts as accounts_api
 from app.api import budgets as budgets_api
 from app.api import cache as cache_api
 from app.api import files as files_api
-from app.api import health, openai, problems, rest, seed
+from app.api import health, openai, openapi, problems, rest, seed
 from app.api.gate import Gate, uploads
 from app.domain import FileLimits, new_id
 from app.errors import SettingsError
+from app.jobs.consumer import Consumer
+from app.jobs.kinds import KINDS
 from app.llm.cache import FLUSH_SECONDS, Cache
 from app.llm.call import CallPath
 from app.llm.catalog import Catalog
@@ -40,7 +42,7 @@ from app.llm.slices import Slices
 from app.settings import Settings
 from app.store import redis, slices
 from app.store.cache import RedisCache
-from app.store.database import connect, connector
+from app.store.database import connect, connector, plain_connector
 from app.store.objects import LocalObjects
 from app.store.objects_s3 import S3Objects
 from app.store.reserve import Reserver
@@ -67,12 +69,23 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with _opened(settings, database_url) as platform:
+        async with opened(settings, database_url) as platform:
+            if settings.jobs:
+                take_jobs(platform, settings, settings.jobs)
             app.state.platform = platform
             yield
             await runs.drain(platform, 0)
 
-    app = _Gated(settings, title="Chattable", version="0.1.0", lifespan=lifespan, redoc_url=None)
+    app = _Gated(
+        settings,
+        title="Chattable",
+        version="0.1.0",
+        lifespan=lifespan,
+        redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
+        redirect_slashes=False,  # or a made-up Host would stand in a Location
+        generate_unique_id_function=openapi.operation_id,
+    )
     problems.install(app)
     for router in (
         health.router,
@@ -100,6 +113,10 @@ class _Gated(FastAPI):
         """Serve (ASGI), past FastAPI's own look for OpenTelemetry, which costs as much as the gate."""
         await Starlette.__call__(self, scope, receive, send)
 
+    def openapi(self) -> dict[str, Any]:
+        """The OpenAPI document, made at the first look at it."""
+        return self.openapi_schema or openapi.complete(super().openapi())
+
     def build_middleware_stack(self) -> ASGIApp:
         """Starlette's stack behind the gate, which does the work of its outermost part: telling what nobody expected as 500."""
         inner: Any = super().build_middleware_stack()
@@ -123,8 +140,17 @@ async def drain(app: FastAPI) -> None:
     await runs.drain(app.state.platform, DRAIN_SECONDS)
 
 
+def take_jobs(platform: Platform, settings: Settings, at_once: int) -> None:
+    """Do jobs in this process, so many at once, until the platform drains or closes."""
+    url = settings.database_direct_url or settings.database_url
+    assert url is not None  # noqa: S101 - the platform is open
+    consumer = Consumer(platform, plain_connector(url.get_secret_value()), KINDS, at_once)
+    platform.tasks.start(consumer.run(), name="jobs")
+
+
 @asynccontextmanager
-async def _opened(settings: Settings, database_url: str) -> AsyncIterator[Platform]:
+async def opened(settings: Settings, database_url: str) -> AsyncIterator[Platform]:
+    """The platform, open while the block lasts; it beats as a replica, and reaps those of others."""
     async with AsyncExitStack() as stack:
         pooled = _is_pooled(settings)
         engine = connect(database_url, pooled=pooled)

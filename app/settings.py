@@ -25,7 +25,8 @@ class Settings(BaseSettings):
 
     database_url: SecretStr | None = Field(None, description="PostgreSQL 15 or newer; without it one is started here")
     database_direct_url: SecretStr | None = Field(
-        None, description="the same database past a transaction pooler, for migrations; `DATABASE_URL` by default"
+        None,
+        description="the same database past a transaction pooler, for migrations and jobs; `DATABASE_URL` by default",
     )
     redis_url: SecretStr | None = Field(None, description="Redis 7 or Valkey; without it one is started here")
     data_dir: Path = Field(Path("data"), description="where the embedded servers, the first key and files are kept")
@@ -64,6 +65,9 @@ class Settings(BaseSettings):
         10_000_000_000, ge=0, le=10**15, description="how many bytes of files a user may keep"
     )
     run_timeout: float = Field(600, gt=0, le=86400, description="seconds an agent may take for one answer")
+    jobs: int = Field(
+        10, ge=0, le=1000, description="jobs a server process does at once; 0 leaves them to `chattable worker`"
+    )
     requests_per_minute: int = Field(
         0, ge=0, le=1_000_000, description="requests a user may make in a minute; 0 is no limit"
     )

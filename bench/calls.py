@@ -11,11 +11,12 @@ from statistics import median
 from uuid import uuid4
 
 from app.journal.recorder import Recorder
-from app.llm.call import Caller, CallPath
+from app.llm.call import CallPath
 from app.llm.catalog import Catalog
 from app.llm.endpoints import Endpoints, OwnLLMs
 from app.llm.route import Router
 from app.llm.run import RunLLM
+from app.llm.stages import Caller
 from app.llm.upstream import Upstream
 from bench.client import WrongAnswer, dial
 from bench.measures import Figures, Size

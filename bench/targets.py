@@ -192,6 +192,14 @@ class Stage:
         return {"ours": self.platform} | relays
 
 
+def _models(folder: Path, upstream: str) -> Path:
+    """A models file that lets as many calls go at once as the callers make: by itself the platform sends up to 100 to one server."""
+    file = folder / "models.toml"
+    endpoint = f'base_url = "{upstream}/v1", model = "bench", api_key_env = "OPENAI_API_KEY", max_concurrency = 10_000'
+    file.write_text(f"[models.default]\nendpoints = [{{ {endpoint} }}]\n")
+    return file
+
+
 @contextmanager
 def stage(folder: Path, tree: Path) -> Iterator[Stage]:
     """Start it all in `folder`, the platform from the source code in `tree`."""
@@ -213,14 +221,14 @@ def stage(folder: Path, tree: Path) -> Iterator[Stage]:
             "ours",
             "app.cli",
             "serve",
-            worker="app.cli.worker",
+            worker="app.cli.server",
             DATABASE_URL=postgres.url,
             REDIS_URL=valkey.url,
             DATA_DIR=str(folder / "data"),
             AGENTS_DIR=str(tree / "agents"),
             PORT="0",
             ADMIN_API_KEY=key,
-            OPENAI_BASE_URL=f"{upstream.url}/v1",
+            MODELS_FILE=str(_models(folder, upstream.url)),
             OPENAI_API_KEY="bench",
             LOG_LEVEL="warning",
         )

@@ -11,12 +11,13 @@ from uuid import uuid4
 
 from app.journal.recorder import Recorder
 from app.llm.cache import Cache
-from app.llm.call import Caller, CallPath, Reservations
+from app.llm.call import CallPath
 from app.llm.catalog import Catalog
 from app.llm.endpoints import Endpoints, OwnLLMs
 from app.llm.models_file import read
 from app.llm.route import Router
 from app.llm.run import RunLLM
+from app.llm.stages import Caller, Reservations
 from app.llm.upstream import Deadlines
 
 OWNER = Caller(uuid4(), "ada", agent="test")

@@ -11,7 +11,7 @@ from uuid import UUID
 
 import msgspec
 from fastapi import APIRouter, Path, Query, Request
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
@@ -30,15 +30,15 @@ router = APIRouter(tags=["openai"])
 UPLOAD_PATHS = tuple(f"{prefix}/files" for prefix in PREFIXES)
 MAX_PAGE = 10_000
 Purpose = Literal["assistants", "batch", "evals", "fine-tune", "user_data", "vision"]
-FileId = Annotated[UUID, BeforeValidator(to_file_id)]
+FileId = Annotated[
+    UUID, BeforeValidator(to_file_id), WithJsonSchema({"type": "string", "pattern": "^file-[0-9a-f]{32}$"})
+]
 InPath = Annotated[FileId, Path(description="the file's id: `file-…`")]
 SAFE = {
-    "x-content-type-options": "nosniff",
     "content-security-policy": "sandbox; default-src 'none'",
     "cross-origin-resource-policy": "same-origin",
-    "cache-control": "private, no-store",
 }
-"""Whatever a file holds, no browser shows or runs it as a page of this server's."""
+"""Whatever a file holds, no browser shows or runs it as a page of this server's; `nosniff` and `no-store` are on every answer."""
 
 
 class FileOut(BaseModel):

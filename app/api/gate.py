@@ -44,6 +44,10 @@ PUBLIC = frozenset(
         "/openapi.json",
     }
 )
+NOSNIFF = (b"x-content-type-options", b"nosniff")
+"""No answer is what its type does not say."""
+NO_STORE = (b"cache-control", b"no-store")
+"""What one caller was told, tokens above all (RFC 6749, section 5.1), is in no cache."""
 MAX_HEADER_BYTES = 32_768
 MAX_BODY_BYTES = 8_000_000
 """The largest body: a message of the greatest length in the widest characters, escaped or not, and some parameters."""
@@ -114,7 +118,7 @@ class Gate:
         request_id = given if _REQUEST_ID.fullmatch(given) else os.urandom(16).hex()
         began = time.perf_counter()
         status = 0
-        extra: list[tuple[bytes, bytes]] = [(b"x-request-id", request_id.encode())]
+        extra = _headers_of_all(scope, request_id)
         allowance = self._allowance(scope)
 
         async def answer(message: Message) -> None:
@@ -147,7 +151,7 @@ class Gate:
             await problems.from_exception(error, scope["path"])(scope, receive, answer)
         finally:
             milliseconds = (time.perf_counter() - began) * 1000
-            log.debug("%s %s %d %.1f ms %s", scope["method"], scope["path"][:200], status, milliseconds, request_id)
+            log.debug("%s %r %d %.1f ms %s", scope["method"], scope["path"][:200], status, milliseconds, request_id)
 
     def _allowance(self, scope: Any) -> Allowance:
         if scope["path"] in PUBLIC:
@@ -177,6 +181,12 @@ class Gate:
         refuse_strangers(scope, headers, "multipart/form-data" if takes_forms else "application/json")
         user = await accounts.local_user(self._platform(), "local")
         return Principal(user, _CALLER_SCOPES, acts_for_all=True)
+
+
+def _headers_of_all(scope: Any, request_id: str) -> list[tuple[bytes, bytes]]:
+    headers = [(b"x-request-id", request_id.encode()), NOSNIFF]
+    is_open = scope["path"] in PUBLIC and scope["method"] == "GET"
+    return headers if is_open else [*headers, NO_STORE]
 
 
 def refuse_strangers(scope: Any, headers: Headers, content_type: str = "application/json") -> None:

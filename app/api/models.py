@@ -154,6 +154,8 @@ class GroupOut(Out):
 
 # Sessions and messages
 
+Mode = Literal["realtime", "background"]
+
 
 class SessionParamsIn(In):
     """What holds for one session, whichever agent answers."""
@@ -161,6 +163,7 @@ class SessionParamsIn(In):
     model: ModelName | None = None
     temperature: Temperature | None = None
     busy: Literal["reject", "queue", "interrupt"] | None = None
+    mode: Mode | None = None
 
     def to_domain(self) -> domain.SessionParams:
         """The same as a domain value."""
@@ -173,6 +176,7 @@ class SessionParamsOut(Out):
     model: str | None
     temperature: float | None
     busy: Literal["reject", "queue", "interrupt"] | None
+    mode: Mode | None
 
 
 class AgentChoice(In):
@@ -261,6 +265,12 @@ class SendIn(In):
     stream: bool = False
     additional_kwargs: JsonObject = Field(default_factory=dict)
     parent_id: Id | None = None
+    mode: Mode | None = Field(None, description="`background` leaves it to a job; the session's mode by default")
+
+    @property
+    def background(self) -> bool | None:
+        """Whether a job is to answer; None leaves it to the session."""
+        return None if self.mode is None else self.mode == "background"
 
 
 class RegenerateIn(In):
@@ -291,6 +301,8 @@ class MessageOut(Out):
 class FeedbackIn(In):
     """A thumb and a comment; what is left out stays, null takes it back."""
 
+    model_config = ConfigDict(json_schema_extra={"minProperties": 1})
+
     rating: Literal[-1, 1] | None = None
     comment: Text | None = None
 
@@ -306,6 +318,15 @@ class AnswerOut(BaseModel):
     usage: UsageOut
 
 
+class AcceptedOut(BaseModel):
+    """A message that is answered in the background: its run, which tells how it goes."""
+
+    run_id: UUID
+    session_id: UUID
+    message_id: UUID
+    status: RunStatus
+
+
 class RunOut(Out):
     """A message being answered, or answered."""
 
@@ -316,6 +337,7 @@ class RunOut(Out):
     kind: str
     status: RunStatus
     usage: UsageOut
+    background: bool
     error: dict[str, Any] | None
     created_at: datetime | None
     ended_at: datetime | None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 from array import array
-from collections.abc import Mapping
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -17,6 +16,7 @@ from starlette.responses import Response
 from app.api import openai_errors, openai_wire
 from app.api.callers import Chat, Here, StrictRoute, need, strict_json
 from app.api.fields import Id, Key, checked_key, to_id
+from app.api.openai_answers import CHAT_STREAM, TEXT_STREAM, ChatCompletion, Embeddings, TextCompletion
 from app.api.openai_models import MAX_CHOICES, ChatBody, ChatIn, CompletionBody, EmbeddingsIn
 from app.api.openai_wire import Form
 from app.api.problems import sentence
@@ -68,29 +68,7 @@ async def get_model(here: Here, caller: Chat, model: str) -> ModelOut:
     return ModelOut.of(await completions.get_model(here, caller, model))
 
 
-def _example(kind: str, choice: Mapping[str, Any]) -> dict[int | str, dict[str, Any]]:
-    """How an answer looks, whole and streamed."""
-    whole = {"id": "…", "object": kind, "created": 0, "model": "fake_echo_agent", "choices": [choice]}
-    return {
-        200: {
-            "content": {
-                "application/json": {"schema": {"type": "object"}, "example": whole},
-                "text/event-stream": {
-                    "schema": {"type": "string"},
-                    "example": 'data: {"choices":[…]}\n\ndata: [DONE]\n\n',
-                },
-            }
-        }
-    }
-
-
-CHAT = _example(
-    "chat.completion", {"index": 0, "message": {"role": "assistant", "content": "Hello"}, "finish_reason": "stop"}
-)
-TEXT = _example("text_completion", {"index": 0, "text": "Hello", "finish_reason": "stop"})
-
-
-@router.post("/chat/completions", response_class=Response, responses=CHAT)
+@router.post("/chat/completions", response_model=ChatCompletion, responses=CHAT_STREAM)
 async def complete_chat(
     here: Here,
     caller: Chat,
@@ -144,7 +122,7 @@ async def _complete_chat(
     return await openai_wire.respond(here, begun, form, stream=bool(body.stream))
 
 
-@router.post("/completions", response_class=Response, responses=TEXT)
+@router.post("/completions", response_model=TextCompletion, responses=TEXT_STREAM)
 async def complete_text(
     here: Here,
     caller: Chat,
@@ -170,7 +148,7 @@ async def complete_text(
     return await openai_wire.respond(here, begun, form, stream=bool(body.stream))
 
 
-@router.post("/embeddings", response_class=Response)
+@router.post("/embeddings", response_model=Embeddings)
 async def make_embeddings(here: Here, caller: Chat, body: EmbeddingsIn) -> Response:
     """The embedding of each text, by an alias of a language model: numbers, or with `base64` their bytes as 32-bit floats."""
     vectors, outcome = await completions.embed(here, caller, body.input, body.model)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from app.agent.request import OpenAIRequest
 from app.api.fields import Id, ModelName, check_json
@@ -35,7 +35,7 @@ def _message(message: Json, index: int) -> Json:
     """One message in the form that agents and servers are given."""
     role, content = message.get("role"), message.get("content")
     role = {"developer": "system", "function": "tool"}.get(str(role), role)
-    if role not in ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         raise ValueError(f"[{index}].role must be one of {', '.join(sorted((*ROLES, 'function')))}")
     kept: Json = {"role": role, "content": _content(content, index)}
     if isinstance(name := message.get("name"), str) and name and role != "tool":
@@ -92,9 +92,67 @@ def _prompts(value: Any) -> list[str]:
     return texts
 
 
-Messages = Annotated[list[Json], Field(min_length=1, max_length=MAX_MESSAGES), AfterValidator(_messages)]
-Prompts = Annotated[list[str], Field(min_length=1, max_length=MAX_CHOICES), BeforeValidator(_prompts)]
-Inputs = Annotated[list[str], Field(min_length=1, max_length=MAX_INPUTS), BeforeValidator(_prompts)]
+_MESSAGE: Json = {
+    "type": "object",
+    "required": ["role"],
+    "properties": {
+        "role": {"enum": ["developer", "system", "user", "assistant", "tool", "function"]},
+        "content": {
+            "anyOf": [
+                {"type": "string"},
+                {
+                    "type": "array",
+                    "items": {"type": "object", "required": ["type"], "properties": {"type": {"type": "string"}}},
+                },
+                {"type": "null"},
+            ]
+        },
+        "name": {"type": ["string", "null"]},
+        "tool_calls": {"type": ["array", "null"], "items": {"type": "object"}},
+        "tool_call_id": {"type": ["string", "null"]},
+    },
+}
+
+
+_FUNCTION: Json = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string"},
+        "description": {"type": ["string", "null"]},
+        "parameters": {"type": ["object", "null"], "description": "a JSON Schema"},
+    },
+}
+_TOOL: Json = {"type": "object", "properties": {"type": {"const": "function"}, "function": _FUNCTION}}
+_NAMED: Json = {"type": "object", "properties": {"name": {"type": "string"}}}
+_CHOSEN: Json = {"type": "object", "properties": {"type": {"const": "function"}, "function": _NAMED}}
+_FORMAT: Json = {
+    "type": "object",
+    "properties": {
+        "type": {"enum": ["text", "json_object", "json_schema"]},
+        "json_schema": {
+            "type": "object",
+            "properties": {"name": {"type": "string"}, "schema": {"type": "object"}, "strict": {"type": "boolean"}},
+        },
+    },
+}
+Function = Annotated[Json, WithJsonSchema(_FUNCTION)]
+Tool = Annotated[Json, WithJsonSchema(_TOOL)]
+
+
+def _texts(maximum: int) -> WithJsonSchema:
+    text = {"type": "string", "minLength": 1, "maxLength": MAX_TEXT}
+    return WithJsonSchema({"anyOf": [text, {"type": "array", "items": text, "minItems": 1, "maxItems": maximum}]})
+
+
+Messages = Annotated[
+    list[Annotated[Json, WithJsonSchema(_MESSAGE)]],
+    Field(min_length=1, max_length=MAX_MESSAGES),
+    AfterValidator(_messages),
+]
+Prompts = Annotated[
+    list[str], Field(min_length=1, max_length=MAX_CHOICES), BeforeValidator(_prompts), _texts(MAX_CHOICES)
+]
+Inputs = Annotated[list[str], Field(min_length=1, max_length=MAX_INPUTS), BeforeValidator(_prompts), _texts(MAX_INPUTS)]
 Stop = Annotated[
     Annotated[str, Field(max_length=1000)]
     | Annotated[list[Annotated[str, Field(max_length=1000)]], Field(max_length=4)]
@@ -144,13 +202,13 @@ class ChatIn(_Sampling):
 
     messages: Messages
     max_completion_tokens: int | None = Field(None, ge=1, le=10_000_000)
-    tools: list[Json] | None = Field(None, max_length=MAX_TOOLS)
-    tool_choice: Literal["none", "auto", "required"] | Json | None = None
+    tools: list[Tool] | None = Field(None, max_length=MAX_TOOLS)
+    tool_choice: Literal["none", "auto", "required"] | Annotated[Json, WithJsonSchema(_CHOSEN)] | None = None
     parallel_tool_calls: bool | None = None
-    response_format: Json | None = None
+    response_format: Annotated[Json, WithJsonSchema(_FORMAT)] | None = None
     reasoning_effort: str | None = Field(None, min_length=1, max_length=20)
-    functions: list[Json] | None = Field(None, max_length=MAX_TOOLS, description="the old form of tools")
-    function_call: Literal["none", "auto"] | Json | None = None
+    functions: list[Function] | None = Field(None, max_length=MAX_TOOLS, description="the old form of tools")
+    function_call: Literal["none", "auto"] | Annotated[Json, WithJsonSchema(_NAMED)] | None = None
 
     @property
     def speaks_of_functions(self) -> bool:

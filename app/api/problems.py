@@ -16,6 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import BaseRoute, Match
 
 from app.api import openai_errors
 from app.errors import AppError, InvalidInput, QuotaExceeded, TooLarge, Unavailable
@@ -96,4 +97,13 @@ def install(app: FastAPI) -> None:
         code = STATUS_CODES.get(error.status_code, "http_error")
         answer = _shaped({"code": code, "status": error.status_code, "message": str(error.detail)[:200]}, path)
         answer.headers.update(error.headers or {})
+        if error.status_code == 405:
+            answer.headers["allow"] = ", ".join(_allowed(request))
         return answer
+
+
+def _allowed(request: Request) -> list[str]:
+    """What may be done at this path, by all of its routes; the first of them alone is what the router looks at."""
+    scopes = [(method, {**request.scope, "method": method}) for method in ("DELETE", "GET", "PATCH", "POST", "PUT")]
+    routes: Sequence[BaseRoute] = request.app.routes
+    return [method for method, scope in scopes if any(route.matches(scope)[0] is Match.FULL for route in routes)]

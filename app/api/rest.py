@@ -12,6 +12,7 @@ from app.api import wire
 from app.api.callers import Chat, Here, StrictRoute
 from app.api.fields import After, Id, Key, Limit, Text, Title
 from app.api.models import (
+    AcceptedOut,
     AgentOut,
     AnswerOut,
     FeedbackIn,
@@ -29,6 +30,7 @@ from app.usecases import agents, messages, runs, sessions
 
 router = APIRouter(prefix="/api/v1", route_class=StrictRoute)
 EVENTS: dict[int | str, dict[str, Any]] = {200: {"content": wire.EVENT_STREAM}}
+SENT = {**EVENTS, 202: {"model": AcceptedOut}}
 
 
 @router.post("/sessions", status_code=201, tags=["sessions"])
@@ -72,9 +74,9 @@ async def delete_session(here: Here, caller: Chat, session_id: Id) -> None:
     await sessions.delete(here, caller, session_id)
 
 
-@router.post("/sessions/{session_id}/messages", response_model=AnswerOut, responses=EVENTS, tags=["messages"])
+@router.post("/sessions/{session_id}/messages", response_model=AnswerOut, responses=SENT, tags=["messages"])
 async def send_message(here: Here, caller: Chat, session_id: Id, body: SendIn, idempotency_key: Key = None) -> Response:
-    """Send a message and get its answer: whole, or as server-sent events with `stream`."""
+    """Send a message and get its answer: whole, or as server-sent events with `stream`; in the background, 202 and the run."""
     live = await messages.send(
         here,
         caller,
@@ -84,6 +86,7 @@ async def send_message(here: Here, caller: Chat, session_id: Id, body: SendIn, i
         parent_id=body.parent_id,
         at_leaf="parent_id" not in body.model_fields_set,
         key=idempotency_key,
+        background=body.background,
     )
     return await wire.respond(here, live, stream=body.stream)
 

@@ -15,14 +15,16 @@ from starlette.responses import Response
 from app import domain
 from app.api import wire
 from app.api.callers import Chat, Here, StrictRoute, need, strict_json
-from app.api.fields import Content, Id, JsonObject, Key, UserRef, checked_key
+from app.api.fields import Id, Key, UserRef, checked_key
 from app.api.models import (
+    AcceptedOut,
     AgentOfSession,
     AgentOut,
     AnswerOut,
     In,
     MessageOut,
     RunOut,
+    SendIn,
     SessionChange,
     SessionIn,
     UsageOut,
@@ -70,14 +72,10 @@ class ListMessagesIn(ListIn):
     limit: int = Field(50, ge=1, le=100)
 
 
-class SendMessageIn(In):
+class SendMessageIn(SendIn):
     """A message. With `parent_id` it follows that message (null: nothing) instead of the active branch's last."""
 
     session_id: Id
-    content: Content
-    stream: bool = False
-    additional_kwargs: JsonObject = Field(default_factory=dict)
-    parent_id: Id | None = None
 
 
 class UpdateSessionIn(SessionChange):
@@ -200,9 +198,13 @@ async def delete_session(here: Here, caller: Chat, body: SessionId) -> None:
     await sessions.delete(here, caller, body.session_id)
 
 
-@router.post("/SendMessage", response_model=AnswerOut, responses={200: {"content": wire.EVENT_STREAM}})
+@router.post(
+    "/SendMessage",
+    response_model=AnswerOut,
+    responses={200: {"content": wire.EVENT_STREAM}, 202: {"model": AcceptedOut}},
+)
 async def send_message(here: Here, caller: Chat, body: SendMessageIn, idempotency_key: Key = None) -> Response:
-    """Send a message and get its answer: whole, or as server-sent events with `stream`.
+    """Send a message and get its answer: whole, or as server-sent events with `stream`; in the background, 202 and the run.
 
     Requests with the same `Idempotency-Key` are one message with one answer, for a day.
     """
@@ -215,6 +217,7 @@ async def send_message(here: Here, caller: Chat, body: SendMessageIn, idempotenc
         parent_id=body.parent_id,
         at_leaf="parent_id" not in body.model_fields_set,
         key=idempotency_key,
+        background=body.background,
     )
     return await wire.respond(here, live, stream=body.stream)
 

@@ -167,8 +167,8 @@ async def _own_problem(model: Model) -> str | None:
     from contextlib import aclosing
 
     from app.errors import AppError, SettingsError
-    from app.llm.call import EMBEDDING
     from app.llm.catalog import Catalog
+    from app.llm.embed import EMBEDDING
     from app.llm.endpoints import OwnLLMs
 
     own = OwnLLMs()
@@ -200,7 +200,7 @@ async def _problem(model: Model, endpoint: EndpointSpec) -> str | None:
     from contextlib import aclosing
 
     from app.errors import AppError
-    from app.llm.call import EMBEDDING
+    from app.llm.embed import EMBEDDING
     from app.llm.llm import Finish
     from app.llm.refusals import UpstreamAuth
     from app.llm.upstream import Deadlines, Upstream

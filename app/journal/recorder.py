@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
-from datetime import datetime
 from decimal import Decimal
 from typing import Any, Literal, NamedTuple
 
-from app.domain import Step, Usage, now
+from app.domain import Step, Usage, Value, now
 from app.errors import AgentFailed, AppError
 
 MAX_STEPS = 10_000
@@ -47,31 +44,18 @@ class JournalFull(AgentFailed):
     code = "journal_full"
 
 
-@dataclass(slots=True)
-class OpenStep:
-    """A step while it happens; what is set here is recorded when it ends."""
+class OpenStep(Step, kw_only=True):
+    """A step while it happens; what is set here until it ends is recorded."""
 
-    seq: int
-    path: str
-    kind: str
-    name: str
-    started_at: datetime
-    input: bytes | None = None
-    parts: Sequence[bytes] = ()
-    model: str | None = None
-    output: bytes | None = None
-    usage: Usage = field(default_factory=Usage)
-    status: Literal["completed", "partial", "failed", "cancelled"] = "completed"
-    error: Mapping[str, Any] | None = None
-    from_cache: bool = False
     prices: tuple[Decimal, Decimal] = (Decimal(0), Decimal(0))
 
 
 class Recorder:
-    """The steps of one run in the order they began."""
+    """The steps of one run in the order they began. Those of its earlier attempts have the numbers up to `after`."""
 
-    def __init__(self) -> None:
-        self._opened = 0
+    def __init__(self, after: int = 0) -> None:
+        self._after = after
+        self._opened = after
         self._bytes = 0
         self._steps: list[Step] = []
         self._open: dict[int, OpenStep] = {}
@@ -82,33 +66,28 @@ class Recorder:
         return sorted(self._steps, key=lambda step: step.seq)
 
     @property
+    def marks(self) -> int:
+        """How many steps have begun and how many have ended, together: whether there is news for the bill."""
+        return self._opened + len(self._steps)
+
+    @property
     def usage(self) -> Usage:
         """The sum over all LLM calls."""
         return sum((step.usage for step in self._steps), Usage())
 
-    @contextmanager
     def step(
-        self, kind: str, name: str, *, input: bytes | None = None, parts: Sequence[bytes] = (), nested: bool = False
-    ) -> Iterator[OpenStep]:
-        """Record what happens inside as one step; an exception is recorded and raised on.
+        self, kind: str, name: str, *, input: bytes | None = None, parts: Sequence[Value] = (), nested: bool = False
+    ) -> _Recording:
+        """`with` this, what happens inside is recorded as one step; an exception is recorded and raised on.
 
         `nested` makes it the parent of the steps begun inside; not for generators, whose context is their caller's.
         """
-        if self._opened >= MAX_STEPS or self._bytes > MAX_BYTES:
+        if self._opened - self._after >= MAX_STEPS or self._bytes > MAX_BYTES:
             raise JournalFull
         self._opened += 1
-        opened = OpenStep(self._opened, f"{_path.get()}/{name}", kind, name, now(), input, parts)
-        self._open[opened.seq] = opened
-        token = _path.set(opened.path) if nested else None
-        try:
-            yield opened
-        except BaseException as error:
-            opened.status, opened.error = _verdict(error)
-            raise
-        finally:
-            if token:
-                _path.reset(token)
-            self._end(opened)
+        path = f"{_path.get()}/{name}"
+        opened = OpenStep(self._opened, path, kind, name, "completed", now(), input=input, parts=parts)
+        return _Recording(self, opened, nested)
 
     def bill(self) -> list[Bill]:
         """The run's LLM calls until now, for whoever has to settle them when this process dies."""
@@ -119,31 +98,46 @@ class Recorder:
         ]
         going = [step for step in self._open.values() if step.kind == "llm"]
         return ended + [
-            Bill(step.seq, step.name, sum(map(len, step.parts)) // BYTES_PER_TOKEN + 1, prices=step.prices)
+            Bill(
+                step.seq,
+                step.name,
+                sum(len(part.body) for part in step.parts) // BYTES_PER_TOKEN + 1,
+                prices=step.prices,
+            )
             for step in going
         ]
 
-    def _end(self, opened: OpenStep) -> None:
-        self._open.pop(opened.seq, None)
-        self._bytes += len(opened.input or b"") + len(opened.output or b"") + sum(map(len, opened.parts))
-        self._steps.append(
-            Step(
-                seq=opened.seq,
-                path=opened.path,
-                kind=opened.kind,
-                name=opened.name,
-                status=opened.status,
-                started_at=opened.started_at,
-                ended_at=now(),
-                input=opened.input,
-                output=opened.output,
-                parts=opened.parts,
-                model=opened.model,
-                usage=opened.usage,
-                error=opened.error,
-                from_cache=opened.from_cache,
-            )
-        )
+    def begin(self, step: OpenStep) -> None:
+        """From now on it is billed as one that goes on."""
+        self._open[step.seq] = step
+
+    def end(self, step: OpenStep) -> None:
+        """It is what it is."""
+        del self._open[step.seq]
+        step.ended_at = now()
+        self._bytes += len(step.input or b"") + len(step.output or b"") + sum([len(part.body) for part in step.parts])
+        self._steps.append(step)
+
+
+class _Recording:
+    """One step from its beginning to its end: a context manager, written out because every call of a model pays for it."""
+
+    __slots__ = ("_nested", "_recorder", "_step", "_token")
+
+    def __init__(self, recorder: Recorder, step: OpenStep, nested: bool) -> None:
+        self._recorder, self._step, self._nested = recorder, step, nested
+
+    def __enter__(self) -> OpenStep:
+        self._recorder.begin(self._step)
+        self._token = _path.set(self._step.path) if self._nested else None
+        return self._step
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is not None:
+            self._step.status, self._step.error = _verdict(error)
+        if self._token:
+            _path.reset(self._token)
+        self._recorder.end(self._step)
 
 
 def _counts(usage: Usage) -> tuple[int, int, int, int, bool]:

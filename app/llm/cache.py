@@ -7,10 +7,9 @@ own. An entry dies with its time, and with the user and session it was made for,
 from __future__ import annotations
 
 import asyncio
-import hmac
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Literal, TypeAlias
 
@@ -30,33 +29,38 @@ FIRST_POLL, LONGEST_POLL, POLL_GROWTH = 0.05, 0.5, 1.15
 FLUSH_SECONDS = 1.0
 """How often `flush` belongs to be called."""
 
-Mode: TypeAlias = Literal["on", "off", "refresh"]
+Mode: TypeAlias = Literal["on", "refresh"]
 """`refresh` does not look, and does not join a call that began before it, but keeps its answer."""
 
 
-def cache_key(secret: bytes, *, scope: str, agent: str, version: str, model: str, body: bytes, sample: int) -> str:
-    """The name of an answer: HMAC-SHA256 over all that can change it, each part after its length.
-
-    `body` is the canonical JSON of messages, tools and parameters (or of a text to embed and its parameters). It is keyed
-    so that whoever reads the store cannot try out what was asked.
-    """
-    parts = [*(part.encode("utf-8", "surrogatepass") for part in (scope, agent, version, model, str(sample))), body]
-    return hmac.digest(secret, b"".join(len(part).to_bytes(8, "big") + part for part in parts), "sha256").hex()
-
-
 class Flight:
-    """One call's way through the cache: an `entry` to serve, or the duty to make one and `put` it."""
+    """One call's way through the cache, `async with`: an `entry` to serve, or the duty to make one and `put` it."""
 
-    __slots__ = ("_keep", "entry")
+    __slots__ = ("_cache", "_erasures", "_mode", "_question", "_turn", "_turns", "entry")
 
-    def __init__(self, entry: Entry | None, keep: Callable[[Entry], None] | None = None) -> None:
-        self.entry = entry
-        self._keep = keep
+    def __init__(self, cache: Cache, question: Question, mode: Mode) -> None:
+        self._cache, self._question, self._mode = cache, question, mode
+        self._turns: Turns[Entry] | None = None
+        self._turn = self._erasures = 0
+        self.entry: Entry | None = None
+
+    async def __aenter__(self) -> Flight:
+        self.entry = self._cache._near(self._question, self._mode)
+        if self.entry is None and not (self._mode == "on" and self._cache._leads(self._question)):
+            self._erasures = self._cache._recent.erasures
+            self._turns, self._turn, self.entry = await self._cache._join(self._question, self._mode)
+        return self
+
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if self._turns is not None:
+            if isinstance(error, LLMError):
+                self._turns.fail(self._turn, error)
+            self._turns.pass_on(self._turn)
 
     def put(self, entry: Entry) -> None:
         """Give the entry to those who wait for it, and keep it. The caller waits for nothing."""
-        if self._keep is not None:
-            self._keep(entry)
+        if self._turns is not None:
+            self._cache._land(self._question, self._turns, self._erasures, entry)
 
 
 class Cache:
@@ -77,28 +81,20 @@ class Cache:
         self._patience = patience
         self._clock = clock
 
-    @asynccontextmanager
-    async def flight(self, question: Question, mode: Mode = "on") -> AsyncIterator[Flight]:
+    def flight(self, question: Question, mode: Mode = "on") -> Flight:
         """Equal calls in flight share one upstream call, over processes too.
 
         Those who follow wait for the leader's entry; when the block of the leader ends without a `put`, the next one leads, but an
         `LLMError` is theirs too. A run does not follow itself, for nobody may read the answer that it would wait for.
         """
+        return Flight(self, question, mode)
+
+    def _near(self, question: Question, mode: Mode) -> Entry | None:
+        """What this process holds."""
         entry = self._recent.get(question.key) if mode == "on" else None
         if entry is not None:
             self._hit(question, entry)
-        if entry is not None or mode == "off" or (mode == "on" and self._leads(question)):
-            yield Flight(entry)
-            return
-        erasures = self._recent.erasures
-        turns, turn, entry = await self._join(question, mode)
-        try:
-            yield Flight(entry, partial(self._land, question, turns, erasures))
-        except LLMError as error:
-            turns.fail(turn, error)
-            raise
-        finally:
-            turns.pass_on(turn)
+        return entry
 
     async def find(self, questions: Sequence[Question]) -> list[Entry | None]:
         """The entries of many questions in at most one trip, where calls for many at once do not wait for each other."""

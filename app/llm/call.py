@@ -7,82 +7,42 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from array import array
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, nullcontext
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from dataclasses import dataclass, field
 from decimal import Decimal
-from hashlib import sha256
-from typing import Any, Protocol
-from uuid import UUID
+from typing import Any
 
 import msgspec
 from msgspec.structs import replace
 
 from app.domain import ANSWER_TYPES, Chunk, Usage
-from app.errors import InvalidInput, LLMError
+from app.errors import LLMError
 from app.journal.recorder import OpenStep, Recorder
-from app.llm.cache import Cache, Flight, cache_key
-from app.llm.catalog import DEFAULT, Catalog, Model, Price
-from app.llm.entries import CachedAnswer, CachedVector
+from app.llm.cache import Cache, Flight
+from app.llm.catalog import DEFAULT, FREE, Catalog, Model, Price
+from app.llm.embed import embed
+from app.llm.entries import CachedAnswer
 from app.llm.llm import Finish, Items
+from app.llm.messages import Prompt, encoded, named
 from app.llm.route import Attempt, Request, Router, chain, fitting
-from app.llm.shelf import SHARED, Question
-from app.llm.tokens import count, count_messages
+from app.llm.stages import PROMPT_FACTOR, Caller, Reservations, Stages
+from app.llm.tokens import count, count_json
 
-PROMPT_FACTOR, PROMPT_OVERHEAD = 2, 16
-"""A prompt is reserved as so many times its local count, which for rows of digits is half of what a model counts, and a few more."""
 COMPLETION = 4096
 """How many tokens an answer is taken to want when the call does not say, as far as a budget is concerned."""
-EMBEDDING = "embedding"
-"""The alias that embeds texts when none is named."""
-TEXTS_PER_REQUEST = 100
-"""How many texts are embedded at once; the lists that servers take are often not much longer."""
 TYPICAL = 512
 """How many tokens of an answer count at once against an endpoint's tokens per minute; what it were really is settled at the end."""
-OWN_OPTIONS = frozenset({"model", "cache", "accept"})
-"""Options of a call that no server is told."""
+PAST_THE_CACHE = nullcontext[None]()
 
 Accept = Callable[[str], bool | Awaitable[bool]]
-
-
-class Reservations(Protocol):
-    """Where budgets are kept."""
-
-    async def reserve(
-        self, run_id: UUID, budgets: Sequence[UUID], prompt: int, completion: int, price: Price | None
-    ) -> Any:
-        """Set aside a prompt of at most so many tokens, and an answer of up to `completion`: its `max_tokens` are what there is.
-
-        A `LimitExceeded` when that is too little.
-        """
-
-    def settle(self, reservation: Any, tokens: int, money: Decimal) -> None:
-        """The call has ended and used so much; nothing when it never began."""
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """For whom calls are made: whose budgets, whose entries of the cache, whose turn in the queue."""
-
-    run_id: UUID
-    owner: str
-    session: str = ""
-    agent: str = ""
-    version: str = ""
-    budgets: tuple[UUID, ...] = ()
-    shares_cache: bool = False
-    """Whether the agent's users share its cached answers."""
-    again: bool = False
-    """Whether the message is answered once more, so that another answer is wanted than the one before."""
-    batch: bool = False
 
 
 @dataclass(slots=True)
 class _Call:
     """One call on its way, and what has come of it."""
 
-    messages: Sequence[Mapping[str, Any]]
+    prompt: Prompt
     options: Mapping[str, Any]
     caller: Caller
     recorder: Recorder
@@ -99,15 +59,14 @@ class _Call:
 
     def add(self, items: Items) -> None:
         """Count what has come."""
-        for item in items:
-            if isinstance(item, Finish):
-                self.finish = item
-            else:
-                self.chunks.append(item)
+        last = items[-1]
+        if isinstance(last, Finish):
+            self.finish, items = last, items[:-1]
+        self.chunks += items  # type: ignore[arg-type]  # only the last is a finish
 
     def said(self, *types: str) -> str:
         """What was said of these content types."""
-        return "".join(chunk.content for chunk in self.chunks if chunk.content_type in types)
+        return "".join([chunk.content for chunk in self.chunks if chunk.content_type in types])
 
     async def judge(self) -> None:
         """Ask whether the answer will do; one that was cut off will not."""
@@ -123,6 +82,11 @@ class _Call:
         return replace(self.finish, usage=replace(self.finish.usage, cost=cost))
 
     @property
+    def estimate(self) -> int:
+        """About how many tokens the prompt is, with all that is given to the model beside the messages."""
+        return self.prompt.tokens + sum(count_json(self.options.get(name)) for name in ("tools", "response_format"))
+
+    @property
     def was_sent(self) -> bool:
         """Whether a server may have worked for it."""
         return bool(self.chunks) or (self.cancelled and self.request is not None and self.request.is_open)
@@ -135,12 +99,10 @@ class _Call:
         if self.finish is not None:
             usage = self.finish.usage
         elif self.was_sent:
-            said = count(self.said("text")) + count(self.said("thinking"))
-            prompt = count_messages(self.messages, self.options.get("tools", ()))
-            usage = Usage(prompt, said, estimated=True)
+            usage = Usage(self.estimate, count(self.said("text")) + count(self.said("thinking")), estimated=True)
         else:
             usage = Usage()
-        if self.request:
+        if self.request and self.request.lost.total:
             usage += self.request.lost
         cost = price.cost(usage)
         return replace(usage, cost=cost, saved=self._saved(usage, cost))
@@ -148,7 +110,7 @@ class _Call:
     def _saved(self, usage: Usage, cost: Decimal) -> Decimal:
         """How much less it cost than the last model of the cascade would have: less than nothing when that had to be asked too."""
         if self.dearer is None:
-            return Decimal(0)
+            return FREE
         return self.dearer.cost(usage) - cost if self.accepted and self.finish else -cost
 
 
@@ -165,32 +127,40 @@ class CallPath:
         secret: bytes = b"",
     ) -> None:
         """`catalog` gives the models as they are now; `secret` keys the names of cached answers."""
-        self._catalog = catalog
-        self._router = router
-        self._cache = cache or Cache()
-        self._reservations = reservations
-        self._secret = secret
+        self._stages = Stages(catalog, router, cache or Cache(), reservations, secret)
 
     def stream(
-        self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any], caller: Caller, recorder: Recorder
+        self,
+        prompt: Prompt,
+        options: Mapping[str, Any],
+        caller: Caller,
+        recorder: Recorder,
+        *,
+        model: str | None = None,
+        cache: str | None = None,
+        accept: Accept | None = None,
     ) -> AsyncGenerator[Items, None]:
         """The chunks of the answer, then its `Finish`. Every model that is asked is a step of kind `llm`, however it ends.
 
         A cascade, and a call with `accept` whose model has a fallback, gives the first answer that is accepted, whole; its last model
         is asked without condition, and streams.
         """
-        catalog = self._catalog()
-        asked = catalog.get(options.get("model") or DEFAULT)
-        rest = {name: value for name, value in options.items() if name not in OWN_OPTIONS}
+        catalog = self._stages.catalog()
+        asked = catalog.get(model or DEFAULT)
         if asked.cascade:
-            rest = {**asked.defaults, **rest}
-        accept = options.get("accept")
+            options = {**asked.defaults, **options}
         *first, last = _levels(catalog, asked, accept)
-        given = messages, rest, caller, recorder, options.get("cache")
-        answer = self._answered(chain(last, catalog.models), _Call(*given))
+        answer = self._answered(chain(last, catalog.models), _Call(prompt, options, caller, recorder, cache))
         if not first:
             return answer
-        return self._cascaded([(model, _Call(*given, accept or bool, last.price)) for model in first], answer)
+        calls = [_Call(prompt, options, caller, recorder, cache, accept or bool, last.price) for _ in first]
+        return self._cascaded(list(zip(first, calls, strict=True)), answer)
+
+    async def embed(
+        self, texts: Sequence[str], alias: str | None, caller: Caller, recorder: Recorder
+    ) -> list[list[float]]:
+        """The embedding of each text, in order."""
+        return await embed(self._stages, texts, alias, caller, recorder)
 
     async def _cascaded(
         self, tried: Sequence[tuple[Model, _Call]], last: AsyncGenerator[Items, None]
@@ -210,20 +180,19 @@ class CallPath:
         """
         model = models[0]
         options = {**model.defaults, **call.options}
-        parts = canonical(call.messages)
-        names = [sha256(part).hexdigest() for part in parts]
-        asked = _json({"model": model.alias, "options": options, "messages": names}, "options")
+        names, values = named(call.prompt.values)
+        asked = encoded({"model": model.alias, "options": options, "messages": names}, "options")
         last: Items = ()
-        with call.recorder.step("llm", model.alias, input=asked, parts=parts) as step:
-            step.model = model.endpoints[0].model if model.endpoints else model.alias
+        with call.recorder.step("llm", model.alias, input=asked, parts=values) as step:
+            step.model = model.name
             step.prices = model.price.prompt, model.price.completion
             try:
                 async with self._flight(model, options, call, asked) as flight:
-                    if isinstance(flight.entry, CachedAnswer):
+                    if flight and isinstance(flight.entry, CachedAnswer):
                         call.cached, last = True, list(flight.entry.items())
                         call.add(last)
                     else:
-                        async with self._sending(models, call) as attempt:
+                        async with _Sending(self._stages, models, call) as attempt:
                             items = attempt.first
                             while items:
                                 last = items
@@ -231,126 +200,66 @@ class CallPath:
                                 if call.finish is None:  # the end is told when the step is recorded
                                     yield items
                                 items = await attempt.next()
-                        _keep(flight, model, call)
+                        if flight:
+                            _keep(flight, model, call)
                 await call.judge()
             finally:
                 _record(step, call, models)
-        yield [*(item for item in last if not isinstance(item, Finish)), call.end(step.usage.cost)]
+        yield [*last[:-1], call.end(step.usage.cost)]
 
     def _flight(
         self, model: Model, options: Mapping[str, Any], call: _Call, asked: bytes
-    ) -> AbstractAsyncContextManager[Flight]:
+    ) -> AbstractAsyncContextManager[Flight | None]:
         """The call's way through the cache, which is on where the answer is meant to be the same each time, or on request."""
-        caller = call.caller
         mode = call.cache or ("on" if options.get("temperature") == 0 else "off")
         if mode == "off":
-            return nullcontext(Flight(None))
-        scope = SHARED if caller.shares_cache else caller.owner
-        key = cache_key(
-            self._secret,
-            scope=scope,
-            agent=caller.agent,
-            version=caller.version,
-            model=" ".join((model.alias, model.llm or "", *sorted(spec.model for spec in model.endpoints))),
-            body=asked,
-            sample=0,
-        )
-        question = Question(key, scope, caller.owner, caller.agent, caller.session, run=str(caller.run_id))
-        return self._cache.flight(question, "refresh" if mode == "refresh" or caller.again else "on")
+            return PAST_THE_CACHE
+        question = self._stages.question(model, call.caller, call.caller.version, asked)
+        return self._stages.cache.flight(question, "refresh" if mode == "refresh" or call.caller.again else "on")
 
-    @asynccontextmanager
-    async def _sending(self, models: Sequence[Model], call: _Call) -> AsyncIterator[Attempt]:
-        """Reserve, have it answered, and settle."""
-        caller, options = call.caller, call.options
-        estimate = count_messages(call.messages, call.options.get("tools", ()))
-        models = fitting(models, estimate)
-        limits = {**models[0].defaults, **options}
+
+class _Sending:
+    """Reserve, have it answered, and settle: around all that comes of the answer."""
+
+    __slots__ = ("_attempt", "_call", "_models", "_reservation", "_stages")
+    _attempt: Attempt
+
+    def __init__(self, stages: Stages, models: Sequence[Model], call: _Call) -> None:
+        self._stages, self._models, self._call = stages, models, call
+        self._reservation: Any = None
+
+    async def __aenter__(self) -> Attempt:
+        call, caller, estimate = self._call, self._call.caller, self._call.estimate
+        self._models = models = fitting(self._models, estimate)
+        limits = {**models[0].defaults, **call.options}
         wanted = limits.get("max_completion_tokens") or limits.get("max_tokens") or _longest(models, estimate)
-        reservation = None
-        if self._reservations and caller.budgets:
-            prompt = estimate * PROMPT_FACTOR + PROMPT_OVERHEAD
+        if caller.budgets:
             price = _dearest(model.price for model in models)
-            reservation = await self._reservations.reserve(caller.run_id, caller.budgets, prompt, wanted, price)
+            self._reservation = await self._stages.reserve(caller, estimate, wanted, price)
         tokens = estimate + min(wanted, TYPICAL)
-        call.request = Request(call.messages, options, caller.owner, tokens, batch=caller.batch)
-        call.request.max_tokens = reservation.max_tokens if reservation else None
+        call.request = Request(call.prompt, call.options, caller.owner, tokens, batch=caller.batch)
+        if self._reservation is not None:
+            call.request.max_tokens = self._reservation.max_tokens
         try:
-            async with await self._router.begin(models, call.request) as attempt:
-                yield attempt
-                if call.finish:
-                    attempt.succeeded(call.finish)
-        except (asyncio.CancelledError, GeneratorExit):
-            call.cancelled = True
+            self._attempt = await self._stages.router.begin(models, call.request)
+        except BaseException as error:
+            self._settle(error)
             raise
-        finally:
-            if reservation is not None and self._reservations:
-                spent = call.spent(models)
-                self._reservations.settle(reservation, spent.total, spent.cost)
+        return self._attempt
 
-    async def embed(
-        self, texts: Sequence[str], alias: str | None, caller: Caller, recorder: Recorder
-    ) -> list[list[float]]:
-        """The embedding of each text, in order: from the cache as far as it has them, all in one step of kind `llm`."""
-        if isinstance(texts, str) or not all(isinstance(text, str) and text for text in texts):
-            raise InvalidInput("texts must be a list of texts that are not empty.", param="texts")
-        catalog = self._catalog()
-        model = catalog.get(alias or (EMBEDDING if EMBEDDING in catalog.models else DEFAULT))
-        if model.cascade:
-            raise InvalidInput("model must not be a cascade: two models' embeddings differ.", param="model")
-        questions = {text: self._embedding_question(model, text, caller) for text in texts}
-        found = dict(zip(questions, await self._cache.find(list(questions.values())), strict=True))
-        known = {text: entry for text, entry in found.items() if isinstance(entry, CachedVector)}
-        vectors = {text: list(array("d", entry.numbers)) for text, entry in known.items()}
-        missing = [text for text in questions if text not in known]
-        saved = model.price.cost(Usage(sum(entry.tokens for entry in known.values())))
-        parts = [text.encode(errors="surrogatepass") for text in missing]
-        asked = {"model": model.alias, "texts": [sha256(part).hexdigest() for part in parts]}
-        if not questions:
-            return []
-        with recorder.step("llm", model.alias, input=_json(asked, "texts"), parts=parts) as step:
-            step.model = model.endpoints[0].model if model.endpoints else model.alias
-            step.from_cache, step.usage = not missing, Usage(saved=saved)
-            step.output = msgspec.json.encode({"embeddings": len(questions), "from_cache": len(known)})
-            if missing:
-                vectors |= await self._embedded(model, missing, caller, step)
-        for text in missing:
-            self._cache.keep(questions[text], CachedVector(array("d", vectors[text]).tobytes(), count(text)))
-        return [vectors[text] for text in texts]
-
-    async def _embedded(
-        self, model: Model, texts: Sequence[str], caller: Caller, step: OpenStep
-    ) -> dict[str, list[float]]:
-        """Reserve, have them embedded some at a time, and settle what that took, however far it came."""
-        estimate = sum(map(count, texts))
-        reservation = None
-        if self._reservations and caller.budgets:
-            prompt = estimate * PROMPT_FACTOR + PROMPT_OVERHEAD
-            reservation = await self._reservations.reserve(caller.run_id, caller.budgets, prompt, 1, model.price)
-        vectors: list[list[float]] = []
-        spent = Usage()
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         try:
-            for first in range(0, len(texts), TEXTS_PER_REQUEST):
-                part = texts[first : first + TEXTS_PER_REQUEST]
-                request = Request((), {}, caller.owner, sum(map(count, part)), batch=caller.batch, texts=part)
-                try:
-                    spent += await self._router.embed(model, request)
-                except asyncio.CancelledError:
-                    spent += Usage(request.tokens if request.hits else 0, estimated=True)
-                    raise
-                vectors += request.vectors
+            if error is None and self._call.finish:
+                self._attempt.succeeded(self._call.finish)
+            await self._attempt.end(error)
         finally:
-            spent = replace(spent, cost=model.price.cost(spent))
-            step.usage += spent
-            if reservation is not None and self._reservations:
-                self._reservations.settle(reservation, spent.total, spent.cost)
-        return dict(zip(texts, vectors, strict=True))
+            self._settle(error)
 
-    def _embedding_question(self, model: Model, text: str, caller: Caller) -> Question:
-        scope = SHARED if caller.shares_cache else caller.owner
-        names = " ".join((model.alias, model.llm or "", *sorted(spec.model for spec in model.endpoints)))
-        body = b"embedding " + text.encode(errors="surrogatepass")
-        key = cache_key(self._secret, scope=scope, agent=caller.agent, version="", model=names, body=body, sample=0)
-        return Question(key, scope, caller.owner, caller.agent, caller.session)
+    def _settle(self, error: BaseException | None) -> None:
+        if isinstance(error, asyncio.CancelledError | GeneratorExit):
+            self._call.cancelled = True
+        if self._reservation is not None:
+            self._stages.settle(self._reservation, self._call.spent(self._models))
 
 
 def _keep(flight: Flight, model: Model, call: _Call) -> None:
@@ -420,15 +329,3 @@ def _record(step: OpenStep, call: _Call, models: Sequence[Model]) -> None:
         step.model = call.finish.model or step.model
     if reason == "cut":
         step.status = "partial"
-
-
-def canonical(messages: Sequence[Mapping[str, Any]]) -> list[bytes]:
-    """Each message as JSON with sorted keys: equal messages have equal bytes, so that a value is stored once."""
-    return [_json(message, f"messages[{index}]") for index, message in enumerate(messages)]
-
-
-def _json(value: object, place: str) -> bytes:
-    try:
-        return msgspec.json.encode(value, order="sorted")
-    except (TypeError, ValueError, RecursionError):
-        raise InvalidInput(f"{place} holds what JSON cannot express.", param=place) from None

@@ -30,6 +30,7 @@ MOST_DISCOVERED = 1000
 
 _COST = Decimal("1e-9")
 """The ledger keeps money as NUMERIC(18, 9), and rounds as PostgreSQL does: half away from zero."""
+FREE = Decimal(0)
 _LLM = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
 _RANGES = {"weight": 1000, "max_concurrency": 10_000, "rpm": 10_000_000, "tpm": 10_000_000_000}
 
@@ -89,6 +90,8 @@ class Price:
 
     def cost(self, usage: Usage) -> Decimal:
         """What `usage` costs, exact to nine decimal places. Reasoning tokens are part of the completion's."""
+        if self.is_free:
+            return FREE
         cached = min(usage.cached, usage.prompt)
         with localcontext(prec=60):
             millionths = (
@@ -177,6 +180,11 @@ class Model:
             raise InvalidInput("discover needs a model with exactly one endpoint.", param="discover")
         if self.cascade:
             self._check_cascade()
+
+    @property
+    def name(self) -> str:
+        """What its first server calls it; an LLM of one's own is called by the alias."""
+        return self.endpoints[0].model if self.endpoints else self.alias
 
     def _check_cascade(self) -> None:
         if len(self.cascade) < 2:

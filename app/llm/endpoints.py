@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import logging
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from app.errors import LLMError, LLMUnavailable
@@ -49,15 +49,13 @@ class Endpoint:
         self.upstream = _upstream(spec, self._deadlines)
         self.succeeded()
 
-    @property
-    def is_refused(self) -> bool:
+    def is_refused(self, now: float) -> bool:
         """Whether it refused our key a moment ago."""
-        return self.refused is not None and _time() < self._refused_until
+        return self.refused is not None and now < self._refused_until
 
-    @property
-    def is_down(self) -> bool:
+    def is_down(self, now: float) -> bool:
         """Whether it is passed over after failures, as long as there is another."""
-        return _time() < self._down_until
+        return now < self._down_until
 
     def succeeded(self) -> None:
         """It answers."""
@@ -116,16 +114,21 @@ class Endpoints:
 
         Endpoints that failed a moment ago come only when there is no other, those that refused our key not at all.
         """
-        left = [Choice(spec, self.of(spec)) for spec in model.endpoints if spec.id not in tried]
-        left = [choice for choice in left if not choice.endpoint.is_refused]
-        left = [choice for choice in left if not choice.endpoint.is_down] or left
-        left = [choice for choice in left if choice.endpoint.limiter.has_room] or left
+        now = _time()
+        left = [Choice(spec, self._known[spec.id]) for spec in model.endpoints if spec.id not in tried]
+        left = [choice for choice in left if not choice.endpoint.is_refused(now)]
+        if len(left) > 1:
+            left = [choice for choice in left if not choice.endpoint.is_down(now)] or left
+            left = [choice for choice in left if choice.endpoint.limiter.has_room] or left
         return self._in_turn(model.alias, left) if len(left) > 1 else next(iter(left), None)
 
-    def is_away(self, model: Model) -> bool:
-        """Whether all of a model's endpoints failed a moment ago, so that a fallback is asked before it."""
-        known = [self.of(spec) for spec in model.endpoints]
-        return bool(known) and all(endpoint.is_down or endpoint.is_refused for endpoint in known)
+    def ordered(self, models: Sequence[Model]) -> Sequence[Model]:
+        """These models, but those at the end whose endpoints all failed a moment ago."""
+        return models if len(models) == 1 else sorted(models, key=self._is_away)
+
+    def _is_away(self, model: Model) -> bool:
+        now, known = _time(), [self.of(spec) for spec in model.endpoints]
+        return bool(known) and all(endpoint.is_down(now) or endpoint.is_refused(now) for endpoint in known)
 
     def _in_turn(self, alias: str, choices: list[Choice]) -> Choice:
         """Smooth weighted round robin, as nginx has it: each gains its weight, the winner pays what all have gained."""

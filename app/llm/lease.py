@@ -94,11 +94,12 @@ class Limiter:
 
     # --- turns
 
-    async def _enter(self, lease: Lease) -> None:
-        if not self._line and self._fits(lease.tokens, self._loop.time()):
-            self._begin(lease.tokens)
-        else:
-            await self._wait(lease)
+    def _goes(self, lease: Lease) -> bool:
+        """Whether a call may go at once; then it has."""
+        if self._line or not self._fits(lease.tokens, self._loop.time()):
+            return False
+        self._begin(lease.tokens)
+        return True
 
     def _fits(self, tokens: int, now: float) -> bool:
         return (
@@ -118,16 +119,15 @@ class Limiter:
 
     async def _wait(self, lease: Lease) -> None:
         self._refuse_if_full(lease)
-        turn = Turn(lease.owner, lease.tokens, lease.batch, self._loop.create_future())
-        self._line.add(turn)
-        late = self._loop.call_at(lease.deadline, self._late, turn)
+        self._line.add(lease)
+        late = self._loop.call_at(lease.deadline, self._late, lease)
         if len(self._line) == 1 and self._slices is not None:
             self._slices.wake()
         self._grant()
         try:
-            granted = await turn.granted
+            granted = await lease.granted
         except asyncio.CancelledError:
-            self._abandon(turn)
+            self._abandon(lease)
             raise
         finally:
             late.cancel()
@@ -317,20 +317,19 @@ class Limiter:
         self._grant()
 
 
-class Lease:
+class Lease(Turn):
     """The right to one call: from entering to leaving `async with`."""
 
-    __slots__ = ("_limiter", "batch", "deadline", "owner", "tokens")
+    __slots__ = ("_limiter", "deadline")
 
     def __init__(self, limiter: Limiter, owner: UUID | str, tokens: int, deadline: float, batch: bool) -> None:
+        super().__init__(owner, tokens, batch)
         self._limiter = limiter
-        self.owner = owner
-        self.tokens = tokens
         self.deadline = deadline
-        self.batch = batch
 
     async def __aenter__(self) -> Lease:
-        await self._limiter._enter(self)
+        if not self._limiter._goes(self):
+            await self._limiter._wait(self)
         return self
 
     async def __aexit__(

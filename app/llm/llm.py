@@ -94,8 +94,8 @@ class Reply:
             raise RuntimeError("The answer has not been read to its end: use `await reply.text()`.")
         if self._error is not None:
             raise self._error
-        text = "".join(chunk.content for chunk in self._chunks if chunk.content_type in ANSWER_TYPES)
-        reasoning = "".join(chunk.content for chunk in self._chunks if chunk.content_type == "thinking")
+        text = "".join([chunk.content for chunk in self._chunks if chunk.content_type in ANSWER_TYPES])
+        reasoning = "".join([chunk.content for chunk in self._chunks if chunk.content_type == "thinking"])
         finish = self._finish or Finish("stop", Usage())
         return Completion(text, reasoning=reasoning, finish_reason=finish.reason, usage=finish.usage)
 
@@ -147,11 +147,10 @@ class Reply:
             self._end(LLMError("The answer was abandoned before its end."))
             raise
         else:
-            for item in items:
-                if isinstance(item, Finish):
-                    self._finish = item
-                else:
-                    self._chunks.append(item)
+            last = items[-1]
+            if isinstance(last, Finish):
+                self._finish, items = last, items[:-1]
+            self._chunks += items  # type: ignore[arg-type]  # only the last is a finish
         finally:
             self._reader = None
 
@@ -181,7 +180,7 @@ class LLM(ABC):
 
     async def acall(self, messages: Messages, **options: Any) -> Reply:
         """The live answer, returned at its first chunk: a call that fails before it raises here."""
-        reply = self._open(normalise(messages), {**self._defaults, **options})
+        reply = self._open(messages, {**self._defaults, **options})
         await reply.since(0)
         return reply
 
@@ -228,9 +227,9 @@ class LLM(ABC):
         """The embedding of each text, in order; `NotImplementedError` by an LLM that makes none."""
         raise NotImplementedError(f"{type(self).__name__} makes no embeddings")
 
-    def _open(self, messages: list[dict[str, Any]], options: dict[str, Any]) -> Reply:
-        """Every verb's way to an answer: the one place to add to all of them."""
-        return Reply(self.items(messages, options))
+    def _open(self, messages: Messages, options: dict[str, Any]) -> Reply:
+        """Every verb's way to an answer: the one place to add to all of them. `options` are its own."""
+        return Reply(self.items(normalise(messages), options))
 
     async def items(self, messages: list[dict[str, Any]], options: dict[str, Any]) -> AsyncGenerator[Items, None]:
         """What `generate` gives, in whichever of its forms, as a stream that ends with a `Finish`."""

@@ -1,12 +1,15 @@
-"""Whatever a call is given as messages, made once into the dictionaries of the OpenAI protocol."""
+"""Whatever a call is given as messages, made into the dictionaries of the OpenAI protocol, or into what is sent and recorded of them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from app.domain import Message
+import msgspec
+
+from app.domain import Message, Value, canonical
 from app.errors import InvalidInput
+from app.llm.tokens import PER_REPLY, count_message
 
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 
@@ -14,17 +17,94 @@ Messages = str | Message | Sequence[Message | Mapping[str, Any]]
 """What the verbs of an LLM accept: a text is one message of the user."""
 
 
+MANY = 32
+"""With no more messages, a call's record names each."""
+RUN_ENDS = 16
+"""A run of names ends with one whose first byte is less: with every sixteenth, as a rule."""
+
+
+class Prompt(NamedTuple):
+    """The messages of one call, each encoded as it is sent and recorded, and about how many tokens they are together."""
+
+    values: Sequence[Value]
+    tokens: int
+
+    @classmethod
+    def of(cls, messages: Messages) -> Prompt:
+        """`messages` encoded. What a `Message` knows of itself is not made again: a long history costs a look for each."""
+        values, tokens = [], PER_REPLY
+        for index, message in enumerate(_listed(messages)):
+            if isinstance(message, Message) and not message.parts and message.role in ROLES:
+                values.append(_encoded(message, index))
+                tokens += count_message(message)
+            else:
+                body = _checked(message, f"messages[{index}]")
+                values.append(_encoded(body, index))
+                tokens += count_message(body)
+        return cls(values, tokens)
+
+    @property
+    def raw(self) -> list[msgspec.Raw]:
+        """The messages as parts of a larger JSON."""
+        return [msgspec.Raw(value.body) for value in self.values]
+
+    def messages(self) -> list[dict[str, Any]]:
+        """The messages as dictionaries, which belong to the caller."""
+        return [msgspec.json.decode(value.body) for value in self.values]
+
+
+def named(values: Sequence[Value]) -> tuple[list[str], Sequence[Value]]:
+    """The names of a prompt's messages for the record of the call, and all the values that these names lead to.
+
+    Of more than `MANY`, runs of names are values of their own: JSON arrays, which are named in their messages' place. Where a run ends
+    depends on a name alone, so a conversation that grows at its end, or loses its beginning, has the same runs from turn to turn.
+    """
+    names = [value.digest.hex() for value in values]
+    if len(names) <= MANY:
+        return names, values
+    short: list[str] = []
+    runs: list[Value] = []
+    first = 0
+    for at, value in enumerate(values, 1):
+        if value.digest[0] < RUN_ENDS and at - first > 1:
+            runs.append(Value.of(canonical(names[first:at])))
+            short.append(runs[-1].digest.hex())
+            first = at
+    return short + names[first:], [*values, *runs]
+
+
 def normalise(messages: Messages) -> list[dict[str, Any]]:
     """`messages` as dictionaries; `InvalidInput` names the place of the first bad one, such as `messages[2].role`."""
+    return [_checked(message, f"messages[{index}]") for index, message in enumerate(_listed(messages))]
+
+
+def encoded(value: object, place: str) -> bytes:
+    """Canonical JSON; `InvalidInput` for what JSON cannot express."""
+    try:
+        return canonical(value)
+    except (TypeError, ValueError, RecursionError):
+        raise InvalidInput(f"{place} holds what JSON cannot express.", param=place) from None
+
+
+def _encoded(message: Message | Mapping[str, Any], index: int) -> Value:
+    if isinstance(message, Message):
+        try:
+            return message.value
+        except (TypeError, ValueError, RecursionError):
+            message = message.to_openai()
+    return Value.of(encoded(message, f"messages[{index}]"))
+
+
+def _listed(messages: Messages) -> list[Message | Mapping[str, Any]]:
     if isinstance(messages, str):
         return [{"role": "user", "content": str(messages)}]
     if isinstance(messages, Message):
-        messages = [messages]
+        return [messages]
     if not isinstance(messages, Sequence):
         raise InvalidInput("messages must be a text, a message or a list of messages.", param="messages")
     if not messages:
         raise InvalidInput("messages must not be empty.", param="messages")
-    return [_checked(message, f"messages[{index}]") for index, message in enumerate(messages)]
+    return [*messages]
 
 
 def _checked(message: Any, place: str) -> dict[str, Any]:

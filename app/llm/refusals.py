@@ -51,6 +51,10 @@ class UpstreamLate(LLMUnavailable):
     """The language model's server did not answer in time, though it may have worked."""
 
 
+class UpstreamUnknown(LLMUnavailable):
+    """The language model's server knows no such address or model: check OPENAI_BASE_URL and the model name."""
+
+
 class UpstreamBusy(LLMUnavailable):
     """The language model's server is busy: it asks to slow down."""
 
@@ -60,9 +64,7 @@ def refusal(status: int, headers: Mapping[str, str], body: bytes) -> LLMError:
     if status == 401 or (status == 403 and not _NO_MODEL.search(body[:MAX_LOOK])):
         return UpstreamAuth()
     if status in (403, 404) or 300 <= status < 400:
-        return LLMUnavailable(
-            "The language model's server knows no such address or model: check OPENAI_BASE_URL and the model name."
-        )
+        return UpstreamUnknown()
     if status in (429, 529):  # the second is Anthropic's "overloaded"
         return UpstreamBusy(retry_after=retry_after(headers))
     if status in (402, 408) or status in (502, 503, 504):

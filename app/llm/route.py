@@ -7,7 +7,6 @@ import logging
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any
 
 from app.domain import Usage
@@ -16,8 +15,8 @@ from app.llm.catalog import EndpointSpec, Model
 from app.llm.endpoints import Choice, Endpoints, OwnLLMs
 from app.llm.lease import Lease
 from app.llm.llm import LLM, Finish, Items
-from app.llm.refusals import EmptyAnswer, UpstreamBusy, UpstreamLate
-from app.llm.tokens import count_messages
+from app.llm.messages import Prompt
+from app.llm.refusals import EmptyAnswer, UpstreamBusy, UpstreamLate, UpstreamUnknown
 from app.llm.upstream import Upstream
 from app.reports import report
 
@@ -33,11 +32,14 @@ PATIENCE = 600.0
 """Seconds in which a call must have begun to be answered, waiting for its turn and for repetitions included."""
 
 
+NOTHING = Usage()
+
+
 @dataclass(slots=True)
 class Request:
     """One request: what is asked, by whom, and what has become of it."""
 
-    messages: Sequence[Mapping[str, Any]]
+    prompt: Prompt
     options: Mapping[str, Any]
     owner: str
     tokens: int
@@ -50,7 +52,7 @@ class Request:
     hits: int = 0
     is_open: bool = False
     """Whether somebody was sent it who may be working on it still."""
-    lost: Usage = field(default_factory=Usage)
+    lost: Usage = NOTHING
     """What servers took that gave no answer."""
     failures: list[str] = field(default_factory=list)
     model: Model | None = None
@@ -71,10 +73,11 @@ class Router:
         """The first of `models` that begins to answer; those that failed a moment ago are asked last. From then on nobody else is."""
         deadline = asyncio.get_running_loop().time() + PATIENCE
         pause = FIRST_PAUSE
+        gone = set[str]()
         while True:
             error: LLMError | None = None
-            before, tried = request.hits, set[str]()
-            for index, model in enumerate(sorted(models, key=self._endpoints.is_away)):
+            before, tried = request.hits, gone.copy()
+            for index, model in enumerate(self._endpoints.ordered(models)):
                 kept = MAX_HITS - (len(models) - index - 1)  # one is kept for each fallback
                 most = min(MAX_HITS, max(request.hits + 1, kept))
                 while request.hits < most and (attempt := self._next(model, request, tried, deadline)):
@@ -84,20 +87,23 @@ class Router:
                         raise
                     except LLMError as failed:
                         error = failed
+                        if isinstance(failed, UpstreamUnknown):
+                            gone.add(attempt.name)
                     else:
                         return attempt
             if error is None:
                 raise self._endpoints.why_none(models)
-            if request.hits >= MAX_HITS or request.hits == before:
+            if request.hits >= MAX_HITS or request.hits == before or tried == gone:
                 raise error
             pause = await _paused(error, pause, deadline)
 
     async def embed(self, model: Model, request: Request) -> Usage:
         """Embed the texts of a request; what it took. By one model only, for others' vectors differ."""
-        async with await self.begin([model], request) as attempt:
-            (finish,) = attempt.first
-            assert isinstance(finish, Finish)  # noqa: S101 - all that `_embedded` gives
-            attempt.succeeded(finish)
+        attempt = await self.begin([model], request)
+        (finish,) = attempt.first
+        assert isinstance(finish, Finish)  # noqa: S101 - all that `_embedded` gives
+        attempt.succeeded(finish)
+        await attempt.end(None)
         return finish.usage
 
     def _next(self, model: Model, request: Request, tried: set[str], deadline: float) -> Attempt | None:
@@ -119,12 +125,11 @@ class Router:
 
     async def _ask_own(self, model: Model, name: str, request: Request) -> AsyncGenerator[Items, None]:
         llm = self._own.get(name)
-        messages = [dict(message) for message in request.messages]
         try:
             if request.texts:
                 yield await _own_vectors(llm, request)
                 return
-            async with aclosing(llm.items(messages, {**model.defaults, **request.options})) as answer:
+            async with aclosing(llm.items(request.prompt.messages(), {**model.defaults, **request.options})) as answer:
                 async for items in answer:
                     yield items
         except AppError:
@@ -150,18 +155,23 @@ class Attempt:
         self.first: Items = ()
         """What came first of the answer."""
 
+    @property
+    def name(self) -> str:
+        """What tells the endpoint, or the LLM, from others."""
+        return self._choice.spec.id if self._choice else str(self._model.llm)
+
     async def begin(self) -> None:
-        """Wait for the turn, and for the first token. Who has begun it enters it too, which ends it."""
-        if self._lease:
-            await self._lease.__aenter__()
-        request = self._request
+        """Wait for the turn, and for the first token. Who has begun it ends it too."""
+        request, lease, choice = self._request, self._lease, self._choice
+        if lease is not None:
+            await lease.__aenter__()
         request.hits += 1
         request.is_open = True
-        request.model, request.spec = self._model, self._choice.spec if self._choice else None
+        request.model, request.spec = self._model, choice.spec if choice else None
         try:
             self.first = await anext(self._answer)
         except BaseException as error:
-            await self.__aexit__(type(error), error, None)
+            await self.end(error)
             raise
 
     async def next(self) -> Items:
@@ -177,19 +187,15 @@ class Attempt:
             self._choice.endpoint.succeeded()
             self._lease.succeeded(finish.usage.total)
 
-    async def __aenter__(self) -> Attempt:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def end(self, error: BaseException | None) -> None:
+        """Let go of all that it holds; `error` is why it did not come to its end."""
         try:
             if isinstance(error, AppError):
                 self._failed(error)
             await self._answer.aclose()
         finally:
-            if self._lease:
-                await self._lease.__aexit__(kind, error, trace)
+            if self._lease is not None:
+                await self._lease.__aexit__(None, error, None)
 
     def _failed(self, error: AppError) -> None:
         request = self._request
@@ -198,7 +204,7 @@ class Attempt:
         if isinstance(error, EmptyAnswer):
             request.lost += error.usage
         elif isinstance(error, UpstreamLate) and not self.first:
-            request.lost += Usage(count_messages(request.messages), estimated=True)
+            request.lost += Usage(request.prompt.tokens, estimated=True)
         if isinstance(error, LLMRejected | EmptyAnswer):
             return
         if self._choice is None or self._lease is None or not isinstance(error, LLMError):
@@ -215,7 +221,7 @@ def _answer(upstream: Upstream, spec: EndpointSpec, model: Model, request: Reque
     if request.texts:
         return _vectors(upstream, spec, request)
     # The messages come first, so that what a conversation sends begins with what it sent before, whatever the options.
-    body = {"model": spec.model, "messages": request.messages, **model.defaults, **request.options}
+    body = {"model": spec.model, "messages": request.prompt.raw, **model.defaults, **request.options}
     if request.max_tokens is not None:  # under one name only, or a server may heed the other
         newer = body.pop("max_completion_tokens", None)
         body.pop("max_tokens", None)
@@ -253,6 +259,8 @@ async def _paused(error: LLMError, pause: float, deadline: float) -> float:
 
 def chain(model: Model, catalog: Mapping[str, Model]) -> list[Model]:
     """A model and its fallbacks, theirs included, in the order in which they are asked."""
+    if not model.fallback:
+        return [model]
     found: dict[str, Model] = {}
     waiting = [model]
     while waiting:

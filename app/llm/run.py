@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from app.domain import Chunk
 from app.errors import InvalidInput
 from app.journal.recorder import Recorder
-from app.llm.call import OWN_OPTIONS, Caller, CallPath
+from app.llm.call import CallPath
 from app.llm.llm import CLOSE_SECONDS, LLM, Reply
+from app.llm.messages import Messages, Prompt
 from app.llm.options import checked
+from app.llm.stages import Caller
 
-MODES = ("on", "off", "refresh")
+MODES = (None, "on", "off", "refresh")
 
 
 class RunLLM(LLM):
@@ -63,9 +65,19 @@ class RunLLM(LLM):
         if going := [reply for reply in self._calls.open if not reply.ended]:
             await asyncio.gather(*(reply.close() for reply in going))
 
-    def _open(self, messages: list[dict[str, Any]], options: dict[str, Any]) -> Reply:
+    def _open(self, messages: Messages, options: dict[str, Any]) -> Reply:
         self._check_open()
-        reply = Reply(self._path.stream(messages, _checked(options), self._caller, self._recorder))
+        cache, accept = options.pop("cache", None), options.pop("accept", None)
+        if cache not in MODES:
+            raise InvalidInput("cache must be on, off or refresh.", param="cache")
+        if accept is not None and not callable(accept):
+            raise InvalidInput("accept must be a function that takes a text.", param="accept")
+        options = checked(options)
+        model = options.pop("model", None)
+        to_whom = self._caller, self._recorder
+        reply = Reply(
+            self._path.stream(Prompt.of(messages), options, *to_whom, model=model, cache=cache, accept=accept)
+        )
         self._calls.open = [*(reply for reply in self._calls.open if not reply.ended), reply]
         return reply
 
@@ -81,12 +93,3 @@ class _Calls:
         self.closed = False
         self.open: list[Reply] = []
         self.embedding: set[asyncio.Task[Any]] = set()
-
-
-def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
-    own = {name: options[name] for name in ("cache", "accept") if options.get(name) is not None}
-    if "cache" in own and own["cache"] not in MODES:
-        raise InvalidInput("cache must be on, off or refresh.", param="cache")
-    if "accept" in own and not callable(own["accept"]):
-        raise InvalidInput("accept must be a function that takes a text.", param="accept")
-    return checked({name: value for name, value in options.items() if name not in OWN_OPTIONS - {"model"}}) | own

@@ -32,18 +32,27 @@ def count(text: str) -> int:
     return (3 * plain + 4 * other + 11) // 12
 
 
-def count_messages(messages: Iterable[Message | Mapping[str, Any]], tools: Sequence[Any] = ()) -> int:
+def count_messages(messages: Iterable[Message | Mapping[str, Any] | msgspec.Raw], tools: Sequence[Any] = ()) -> int:
     """About how many tokens `messages`, and the `tools` that may be called, cost as a prompt."""
-    return PER_REPLY + sum(_count_message(message) for message in messages) + _count_json(tools)
+    return PER_REPLY + sum(count_message(message) for message in messages) + count_json(tools)
 
 
-def _count_message(message: Message | Mapping[str, Any]) -> int:
-    body = message.to_openai() if isinstance(message, Message) else message
+def count_message(message: Message | Mapping[str, Any] | msgspec.Raw) -> int:
+    """About how many tokens one of them costs."""
+    if isinstance(message, Message) and message.tokens and "tool_calls" not in message.additional_kwargs:
+        return PER_MESSAGE + message.tokens
+    body = _body(message)
     content = body.get("content") or ""
-    framed = PER_MESSAGE + _count_json(body.get("tool_calls"))
+    framed = PER_MESSAGE + count_json(body.get("tool_calls"))
     if isinstance(content, str):
         return framed + count(content)
     return framed + sum(_count_part(part) for part in content)
+
+
+def _body(message: Message | Mapping[str, Any] | msgspec.Raw) -> Mapping[str, Any]:
+    if isinstance(message, msgspec.Raw):
+        return msgspec.json.decode(message, type=dict[str, Any])
+    return message.to_openai() if isinstance(message, Message) else message
 
 
 def _count_part(part: Mapping[str, Any]) -> int:
@@ -51,8 +60,8 @@ def _count_part(part: Mapping[str, Any]) -> int:
     return count(text) if isinstance(text, str) else PER_ATTACHMENT
 
 
-def _count_json(value: Any) -> int:
-    """Tools and their calls are given to a model about as they are written."""
+def count_json(value: Any) -> int:
+    """About how many tokens tools and their calls cost, which are given to a model about as they are written."""
     try:
         return count(msgspec.json.encode(value).decode()) if value else 0
     except (TypeError, ValueError, RecursionError):  # it cannot be sent either, which is told elsewhere

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from uuid import UUID
 
@@ -19,7 +20,7 @@ from app.errors import (
     NotFound,
     SessionBusy,
 )
-from app.store import budgets
+from app.store import budgets, jobs
 from app.store.operations import BeginRun, Begun, Repeated, Result
 from app.store.rows import Row, Rows
 from app.store.runs import run_of
@@ -27,6 +28,8 @@ from app.store.turns import pending, session_of, stored
 
 MAX_QUEUED = 20
 """How many messages may wait in one session."""
+MAX_BACKGROUND = 100
+"""How many background messages of one user may wait for a worker."""
 
 CHECK = f"""
 SELECT (SELECT r.id FROM runs r WHERE r.session_id = s.id AND r.kind = 'chat' AND r.status IN ('running', 'waiting')
@@ -61,6 +64,7 @@ async def decide(
     checks = await db.fetch(CHECK, *ids)
     repeated = await _repeated(db, ops, locked)
     known = await _known(db, ops, checks, repeated)
+    crowd = await _crowd(db, ops, locked)
     results: dict[UUID, Result] = {}
     for op, check in zip(ops, checks, strict=True):
         session = locked.get(op.session_id)
@@ -70,6 +74,7 @@ async def decide(
             if session is None:
                 raise NotFound("session", param="session_id")
             _admit(op, session, check)
+            _admit_background(op, session, check, crowd)
             results[op.session_id] = _begin(op, session, check, known, repeated.get(op.session_id), replica, rows)
         except AppError as error:
             results[op.session_id] = error
@@ -95,6 +100,30 @@ def _admit(op: BeginRun, session: asyncpg.Record, check: asyncpg.Record) -> None
         raise Conflict("The session is archived.", param="session_id")
 
 
+def _is_background(op: BeginRun, session: asyncpg.Record) -> bool:
+    return session["params"].get("mode") == "background" if op.background is None else op.background
+
+
+async def _crowd(
+    db: asyncpg.Connection, ops: Sequence[BeginRun], locked: Mapping[UUID, asyncpg.Record]
+) -> Counter[UUID]:
+    """How many background messages of each user who sends one now wait already."""
+    sessions = [
+        locked[op.session_id] for op in ops if op.session_id in locked and _is_background(op, locked[op.session_id])
+    ]
+    owners = {session["user_id"] for session in sessions}
+    return Counter(await jobs.count_waiting(db, list(owners)) if owners else {})
+
+
+def _admit_background(op: BeginRun, session: asyncpg.Record, check: asyncpg.Record, crowd: Counter[UUID]) -> None:
+    """Refuse a background message when too many wait already; other writers may add some at the same time."""
+    if check["stored"] or not _is_background(op, session):
+        return
+    if crowd[session["user_id"]] >= MAX_BACKGROUND:
+        raise LimitExceeded(f"{MAX_BACKGROUND} of your background messages are waiting already.", retry_after=30)
+    crowd[session["user_id"]] += 1
+
+
 def _begin(
     op: BeginRun,
     session: asyncpg.Record,
@@ -114,26 +143,26 @@ def _begin(
             op = replace(op, again=True, message=replace(op.message, id=repeated["message_id"]))
     if not check["stored"] and (refusal := budgets.refusal(check["budgets"])):
         raise refusal
-    policy = session["params"].get("busy", "reject")
-    waits = (check["active"] is not None or check["queued"] > 0) and not check["stored"]
-    if waits and policy == "reject":
-        raise SessionBusy
-    if waits and check["queued"] >= MAX_QUEUED:
-        raise LimitExceeded(f"{MAX_QUEUED} messages are waiting in this session already.", retry_after=5)
-    placed = _place(op, session, check, known)
-    message = op.message if waits else placed
+    waits = _waits(session, check)
+    background = _is_background(op, session)
+    later = waits or background
+    placed = op.message if background and check["stored"] else _place(op, session, check, known)
+    message = op.message if later else placed
     run = Run(
         op.run_id,
         op.session_id,
         session["user_id"],
         session["agent_id"],
         message.id or op.run_id,
-        RunStatus.QUEUED if waits else RunStatus.RUNNING,
+        RunStatus.QUEUED if later else RunStatus.RUNNING,
         created_at=now(),
+        background=background,
     )
     if not check["stored"]:
         _store(rows, replica, op, session, message, run)
-    interrupts = check["active"] if waits and policy == "interrupt" else None
+        if background:
+            rows.jobs.append((run.id, run.user_id, not waits))
+    interrupts = check["active"] if waits and session["params"].get("busy") == "interrupt" else None
     if interrupts:
         rows.interrupted.append(interrupts)
     return Begun(
@@ -147,6 +176,17 @@ def _begin(
         op.ephemeral,
         op.request,
     )
+
+
+def _waits(session: asyncpg.Record, check: asyncpg.Record) -> bool:
+    """Whether the message has to wait for others in its session, which may refuse it then."""
+    if check["stored"] or not (check["active"] or check["queued"]):
+        return False
+    if session["params"].get("busy", "reject") == "reject":
+        raise SessionBusy
+    if check["queued"] >= MAX_QUEUED:
+        raise LimitExceeded(f"{MAX_QUEUED} messages are waiting in this session already.", retry_after=5)
+    return True
 
 
 async def _repeated(

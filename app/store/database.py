@@ -19,6 +19,15 @@ POOL_SIZE = 20
 IDLE_MILLISECONDS = "5000"
 """`idle_in_transaction_session_timeout`: our transactions wait for nothing but SQL. One that is idle belongs to a process that is paused
 or cut off, and would hold its locks against everybody else."""
+PLANS = {
+    "plan_cache_mode": "force_generic_plan",
+    "enable_seqscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+    "jit": "off",
+}
+"""How hot statements are planned: once for each connection and not each time, which took longer than to run them. All of them look rows
+up by their keys, so the plan that is made while a table is still small has to be the one that is right when it has grown."""
 POOL_TIMEOUT = 10.0
 """Seconds a caller waits for a connection before it is told that the service is not available."""
 
@@ -86,10 +95,24 @@ def connect(url: str, *, pooled: bool = False) -> AsyncEngine:
 def connector(url: str, *, pooled: bool = False) -> Callable[[], Awaitable[asyncpg.Connection]]:
     """A function that opens a connection of asyncpg's own, for statements too hot for SQLAlchemy."""
     dsn = asyncpg_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+    options = _options(pooled)
+    if not pooled:
+        options["server_settings"] |= PLANS
 
     async def open_connection() -> asyncpg.Connection:
-        connection: asyncpg.Connection = await asyncpg.connect(dsn, **_options(pooled))
+        connection: asyncpg.Connection = await asyncpg.connect(dsn, **options)
         await connection.set_type_codec("jsonb", encoder=encode_json, decoder=msgspec.json.decode, schema="pg_catalog")
+        return connection
+
+    return open_connection
+
+
+def plain_connector(url: str) -> Callable[[], Awaitable[asyncpg.Connection]]:
+    """A function that opens a connection as asyncpg makes it, past any pooler: one that can listen."""
+    dsn = asyncpg_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+
+    async def open_connection() -> asyncpg.Connection:
+        connection: asyncpg.Connection = await asyncpg.connect(dsn, **_options(False))
         return connection
 
     return open_connection
@@ -110,4 +133,7 @@ def is_passing(error: BaseException) -> bool:
     if isinstance(error, asyncpg.PostgresError):
         state = error.sqlstate or ""
         return state in PASSING or state[:2] == "08"
-    return isinstance(error, OSError | TimeoutError | PoolTimeout | asyncpg.InterfaceError)
+    # asyncpg's internal error is a connection that was lost in the middle of a message.
+    return isinstance(
+        error, OSError | TimeoutError | PoolTimeout | asyncpg.InterfaceError | asyncpg.InternalClientError
+    )

@@ -62,7 +62,8 @@ async def begin(db: AsyncConnection, id: UUID, user_id: UUID, size: int) -> None
 
 async def go_on(db: AsyncConnection, id: UUID) -> bool:
     """An upload is alive; false when it was given up."""
-    return await _change(db, id, {"due_at": func.now() + LEASE})
+    statement = update(loose_objects).where(_uploading(id)).values(due_at=func.now() + LEASE)
+    return (await db.execute(statement.returning(loose_objects.c.id))).first() is not None
 
 
 async def finish(db: AsyncConnection, file: File) -> bool:
@@ -75,17 +76,14 @@ async def finish(db: AsyncConnection, file: File) -> bool:
 
 
 async def abandon(db: AsyncConnection, id: UUID) -> bool:
-    """Give an upload up, for its caller to remove what there is of it; false when it became a file, or was given up before."""
-    return await _change(db, id, {"state": "abandoned", "user_id": None, "size": 0, "due_at": func.now() + LEASE})
+    """Give an upload up, for its caller to remove what there is of it; false when it has become a file."""
+    given_up = {"state": "abandoned", "user_id": None, "size": 0, "due_at": func.now() + LEASE}
+    statement = update(loose_objects).where(loose_objects.c.id == id).values(**given_up)
+    return (await db.execute(statement.returning(loose_objects.c.id))).first() is not None
 
 
 def _uploading(id: UUID) -> ColumnElement[bool]:
     return and_(loose_objects.c.id == id, loose_objects.c.state == "uploading")
-
-
-async def _change(db: AsyncConnection, id: UUID, changes: dict[str, Any]) -> bool:
-    statement = update(loose_objects).where(_uploading(id)).values(**changes).returning(loose_objects.c.id)
-    return (await db.execute(statement)).first() is not None
 
 
 # Files

@@ -30,16 +30,19 @@ class Threads:
 
     async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """The function's result. A caller that is cancelled still waits: nobody may close what a thread is using."""
-        future = self._pool.submit(function, *args, **kwargs)
-        waited = asyncio.wrap_future(future)
+        result = self.begin(function, *args, **kwargs)
         try:
-            return await asyncio.shield(waited)
+            return await asyncio.shield(result)
         except asyncio.CancelledError:
-            while not future.done():
+            while not result.done():
                 with suppress(asyncio.CancelledError):
-                    await asyncio.wait([waited])
-            future.exception()
+                    await asyncio.wait([result])
+            result.exception()
             raise
+
+    def begin(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
+        """The same for who does not want to wait for its end."""
+        return asyncio.wrap_future(self._pool.submit(function, *args, **kwargs))
 
     def close(self) -> None:
         """End the threads when they have done what they do."""
@@ -108,7 +111,7 @@ class LocalObjects:
     async def check(self) -> None:
         """Make the folder, and see whether it can be written to."""
         try:
-            await self._threads.call(_make_private, self._folder)
+            await asyncio.shield(self._threads.begin(_make_private, self._folder))
         except OSError as error:
             sentence = f"DATA_DIR: objects cannot be kept in {self._folder} ({error.strerror})."
             raise SettingsError(sentence) from None

@@ -48,6 +48,7 @@ class S3Objects:
         self._bucket = bucket
         self._threads = Threads(THREADS)
         self._is_made = False
+        self._checking: asyncio.Future[str | None] | None = None
         self._checked: tuple[float, str | None] = (float("-inf"), None)
 
     async def put(self, key: UUID, chunks: AsyncIterator[bytes]) -> int:
@@ -103,11 +104,12 @@ class S3Objects:
             await self._call(self._client.remove_object, self._bucket, key.hex)
 
     async def check(self) -> None:
-        """Ask for the bucket, and make it when it is missing."""
+        """Ask for the bucket, and make it when it is missing. All who ask at once share an answer, for which nobody need wait."""
         checked, sentence = self._checked
         if time.monotonic() - checked > CHECKED_SECONDS:
-            sentence = await self._threads.call(self._fault)
-            self._checked = (time.monotonic(), sentence)
+            checking = self._checking = self._checking or self._threads.begin(self._fault)
+            sentence = await asyncio.shield(checking)
+            self._checked, self._checking = (time.monotonic(), sentence), None
         if sentence:
             raise SettingsError(sentence)
 
@@ -168,12 +170,14 @@ def _connect(endpoint: str, access_key: str, secret_key: str) -> Minio:
         from minio import Minio
     except ImportError:
         raise SettingsError("MINIO_ENDPOINT needs the package minio: install chattable with its extra `s3`.") from None
-    parsed = _ENDPOINT.fullmatch(endpoint)
-    scheme, host = parsed.groups() if parsed else (None, "")
     retries = urllib3.Retry(total=2, redirect=0, backoff_factor=0.3, status_forcelist=[500, 502, 503, 504])
     timeout = urllib3.Timeout(connect=CONNECT_SECONDS, read=READ_SECONDS)
     pool = urllib3.PoolManager(timeout=timeout, maxsize=THREADS, retries=retries, cert_reqs="CERT_REQUIRED")
+    wrong = SettingsError("MINIO_ENDPOINT: use HOST, HOST:PORT, or these as a URL of http or https.")
+    parsed = _ENDPOINT.fullmatch(endpoint)
+    if parsed is None:
+        raise wrong
     try:
-        return Minio(host, access_key, secret_key, secure=scheme == "https", http_client=pool)
+        return Minio(parsed[2], access_key, secret_key, secure=parsed[1] == "https", http_client=pool)
     except ValueError:
-        raise SettingsError("MINIO_ENDPOINT: use HOST, HOST:PORT, or these as a URL of http or https.") from None
+        raise wrong from None

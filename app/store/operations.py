@@ -33,6 +33,8 @@ class BeginRun(Struct, frozen=True):
     """Whether the session is made with the message, of `agent_id` and for this one run."""
     request: Mapping[str, Any] | None = None
     """What came with the message through the OpenAI protocol, as JSON; for whoever conducts the run."""
+    background: bool | None = None
+    """Whether a job conducts the run; None leaves it to the session."""
 
 
 class IdempotencyKey(Struct, frozen=True):
@@ -56,6 +58,8 @@ class Begun(Struct, frozen=True):
     """Whether its message was answered before."""
     ephemeral: bool = False
     request: Mapping[str, Any] | None = None
+    attempt: int = 1
+    """How often a worker has taken it up, this time included."""
 
 
 class Repeated(Struct, frozen=True):
@@ -74,19 +78,24 @@ class Finished(Struct, frozen=True):
 
 
 class Promote(Struct, frozen=True):
-    """Begin the session's next queued run, whose turn it should have been already."""
+    """Begin the session's next queued run, whose turn it should have been already; or only that of a `job`, if it is the next."""
 
     session_id: UUID
+    job: UUID | None = None
 
 
 class FinishRun(Struct, frozen=True):
-    """The end of a run: its final state, its answers in order, its steps; and whether to `promote` the session's next run."""
+    """The end of a run: its final state, its answers in order, its steps; and whether to `promote` the session's next run.
+
+    A background run may be queued again instead. `lost` says that the worker that conducted it died.
+    """
 
     run: Run
     answers: Sequence[Message]
     steps: Sequence[Step] = ()
     credential_id: UUID | None = None
     promote: bool = True
+    lost: bool = False
 
     @property
     def session_id(self) -> UUID:

@@ -11,7 +11,8 @@ from sqlalchemy import Row, Uuid, and_, any_, delete, exists, func, literal, or_
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.domain import Message, Page, Run, RunStatus, Usage, now
+from app.domain import JobState, Message, Page, Run, RunStatus, Usage, now
+from app.store import jobs, tables
 from app.store.credentials import is_good
 from app.store.messages import message_of
 from app.store.tables import credentials, idempotency_keys, messages, replicas, runs, sessions, users
@@ -68,6 +69,7 @@ def run_of(row: Row[Any] | Any) -> Run:
         created_at=row.created_at,
         ended_at=row.ended_at,
         layout=row.layout,
+        background=row.background,
     )
 
 
@@ -153,6 +155,7 @@ async def request_cancel(db: AsyncConnection, ids: Sequence[UUID]) -> None:
     await db.execute(chosen.where(runs.c.status.in_(ACTIVE)).values(cancel_requested=True))
     ended = {"status": RunStatus.CANCELLED, "ended_at": func.now(), "pending": None}
     await db.execute(chosen.where(runs.c.status == RunStatus.QUEUED).values(**ended))
+    await jobs.cancel(db, ids)
 
 
 # Replicas
@@ -189,9 +192,14 @@ async def take_over(db: AsyncConnection, replica: UUID, *, held: Sequence[UUID])
 
 
 async def stuck_sessions(db: AsyncConnection) -> Sequence[UUID]:
-    """Sessions where a run waits though nothing runs: whoever should have promoted it died."""
+    """Sessions where a run waits though nothing runs, nor waits for a worker: whoever should have promoted it died."""
     active = runs.alias("active")
-    busy = exists().where(active.c.session_id == runs.c.session_id, active.c.status.in_(ACTIVE))
+    job = tables.jobs
+    due = exists().where(job.c.subject_id == active.c.id, job.c.state == JobState.QUEUED)
+    busy = exists().where(
+        active.c.session_id == runs.c.session_id,
+        or_(active.c.status.in_(ACTIVE), and_(active.c.status == RunStatus.QUEUED, due)),
+    )
     query = select(runs.c.session_id).distinct().where(runs.c.status == RunStatus.QUEUED, ~busy).limit(TAKE_OVER)
     return (await db.execute(query)).scalars().all()
 

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain import Page, Role, Session, SessionParams, Usage, User, now
 from app.store.runs import usage_of
-from app.store.tables import runs, sessions, step_values, steps, users
+from app.store.tables import jobs, runs, sessions, step_values, steps, users
 
 _USER = [users.c.name, users.c.role, users.c.status]
 
@@ -103,6 +103,7 @@ async def erase(
         chosen = sessions.c.id == session_id if session_id else sessions.c.user_id == user_id
     scope = select(sessions.c.id).where(chosen)
     of_run = select(runs.c.id).where(runs.c.session_id.in_(scope))
+    await db.execute(delete(jobs).where(jobs.c.subject_id.in_(of_run)))
     await db.execute(delete(steps).where(steps.c.run_id.in_(of_run)))
     await db.execute(delete(step_values).where(step_values.c.scope_id.in_(scope)))
     await db.execute(delete(sessions).where(chosen))

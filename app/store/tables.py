@@ -194,6 +194,7 @@ runs = Table(
     *_usage(),
     _created(),
     _time("ended_at", nullable=True),
+    Column("background", Boolean, nullable=False, server_default=text("false")),
     Index("ix_runs_replica", "replica", postgresql_where=text("status IN ('running', 'waiting')")),
     Index("ix_runs_session_id", "session_id", "id"),
     Index("ix_runs_user_id", "user_id", "id"),
@@ -414,6 +415,34 @@ batch_items = Table(
     UniqueConstraint("batch_id", "custom_id"),
 )
 """The requests of batches, and each one's answer with its HTTP status, until they are in the batch's files."""
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("kind", Text, nullable=False),
+    Column("owner_id", Uuid, ForeignKey("users.id", ondelete="CASCADE"), nullable=False),
+    Column("subject_id", Uuid, nullable=False),
+    Column(
+        "state",
+        Text,
+        CheckConstraint("state IN ('waiting', 'queued', 'running', 'completed', 'failed', 'cancelled')", name="state"),
+        nullable=False,
+    ),
+    Column("attempt", Integer, nullable=False, server_default=text("0")),
+    Column("lost", Integer, nullable=False, server_default=text("0")),
+    Column("replica", Uuid),
+    Column("error", JSONB),
+    _created(),
+    _time("started_at", nullable=True),
+    _time("ended_at", nullable=True),
+    Index("ix_jobs_owner_id", "owner_id", "kind", postgresql_where=text("state IN ('waiting', 'queued')")),
+    Index("ix_jobs_queued", "id", postgresql_where=text("state = 'queued'")),
+    Index("ix_jobs_replica", "replica", postgresql_where=text("state = 'running'")),
+    Index("ix_jobs_subject_id", "subject_id"),
+    Index("ix_jobs_ended_at", "ended_at", postgresql_where=text("ended_at IS NOT NULL")),
+)
+"""What any worker may do, of which kind and for what. The truth about jobs: PgQueuer's tables (`store/queue.py`) only wake workers up."""
 
 replicas = Table(
     "replicas",

@@ -10,7 +10,7 @@ import asyncpg
 from msgspec.structs import replace
 
 from app.domain import Message, Role, RunStatus, Session, SessionParams, User, now
-from app.store import budgets
+from app.store import budgets, jobs
 from app.store.messages import message_of
 from app.store.operations import BeginRun, Begun
 from app.store.rows import Row, Rows, store
@@ -26,7 +26,8 @@ FROM runs r WHERE r.session_id = ANY($1::uuid[]) AND r.status = 'queued'
   AND NOT EXISTS (SELECT FROM runs a WHERE a.session_id = r.session_id AND a.kind = 'chat' AND a.status IN ('running', 'waiting'))
 ORDER BY r.session_id, r.id"""  # noqa: S608 - names of columns only
 PROMOTE = """
-UPDATE runs r SET status = 'running', pending = NULL, replica = $1, message_id = p.message_id
+UPDATE runs r SET status = 'running', replica = $1, message_id = p.message_id,
+  pending = CASE WHEN background THEN (pending - '{content,additional_kwargs,parts}'::text[]) || '{"stored": true}' END
 FROM unnest($2::uuid[], $3::uuid[]) AS p(id, message_id)
 WHERE r.id = p.id AND r.status = 'queued' RETURNING r.id"""
 KNOWN = "SELECT * FROM messages WHERE id = ANY($1::uuid[])"
@@ -42,17 +43,30 @@ async def stored(db: asyncpg.Connection, ids: Sequence[UUID]) -> Mapping[UUID, M
     return {row["id"]: message_of(Row(row)) for row in await db.fetch(KNOWN, ids)} if ids else {}
 
 
-async def promote(db: asyncpg.Connection, replica: UUID, session_ids: Sequence[UUID]) -> Mapping[UUID, Begun]:
-    """Give each session's next queued run its turn, when nothing else runs there; this replica conducts it."""
-    queued = await db.fetch(NEXT_QUEUED, session_ids)
-    if not queued:
-        return {}
+async def promote(
+    db: asyncpg.Connection, replica: UUID, session_ids: Sequence[UUID], wanted: Mapping[UUID, UUID]
+) -> Mapping[UUID, Begun]:
+    """Give each session's next queued run its turn, when nothing else runs there; this replica conducts it.
+
+    A background run is left to a worker, who may be this one: `wanted` are the jobs that it has come for, by session.
+    """
+    due = await db.fetch(NEXT_QUEUED, session_ids)
+    queued = [row for row in due if wanted.get(row["session_id"]) == (row["id"] if row["background"] else None)]
+    await jobs.give_turns(db, [row["id"] for row in due if row["background"] and row not in queued])
+    begun = await _begin(db, replica, queued) if queued else {}
+    attempts = await jobs.take_runs(
+        db, replica, list(wanted.values()), [each.run.id for each in begun.values() if each.run.background]
+    )
+    return {id: replace(each, attempt=attempts.get(each.run.id, 1)) for id, each in begun.items()}
+
+
+async def _begin(db: asyncpg.Connection, replica: UUID, queued: Sequence[asyncpg.Record]) -> Mapping[UUID, Begun]:
     sessions = await lock(db, [row["session_id"] for row in queued])
-    known = await stored(db, [UUID(row["pending"]["id"]) for row in queued if row["pending"]["again"]])
+    known = await stored(db, [UUID(row["pending"]["id"]) for row in queued if _is_stored(row["pending"])])
     turns: dict[UUID, Begun] = {}
     for row in queued:
         session, waiting = sessions[row["session_id"]], row["pending"]
-        message = known.get(UUID(waiting["id"])) if waiting["again"] else _unpacked(session, waiting)
+        message = known.get(UUID(waiting["id"])) if _is_stored(waiting) else _unpacked(session, waiting)
         if message is not None and session["status"] == "active":
             run = replace(run_of(Row(row)), status=RunStatus.RUNNING, message_id=message.id or row["id"])
             turns[run.id] = Begun(
@@ -62,6 +76,7 @@ async def promote(db: asyncpg.Connection, replica: UUID, session_ids: Sequence[U
                 row["credential_id"],
                 budgets=budgets.ids(row["budgets"]),
                 again=waiting["again"],
+                ephemeral=session["ephemeral"],
                 request=waiting.get("request"),
             )
     ids = [begun.run.message_id for begun in turns.values()]
@@ -71,10 +86,15 @@ async def promote(db: asyncpg.Connection, replica: UUID, session_ids: Sequence[U
         session, message = sessions[begun.session.id], begun.message
         is_new = message.id not in known
         if is_new:
-            rows.add_message(session["user_id"], message)
+            rows.add_message(session["user_id"], message, is_found=not session["ephemeral"])
         rows.advance(begun.session.id, session["next_seq"] + is_new, message.id, now())
     await store(db, rows)
     return {begun.session.id: begun for id, begun in turns.items() if id in taken}
+
+
+def _is_stored(waiting: Mapping[str, Any]) -> bool:
+    """Whether the message is in its place already: it is answered again, or was taken up before by a worker that is gone."""
+    return bool(waiting["again"] or waiting.get("stored"))
 
 
 def pending(op: BeginRun) -> dict[str, Any]:

@@ -52,9 +52,9 @@ class Writer:
         finished: Finished | None = await self._gatherer.put(ending)
         return finished
 
-    async def promote(self, session_id: UUID) -> Begun | None:
-        """Begin the session's next queued run, if nothing runs there."""
-        begun: Begun | None = await self._gatherer.put(Promote(session_id))
+    async def promote(self, session_id: UUID, job: UUID | None = None) -> Begun | None:
+        """Begin the session's next queued run, if nothing runs there; for a worker only the one whose `job` it has come for."""
+        begun: Begun | None = await self._gatherer.put(Promote(session_id, job))
         return begun
 
     async def _write(self, db: asyncpg.Connection, ops: Sequence[Op]) -> Sequence[Result]:

@@ -12,11 +12,12 @@ from msgspec.structs import replace
 from app.agent.chattable import Binding
 from app.agent.history import History
 from app.agent.runner import Answer, answer
-from app.domain import ANSWER_TYPES, Chunk, Message, Outcome, Run, RunStatus, new_id
+from app.domain import ANSWER_TYPES, Chunk, Message, Outcome, Run, RunStatus, Usage, new_id
 from app.errors import AppError, NotFound, Unavailable
 from app.journal.log import Log, LogFull, joined
-from app.llm.call import Caller
+from app.journal.recorder import MAX_STEPS, Recorder
 from app.llm.run import RunLLM
+from app.llm.stages import Caller
 from app.llm.tokens import count
 from app.reports import report
 from app.store import messages, runs
@@ -41,14 +42,20 @@ Work = Callable[[Platform, Begun, LiveRun], Awaitable[Answer]]
 
 def start(platform: Platform, begun: Begun, work: Work | None = None) -> LiveRun:
     """Begin to answer, in a task that belongs to the platform and not to the caller. Without other `work`, the agent answers."""
-    live = LiveRun(begun.run, Log(begun.run.id), credential_id=begun.credential_id)
+    recorder = Recorder(steps_before(begun.attempt))
+    live = LiveRun(begun.run, Log(begun.run.id), recorder, begun.credential_id, begun.attempt)
     platform.live[begun.run.id] = live
     platform.tasks.start(_conduct(platform, begun, live, work or _answer), name="run")
     return live
 
 
+def steps_before(attempt: int) -> int:
+    """The numbers that the steps of earlier attempts may have: no two attempts share one, so that each is charged for its own."""
+    return (attempt - 1) * MAX_STEPS
+
+
 async def _conduct(platform: Platform, begun: Begun, live: LiveRun, work: Work) -> None:
-    """Have the agent answer, store the answer, and only then end the log."""
+    """Have the agent answer, store the answer, and only then end the log. What a server that ends leaves undone, another job does."""
     finished: Finished | None = None
     try:
         result = await _result(platform, begun, live, work)
@@ -164,9 +171,17 @@ def _ending(live: LiveRun, result: Answer | AppError | None, *, promote: bool) -
     status, error = _verdict(live, result)
     given = result if isinstance(result, Answer) else None
     chunks = joined(event.chunk for event in live.log.events)
-    run = replace(live.run, status=status, error=error, usage=live.recorder.usage, layout=layout(chunks))
+    if live.run.background and result is None and live.ended_by == "shutdown":
+        return FinishRun(given_back(live.run, live.recorder.usage), [], live.recorder.steps, live.credential_id, False)
+    usage = live.run.usage + live.recorder.usage
+    run = replace(live.run, status=status, error=error, usage=usage, layout=layout(chunks))
     answers = [stored_answer(chunks, status, given)] if chunks or status is RunStatus.COMPLETED else []
     return FinishRun(run, answers, live.recorder.steps, live.credential_id, promote)
+
+
+def given_back(run: Run, spent: Usage) -> Run:
+    """A background run for another worker, with what it has cost so far."""
+    return replace(run, status=RunStatus.QUEUED, usage=run.usage + spent)
 
 
 def _verdict(live: LiveRun, result: Answer | AppError | None) -> tuple[RunStatus, Mapping[str, Any] | None]:

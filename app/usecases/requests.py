@@ -9,7 +9,6 @@ so that they are stored once.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from hashlib import sha256
 
 import msgspec
 from msgspec.structs import replace
@@ -17,7 +16,6 @@ from msgspec.structs import replace
 from app.agent.request import OpenAIRequest, last_of_user
 from app.domain import Message
 from app.journal.recorder import Recorder
-from app.llm.call import canonical
 from app.store.operations import Begun
 
 
@@ -45,7 +43,7 @@ def asked_in(history: Sequence[Message]) -> Message:
 
 def record(recorder: Recorder, request: OpenAIRequest, history: Sequence[Message]) -> None:
     """Keep the request as a step: its options, and its messages by hash."""
-    parts = canonical([message.to_openai() for message in history])
-    body = request.model_dump(exclude_none=True) | {"messages": [sha256(part).hexdigest() for part in parts]}
+    parts = [message.value for message in history]
+    body = request.model_dump(exclude_none=True) | {"messages": [part.digest.hex() for part in parts]}
     with recorder.step("request", request.model, input=msgspec.json.encode(body, order="sorted"), parts=parts):
         pass

@@ -13,7 +13,7 @@ from app.domain import Outcome, Page, Principal, Run, RunStatus
 from app.errors import NotAuthenticated, NotFound
 from app.journal.log import Log
 from app.store import messages, runs, sessions
-from app.usecases.conduct import SHUTDOWN, stored_log
+from app.usecases.conduct import SHUTDOWN, start, stored_log
 from app.usecases.live import Seen
 from app.usecases.platform import Platform
 
@@ -126,6 +126,7 @@ async def cancel(platform: Platform, principal: Principal, id: UUID) -> Run:
         await runs.request_cancel(db, [id])
     run = await get(platform, principal, id)
     if run.status.is_final:  # it waited its turn
+        await _next_turn(platform, run.session_id)
         return run
     with suppress(TimeoutError):
         async with asyncio.timeout(CANCEL_SECONDS), following(platform, run) as log:
@@ -133,8 +134,16 @@ async def cancel(platform: Platform, principal: Principal, id: UUID) -> Run:
     return await get(platform, principal, id)
 
 
+async def _next_turn(platform: Platform, session_id: UUID) -> None:
+    """Begin what waited for a run that waited itself."""
+    if not platform.draining.is_set() and (begun := await platform.writer.promote(session_id)):
+        start(platform, begun)
+
+
 async def drain(platform: Platform, seconds: float) -> None:
     """Take no more messages; let running answers end by themselves, then end them as partial, and store them all.
+
+    Background runs are queued again instead.
 
     Runs that wait, and those of other replicas, go on; who follows them here is told to follow them elsewhere.
     """

@@ -97,7 +97,7 @@ class Server:
         return self._earlier + (self.serve.output if self.serve else "")
 
     def workers(self) -> list[psutil.Process]:
-        return [child for child in self.running.family() if "app.cli.worker" in child.cmdline()]
+        return [child for child in self.running.family() if "app.cli.server" in child.cmdline()]
 
     def signal_workers(self, number: signal.Signals) -> None:
         """SIGKILL, SIGSTOP or SIGCONT for every worker, not for their parent, who starts killed ones again."""

@@ -14,7 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,7 @@ class Serve:
         return psutil.Process(self.popen.pid).children(recursive=True)
 
     def worker(self) -> psutil.Process:
-        return next(child for child in self.family() if "app.cli.worker" in child.cmdline())
+        return next(child for child in self.family() if "app.cli.server" in child.cmdline())
 
     def post(self, verb: str, **body: Any) -> Any:
         key = (self.data_dir / "admin.key").read_text().strip()
@@ -179,7 +179,8 @@ def test_it_starts_after_everything_was_killed(tmp_path: Path, data_dir: Path) -
     with serving(tmp_path, data_dir) as first:
         victims = [*first.ready().family(), psutil.Process(first.popen.pid)]
         for victim in victims:
-            victim.kill()
+            with suppress(psutil.NoSuchProcess):  # a child may end with its parent
+                victim.kill()
         first.popen.wait()
         with serving(tmp_path, data_dir) as second:
             assert second.ready().say("again") == "again"
@@ -277,6 +278,10 @@ def test_a_wrong_setting_is_named_without_a_traceback(tmp_path: Path) -> None:
         ),
         ({"HOST": "no-such-host.invalid"}, "HOST no-such-host.invalid cannot be listened on"),
         ({"PORT": "many"}, "PORT"),
+        (
+            {"MINIO_ENDPOINT": "127.0.0.1:1", "MINIO_ACCESS_KEY": "key", "MINIO_SECRET_KEY": "secret"},
+            "MINIO_ENDPOINT",
+        ),
     ):
         with serving(tmp_path, tmp_path / "data", **settings) as serve:
             assert serve.end_by_itself() == (2, sentence)

@@ -83,6 +83,10 @@ class Fault:
         return float(self.args.get(key, default))
 
 
+NOTICED_SECONDS = 0.02
+"""How long after a request came all that was closed before it is certainly known to be closed."""
+
+
 class FakeUpstream:
     """The server's state: what was asked of it, how it went, and which fault comes next."""
 
@@ -95,7 +99,7 @@ class FakeUpstream:
         self.requests: deque[Request] = deque(maxlen=KEPT)
         self.hits = self.completed = self.aborted = 0
         self.most_open = 0
-        """The most chat requests that were open at once."""
+        """The most chat requests that were open at once, of those that lasted."""
         self.tokens = 0
         """Of prompts that were read and answers that were sent, whole or not."""
         self.connections = 0
@@ -109,6 +113,9 @@ class FakeUpstream:
     def open(self) -> int:
         """Chat requests being answered."""
         return self.hits - self.completed - self.aborted
+
+    def count_open(self) -> None:
+        self.most_open = max(self.most_open, self.open)
 
     def fail(self, fault: str, *, times: int = 1, headers: dict[str, str] | None = None) -> None:
         """Let the next `times` chat requests go wrong."""
@@ -314,7 +321,7 @@ class Connection(asyncio.Protocol):
     async def _chat(self, request: Request) -> None:
         server = self._server
         server.hits += 1
-        server.most_open = max(server.most_open, server.open)
+        asyncio.get_running_loop().call_later(NOTICED_SECONDS, server.count_open)
         server.requests.append(request)
         whole = False
         try:

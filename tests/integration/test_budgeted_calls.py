@@ -16,7 +16,7 @@ import pytest
 
 from app.domain import new_id
 from app.journal.recorder import Recorder
-from app.llm.call import Caller
+from app.llm.stages import Caller
 from app.store.database import connector
 from tests.calling import call, calling_house
 from tests.engines import Engines

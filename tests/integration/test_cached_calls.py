@@ -14,7 +14,7 @@ from app.domain import Message, Usage
 from app.errors import LLMError
 from app.journal.recorder import Recorder
 from app.llm.cache import Cache
-from app.llm.call import Caller
+from app.llm.stages import Caller
 from tests.calling import agents, call, calling_house
 from tests.engines import Engines
 from tests.fakes.upstream import FakeUpstream, upstream

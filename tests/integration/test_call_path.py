@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from app.domain import Message, Step, Usage
+from app.domain import Message, Step, Usage, canonical
 from app.errors import InvalidInput, LLMError, LLMUnavailable
 from app.journal.recorder import Recorder
-from app.llm.call import CallPath, canonical
+from app.llm.call import CallPath
 from app.llm.catalog import Catalog
 from tests.fakes.upstream import FakeUpstream, upstream
 from tests.paths import open_path, run_llm
@@ -48,7 +48,7 @@ async def test_a_call_is_one_step_with_its_input_by_hash(path: CallPath, recorde
     step, output = only(recorder)
     assert (step.kind, step.name, step.model, step.status) == ("llm", "default", "default-model", "completed")
     parts = [b'{"content":"Be brief.","role":"system"}', b'{"content":"say hello there","role":"user"}']
-    assert list(step.parts) == parts
+    assert [part.body for part in step.parts] == parts
     assert json.loads(step.input or b"") == {
         "model": "default",
         "options": {"temperature": 0.5, "stop": ["END"]},
@@ -186,8 +186,8 @@ async def test_a_synchronous_agent_in_a_thread_is_stopped_by_close(
 
 
 async def test_equal_messages_have_equal_bytes() -> None:
-    first, second = canonical([{"role": "user", "content": "hé"}, {"content": "hé", "role": "user"}])
-    assert first == second == '{"content":"hé","role":"user"}'.encode()
+    first, second = canonical({"role": "user", "content": "hé"}), canonical({"content": "hé", "role": "user"})
+    assert first == second == Message.user("hé").value.body == '{"content":"hé","role":"user"}'.encode()
 
 
 async def test_many_calls_of_a_run_are_steps_in_the_order_they_began(path: CallPath, recorder: Recorder) -> None:

@@ -52,7 +52,7 @@ async def test_many_texts_are_one_step_and_few_requests(models: Models, fake: Fa
     )
     assert (step.usage.prompt, step.usage.completion, step.usage.estimated) == (500, 0, False)
     assert step.usage.cost == Decimal("0.0005")
-    assert [part.decode() for part in step.parts] == texts
+    assert [part.body.decode() for part in step.parts] == texts
 
 
 async def test_a_text_is_embedded_once(models: Models, fake: FakeUpstream) -> None:

@@ -21,11 +21,12 @@ import pytest_asyncio
 from openai import AsyncOpenAI
 from sqlalchemy import text
 
-from app.api import gate
+from app.api import gate, health
 from app.api.files import disposition
 from app.domain import File, Principal, new_id, now
 from app.errors import NotAuthenticated, NotFound, QuotaExceeded, Unavailable
 from app.store import files as rows
+from app.store import objects_s3
 from app.usecases import accounts, files
 from tests.conftest import copy
 from tests.engines import Engines
@@ -412,7 +413,7 @@ async def test_a_user_is_erased_with_his_files_their_objects_and_his_uploads(her
     async with here.platform.engine.connect() as db:
         left = await db.execute(text("SELECT 1 FROM files WHERE user_id = :id"), {"id": who.user.id})
         assert left.all() == []
-    await forget_what_is_looked_for_again(here)
+    await until_nothing_is_loose(here)
 
 
 # What dies in between
@@ -486,12 +487,14 @@ async def test_an_upload_that_was_given_up_makes_no_file(here: House, ann: httpx
         await late.take(chunks(b"x"))
         await later(here, "6 minutes")
         await files.sweep(here.platform)
+        assert not await is_stored(here, late.id)
+        await here.platform.objects.put(late.id, chunks(b"after a pause"))
         with pytest.raises(Unavailable):
             await late.keep("a", "batch")
     with pytest.raises(NotFound):
         await files.open(here.platform, who, late.id)
+    await until_nothing_is_loose(here)
     assert not await is_stored(here, late.id)
-    await forget_what_is_looked_for_again(here)
 
 
 async def test_a_death_between_the_row_and_the_object_is_made_good(here: House, ann: httpx2.AsyncClient) -> None:
@@ -566,6 +569,20 @@ async def test_the_open_house_takes_forms_of_its_own_machine_only(running: Engin
         del local.headers["origin"]
         form = await local.post("/CreateSession", files={"file": b"x"})
         assert (form.status_code, form.json()["param"]) == (400, "content-type")
+
+
+async def test_readyz_does_not_wait_for_a_store_that_is_silent(
+    running: Engines, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(objects_s3, "READ_SECONDS", 1.0)
+    monkeypatch.setattr(health, "CHECK_SECONDS", 1.0)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        settings = {"minio_endpoint": f"127.0.0.1:{silent.getsockname()[1]}", "minio_access_key": "key"}
+        settings |= {"minio_secret_key": "secret", "redis_url": running.redis_url}
+        async with open_house(database_url, **settings) as house:
+            answers = await asyncio.gather(*(house.admin.get("/readyz") for _ in range(40)))
+            told = {"status": "ready", "objects": "The object store does not answer."}
+            assert [(answer.status_code, answer.json()) for answer in answers] == [(200, told)] * 40
 
 
 async def test_readyz_says_why_files_cannot_be_used(running: Engines, database_url: str, tmp_path: Path) -> None:

@@ -15,7 +15,18 @@ from app.main import create_app
 from app.settings import Settings
 from tests.house import House, send, session
 
-NOUNS = ("session_id", "message_id", "run_id", "key_id", "user_id", "group_id", "leaf_id", "parent_id", "after")
+NOUNS = (
+    "session_id",
+    "message_id",
+    "run_id",
+    "key_id",
+    "user_id",
+    "group_id",
+    "leaf_id",
+    "parent_id",
+    "after",
+    "file_id",
+)
 
 
 @dataclass(frozen=True)
@@ -90,6 +101,8 @@ PLACES = list(places())
 
 def like(id: str) -> str:
     """An id that nothing has, made at the same moment."""
+    if id.startswith("file-"):
+        return f"file-{UUID(like(id.removeprefix('file-'))).hex}"
     return str(UUID(int=UUID(id).int ^ (uuid4().int & 0xFFFFFFFF) ^ 1 << 33))
 
 
@@ -116,7 +129,15 @@ async def belongings(house: House, name: str) -> tuple[httpx2.AsyncClient, dict[
     answer = (await send(client, id, f"repeat: secret of {name}")).json()
     key = (await client.post("/api/v1/keys", json={"name": "mine"})).json()["id"]
     group = (await house.admin.post("/api/v1/groups", json={"name": f"group of {name}"})).json()["id"]
-    own = {"session_id": id, "message_id": answer["message_id"], "run_id": answer["run_id"], "key_id": key}
+    form = {"files": {"file": b"secret"}, "data": {"purpose": "user_data"}}
+    file = (await client.post("/v1/files", **form)).json()["id"]
+    own = {
+        "file_id": file,
+        "session_id": id,
+        "message_id": answer["message_id"],
+        "run_id": answer["run_id"],
+        "key_id": key,
+    }
     own |= {"user_id": client.headers["x-test-user"], "group_id": group}
     return client, own | {"leaf_id": answer["message_id"], "parent_id": answer["message_id"], "after": id}
 

@@ -173,6 +173,14 @@ async def test_a_short_retry_after_is_waited_for(tmp_path: Path, one: FakeUpstre
     assert one.hits == 2
 
 
+async def test_a_server_that_knows_no_such_model_is_not_asked_again(tmp_path: Path, one: FakeUpstream) -> None:
+    async with open_models(catalog_of(tmp_path, model("default", one.base_url))) as models:
+        one.fail("404", times=2)
+        with pytest.raises(LLMUnavailable, match="no such address or model"):
+            await ask(models)
+    assert one.hits == 1
+
+
 async def test_a_long_retry_after_is_told_at_once_and_nobody_asks_until_then(tmp_path: Path, one: FakeUpstream) -> None:
     async with open_models(catalog_of(tmp_path, model("default", one.base_url))) as models:
         one.fail("429 retry-after=60")

@@ -14,17 +14,18 @@ from hypothesis import strategies as st
 
 from app.domain import Chunk, Usage
 from app.errors import LLMUnavailable, Unavailable
-from app.llm.cache import MAX_ENTRY, Cache, cache_key
+from app.llm.cache import MAX_ENTRY, Cache
 from app.llm.entries import CachedAnswer, CachedVector, Erasure, Kept, Recent, decode, encode
 from app.llm.flights import Turns
 from app.llm.llm import Finish
 from app.llm.shelf import Counts, Question, Write
+from app.llm.stages import cache_key
 from app.tasks import Tasks
 
 SECRET = b"a secret of the tests"
 USAGE = Usage(10, 5, cached=2, reasoning=1, cost=Decimal("0.5"))
 FINISH = Finish("stop", USAGE, "m")
-Inputs = tuple[str, str, str, str, bytes, int]
+Inputs = tuple[str, str, str, str, bytes]
 
 
 def answer(text: str = "hello") -> CachedAnswer:
@@ -109,12 +110,12 @@ class MemoryStore:
 
 
 texts = st.text(alphabet=st.characters(), max_size=6)
-inputs = st.tuples(texts, texts, texts, texts, st.binary(max_size=6), st.integers(0, 300))
+inputs = st.tuples(texts, texts, texts, texts, st.binary(max_size=6))
 
 
 def key_of(given: Inputs, secret: bytes = SECRET) -> str:
-    scope, agent, version, model, body, sample = given
-    return cache_key(secret, scope=scope, agent=agent, version=version, model=model, body=body, sample=sample)
+    scope, agent, version, model, body = given
+    return cache_key(secret, scope=scope, agent=agent, version=version, model=model, body=body)
 
 
 @given(inputs, inputs)
@@ -127,14 +128,14 @@ def test_borders_between_the_parts_of_a_key_count(text: str, data: st.DataObject
     def split() -> Inputs:
         at = sorted(data.draw(st.lists(st.integers(0, len(text)), min_size=4, max_size=4)))
         a, b, c, d = at
-        return text[:a], text[a:b], text[b:c], text[c:d], text[d:].encode(), 0
+        return text[:a], text[a:b], text[b:c], text[c:d], text[d:].encode()
 
     one, other = split(), split()
     assert (key_of(one) == key_of(other)) == (one == other)
 
 
 def test_a_key_depends_on_the_secret_and_may_hold_half_a_surrogate_pair() -> None:
-    parts = ("u", "a", "\ud800", "m", b"{}", 0)
+    parts = ("u", "a", "\ud800", "m", b"{}")
     assert key_of(parts) != key_of(parts, b"another")
     assert len(key_of(parts)) == 64
 
@@ -223,7 +224,7 @@ def test_an_expired_entry_is_a_miss_and_takes_no_room() -> None:
 
 async def ask(cache: Cache, asked: Question, make: list[str], mode: str = "on") -> str:
     """One call: served, or made by taking the next of `make` (nothing left, or an empty text: it fails)."""
-    assert mode in ("on", "off", "refresh")
+    assert mode in ("on", "refresh")
     async with cache.flight(asked, mode) as flight:  # type: ignore[arg-type]  # checked above
         if flight.entry:
             return text_of(flight.entry)
@@ -454,14 +455,6 @@ async def test_refresh_asks_anew_joins_nobody_and_wins_over_what_began_before() 
     assert await ask(cache, question(), []) == "new"
     assert await ask(cache, question(), ["newer"], "refresh") == "newer"
     assert await ask(cache, question(), []) == "newer"
-
-
-async def test_off_neither_looks_nor_keeps() -> None:
-    cache = Cache()
-    await ask(cache, question(), ["kept"])
-    assert await ask(cache, question(), ["not kept"], "off") == "not kept"
-    assert await ask(cache, question(), []) == "kept"
-    assert (await cache.statistics())["echo"].misses == 1
 
 
 # The store

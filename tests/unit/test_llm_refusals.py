@@ -8,18 +8,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import LLMError, LLMRejected, LLMUnavailable
-from app.llm.refusals import MAX_RETRY_AFTER, UpstreamAuth, UpstreamBusy, refusal, retry_after, upstream_message
+from app.llm.refusals import (
+    MAX_RETRY_AFTER,
+    UpstreamAuth,
+    UpstreamBusy,
+    UpstreamUnknown,
+    refusal,
+    retry_after,
+    upstream_message,
+)
 
 
 @pytest.mark.parametrize(
     ("status", "kind", "shown"),
     [
-        (301, LLMUnavailable, 503),
+        (301, UpstreamUnknown, 503),
         (400, LLMRejected, 502),
         (401, UpstreamAuth, 503),
         (402, LLMUnavailable, 503),
         (403, UpstreamAuth, 503),
-        (404, LLMUnavailable, 503),
+        (404, UpstreamUnknown, 503),
         (408, LLMUnavailable, 503),
         (413, LLMRejected, 502),
         (418, LLMRejected, 502),

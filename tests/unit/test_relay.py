@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from app.domain import Chunk, Message, Outcome, Run, RunStatus, Usage, new_id
+from app.domain import Chunk, Message, Outcome, Run, RunStatus, Usage, Value, new_id
 from app.journal.log import Log, joined
 from app.journal.recorder import Bill, Recorder
 from app.store.redis import Entry
@@ -40,7 +40,7 @@ def test_the_bill_has_open_calls_as_estimates_and_ended_ones_as_they_are() -> No
     recorder = Recorder()
     with recorder.step("llm", "small") as ended:
         ended.usage = Usage(5, 6)
-    with recorder.step("tool", "t"), recorder.step("llm", "big", parts=[b"x" * 40]):
+    with recorder.step("tool", "t"), recorder.step("llm", "big", parts=[Value.of(b"x" * 40)]):
         assert recorder.bill() == [Bill(1, "small", 5, 6, 0, 0, False, ended=True), Bill(3, "big", 11)]
     assert [bill.estimated for bill in recorder.bill()] == [False, False]
 

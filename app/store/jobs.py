@@ -1,0 +1,142 @@
+"""Jobs: added with what they are for, in one transaction; taken by one worker; ended by it, or handed to another when it dies.
+
+A background run's job has the run's id and lives in the run's transactions, which the writer makes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+from sqlalchemy import Row, delete, exists, func, insert, select, text, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.domain import Job, JobState, Run, RunStatus
+from app.store import queue
+from app.store.tables import jobs
+
+RUN = "run"
+"""The kind of a background run's job."""
+MAX_LOST = 3
+"""After so many attempts whose worker died, a job is parked."""
+REISSUED = 200
+KEPT_DAYS = 30
+PARKED = {"code": "parked", "message": "Every worker that tried this has died.", "status": 500}
+
+COUNT_WAITING = """
+SELECT owner_id, count(*) AS waiting FROM jobs
+WHERE owner_id = ANY($1::uuid[]) AND kind = 'run' AND state IN ('waiting', 'queued') GROUP BY owner_id"""
+ADD_RUNS = """
+INSERT INTO jobs (id, kind, owner_id, subject_id, state)
+SELECT id, 'run', owner_id, id, state FROM unnest($1::uuid[], $2::uuid[], $3::text[]) AS w(id, owner_id, state)
+ON CONFLICT DO NOTHING"""
+GIVE_TURNS = "UPDATE jobs SET state = 'queued' WHERE id = ANY($1::uuid[]) AND state = 'waiting' RETURNING id"
+TAKE_RUNS = """
+UPDATE jobs SET state = 'running', attempt = attempt + 1, replica = $1, started_at = now()
+WHERE id = ANY($2::uuid[]) AND state IN ('waiting', 'queued') RETURNING id, attempt"""
+SEND_AWAY = "UPDATE jobs SET state = 'waiting' WHERE id = ANY($1::uuid[]) AND state = 'queued'"
+SETTLE_RUNS = """
+UPDATE jobs j SET state = e.state, lost = j.lost + e.lost::int, error = e.error,
+  ended_at = CASE WHEN e.state <> 'queued' THEN now() END
+FROM unnest($1::uuid[], $2::text[], $3::boolean[], $4::jsonb[]) AS e(id, state, lost, error)
+WHERE j.id = e.id AND j.state = 'running' RETURNING j.id, j.state"""
+
+_ENDS = {
+    RunStatus.QUEUED: JobState.QUEUED,
+    RunStatus.FAILED: JobState.FAILED,
+    RunStatus.CANCELLED: JobState.CANCELLED,
+}
+
+
+# In the writer's transactions
+
+
+async def count_waiting(db: asyncpg.Connection, owners: Sequence[UUID]) -> Mapping[UUID, int]:
+    """How many background runs of each owner no worker has taken yet."""
+    return {row["owner_id"]: row["waiting"] for row in await db.fetch(COUNT_WAITING, owners)}
+
+
+async def add_runs(db: asyncpg.Connection, added: Sequence[tuple[UUID, UUID, bool]]) -> None:
+    """Jobs of new background runs, each with its owner, and whether it is its turn."""
+    states = [JobState.QUEUED if is_due else JobState.WAITING for _, _, is_due in added]
+    await db.execute(ADD_RUNS, [id for id, _, _ in added], [owner for _, owner, _ in added], states)
+    await _issue(db, [id for id, _, is_due in added if is_due])
+
+
+async def give_turns(db: asyncpg.Connection, ids: Sequence[UUID]) -> None:
+    """Let workers take the jobs of these runs, whose turn has come."""
+    if ids:
+        await _issue(db, [row["id"] for row in await db.fetch(GIVE_TURNS, ids)])
+
+
+async def take_runs(
+    db: asyncpg.Connection, replica: UUID, wanted: Sequence[UUID], begun: Sequence[UUID]
+) -> Mapping[UUID, int]:
+    """Take the jobs of the runs that have begun, each with the number of its attempt; those that wanted to wait for their turn."""
+    taken = {row["id"]: row["attempt"] for row in await db.fetch(TAKE_RUNS, replica, begun)} if begun else {}
+    if away := [id for id in wanted if id not in taken]:
+        await db.execute(SEND_AWAY, away)
+    return taken
+
+
+async def settle_runs(db: asyncpg.Connection, ended: Sequence[tuple[Run, bool]]) -> None:
+    """How the jobs of these runs ended, with their runs; one whose run is queued again goes to another worker.
+
+    With each, whether its worker died.
+    """
+    if not ended:
+        return
+    states = [_ENDS.get(run.status, JobState.COMPLETED) for run, _ in ended]
+    errors = [run.error if run.status is RunStatus.FAILED else None for run, _ in ended]
+    columns = [run.id for run, _ in ended], states, [lost for _, lost in ended], errors
+    settled = await db.fetch(SETTLE_RUNS, *columns)
+    await _issue(db, [row["id"] for row in settled if row["state"] == JobState.QUEUED])
+
+
+async def _issue(db: asyncpg.Connection, ids: Sequence[UUID]) -> None:
+    await queue.issue(db, [RUN] * len(ids), ids)
+
+
+# In any transaction
+
+
+def job_of(row: Row[Any]) -> Job:
+    """The job in a row of `jobs`."""
+    return Job(row.id, row.kind, row.owner_id, row.subject_id, JobState(row.state), row.attempt, row.lost)
+
+
+async def get(db: AsyncConnection, id: UUID) -> Job | None:
+    """A job."""
+    row = (await db.execute(select(jobs).where(jobs.c.id == id))).first()
+    return job_of(row) if row else None
+
+
+async def add(db: AsyncConnection, added: Sequence[Job]) -> None:
+    """Enqueue jobs: when the transaction commits, workers take them."""
+    columns = ("id", "kind", "owner_id", "subject_id", "state")
+    await db.execute(insert(jobs), [{name: getattr(job, name) for name in columns} for job in added])
+    await queue.issue_in(db, [job.kind for job in added], [job.id for job in added])
+
+
+async def reissue(db: AsyncConnection) -> None:
+    """Give new tickets to queued jobs that have none: who had taken the ticket could not take the job, or its database was restored."""
+    ticket = exists(
+        text("SELECT FROM pgqueuer q WHERE q.dedupe_key = jobs.id::text AND q.status IN ('queued', 'picked')")
+    )
+    query = select(jobs.c.id, jobs.c.kind).where(jobs.c.state == JobState.QUEUED, ~ticket).limit(REISSUED)
+    found = (await db.execute(query)).all()
+    await queue.issue_in(db, [row.kind for row in found], [row.id for row in found])
+
+
+async def cancel(db: AsyncConnection, ids: Sequence[UUID]) -> None:
+    """End jobs that no worker has taken yet."""
+    untaken = jobs.c.state.in_((JobState.WAITING, JobState.QUEUED))
+    ended = {"state": JobState.CANCELLED, "ended_at": func.now()}
+    await db.execute(update(jobs).where(jobs.c.id.in_(ids), untaken).values(**ended))
+
+
+async def sweep(db: AsyncConnection) -> None:
+    """Forget jobs that ended long ago."""
+    await db.execute(delete(jobs).where(jobs.c.ended_at < func.now() - text(f"interval '{KEPT_DAYS} days'")))
