@@ -70,6 +70,8 @@ class Principal(Struct, frozen=True):
     credential_id: UUID | None = None
     login_id: UUID | None = None
     acts_for_all: bool = False
+    gives_way: bool = False
+    """Whether what is asked may wait while people are answered."""
 
     @property
     def owner(self) -> UUID | None:

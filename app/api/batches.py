@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
 import msgspec
-from fastapi import APIRouter, Path, Query
-from pydantic import BaseModel, BeforeValidator, Field, StringConstraints
+from fastapi import APIRouter, Path, Query, Request
+from pydantic import BaseModel, BeforeValidator, Field, StringConstraints, TypeAdapter, ValidationError
+from starlette.datastructures import Headers
 from starlette.responses import Response
 
-from app.api.callers import Chat, Here, StrictRoute
+from app.api import openai, openai_errors
+from app.api.callers import Chat, Here, StrictRoute, strict_json
 from app.api.fields import Key, Text, file_ref, to_file_id, to_id
-from app.domain import Batch, BatchStatus
+from app.api.openai_models import CompletionBody, EmbeddingsIn
+from app.api.problems import sentence
+from app.domain import Batch, BatchStatus, Principal
+from app.errors import AppError
 from app.usecases import batches
+from app.usecases.batch_work import Answered
+from app.usecases.platform import Platform
 
+Answer = Callable[[Platform, Principal, dict[str, Any], Headers], Awaitable[Response]]
 router = APIRouter(route_class=StrictRoute, tags=["openai"])
 
-Endpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"]
+Endpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings"]
 ENDED = ("completed_at", "failed_at", "expired_at", "cancelled_at")
 MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 MetadataValue = Annotated[str, StringConstraints(max_length=512)]
@@ -177,3 +185,47 @@ async def get_batch(here: Here, caller: Chat, batch_id: InPath) -> Response:
 async def cancel_batch(here: Here, caller: Chat, batch_id: InPath) -> Response:
     """Begin no more of a batch's requests. What was answered is in its files when it is `cancelled`."""
     return _json(_shape(await batches.cancel(here, caller, batch_id)))
+
+
+# Their requests
+
+
+async def _chat(platform: Platform, principal: Principal, body: dict[str, Any], headers: Headers) -> Response:
+    return await openai.complete_chat_directly(platform, principal, headers, msgspec.json.encode(body))
+
+
+async def _text(platform: Platform, principal: Principal, body: dict[str, Any], headers: Headers) -> Response:
+    request = Request({"type": "http", "headers": headers.raw})
+    given = _COMPLETION.validate_python(body)
+    return await openai.complete_text(platform, principal, given, request, headers["idempotency-key"])
+
+
+async def _embeddings(platform: Platform, principal: Principal, body: dict[str, Any], headers: Headers) -> Response:
+    return await openai.make_embeddings(platform, principal, _EMBEDDINGS.validate_python(body))
+
+
+_COMPLETION: TypeAdapter[CompletionBody] = TypeAdapter(CompletionBody)
+_EMBEDDINGS: TypeAdapter[EmbeddingsIn] = TypeAdapter(EmbeddingsIn)
+ANSWERS: Mapping[str, Answer] = {
+    "/v1/chat/completions": _chat,
+    "/v1/completions": _text,
+    "/v1/embeddings": _embeddings,
+}
+
+
+async def ask(platform: Platform, principal: Principal, endpoint: str, body: bytes, key: str) -> Answered:
+    """Answer a request of a batch as its route would, but whole."""
+    headers = Headers({"content-type": "application/json", "idempotency-key": key})
+    try:
+        response = await ANSWERS[endpoint](platform, principal, strict_json(body) | {"stream": False}, headers)
+    except ValidationError as error:
+        response = _refusal(sentence(error.errors(include_url=False, include_input=False)))
+    except AppError as error:
+        response = _refusal(error)
+    later = response.headers.get("retry-after")
+    may_do_better = response.status_code in (429, 503) and response.headers.get("x-should-retry") != "false"
+    return Answered(response.status_code, bytes(response.body), float(later or 1) if may_do_better else None)
+
+
+def _refusal(error: AppError) -> Response:
+    return openai_errors.response(error.to_dict(), retry_after=error.retry_after)

@@ -28,7 +28,7 @@ class Item(NamedTuple):
 
 
 def _batch(row: Row[Any]) -> Batch:
-    return Batch(**row._mapping | {"status": BatchStatus(row.status)})
+    return Batch(**dict(row._mapping) | {"status": BatchStatus(row.status)})
 
 
 def _owned(id: UUID, owner: UUID | None) -> ColumnElement[bool]:

@@ -175,6 +175,7 @@ def _begin(
         op.again,
         op.ephemeral,
         op.request,
+        gives_way=op.principal.gives_way,
     )
 
 

@@ -7,20 +7,22 @@ so that an answer which a run has stored is found there.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
+from functools import partial
 from uuid import UUID
 
 import msgspec
 from msgspec import Struct
 
 from app.domain import Batch, BatchStatus, File, Job, Principal, Scope, new_id, now
-from app.errors import AppError, NotFound
+from app.errors import NotFound
 from app.store import accounts, batches, jobs
 from app.store.batches import Item
 from app.usecases import files
 from app.usecases.batch_lines import Requests, Tokens
 from app.usecases.conduct import patiently
+from app.usecases.jobs import Kind
 from app.usecases.platform import Platform
 
 SHARD = 200
@@ -89,16 +91,19 @@ async def _begin(platform: Platform, batch: Batch, last: int) -> None:
         await _move(platform, batch, BatchStatus.CANCELLED)
 
 
-async def answer_shard(platform: Platform, shard: UUID, ask: Ask) -> None:
-    """Answer the requests of a shard as far as they are not; the last shard has the files written."""
+async def answer_shard(ask: Ask, platform: Platform, shard: UUID) -> bool:
+    """Answer the requests of a shard as far as they are not; the last shard has the files written. False when others go on with it."""
     async with platform.engine.connect() as db:
         found = await batches.get_shard(db, shard)
     if found is None:
-        return
+        return True
     batch, after = found
     if batch.status is BatchStatus.IN_PROGRESS:
         await _Shard(platform, batch, ask).answer(range(after + 1, after + 1 + SHARD))
+        if platform.draining.is_set():
+            return False
     await end_shard(platform, shard)
+    return True
 
 
 async def end_shard(platform: Platform, shard: UUID) -> None:
@@ -130,7 +135,7 @@ class _Shard:
 
         async def work() -> None:
             for item in waiting:
-                if self._over.is_set():
+                if self._over.is_set() or self._platform.draining.is_set():
                     return
                 await self._answer(principal, item)
 
@@ -145,7 +150,7 @@ class _Shard:
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             batch = await _open(self._platform, self._batch.id, BatchStatus.IN_PROGRESS)
-            if batch is None or now() > batch.expires_at:
+            if batch is None or now() > batch.expires_at or self._platform.draining.is_set():
                 self._over.set()
 
     async def _answer(self, principal: Principal, item: Item) -> None:
@@ -261,11 +266,11 @@ def line_of(item: Item) -> bytes:
     return msgspec.json.encode(line) + b"\n"
 
 
-async def fail(platform: Platform, id: UUID, error: AppError) -> None:
+async def fail(platform: Platform, id: UUID) -> None:
     """End a batch that cannot go on."""
-    batch = await _open(platform, id, *batches.OPEN)
-    if batch:
-        told = {"code": error.code, "line": None, "message": error.message, "param": None}
+    if batch := await _open(platform, id, *batches.OPEN):
+        message = "Every worker that tried this has died, or it failed in the server."
+        told = {"code": "server_error", "line": None, "message": message, "param": None}
         await _move(platform, batch, BatchStatus.FAILED, errors=[told])
 
 
@@ -285,7 +290,7 @@ async def _principal(platform: Platform, batch: Batch) -> Principal:
         user = await accounts.get_user(db, id=batch.user_id)
     if user is None:
         raise NotFound("batch")
-    return Principal(user, frozenset({Scope.CHAT}), batch.credential_id)
+    return Principal(user, frozenset({Scope.CHAT}), batch.credential_id, gives_way=True)
 
 
 async def _move(platform: Platform, batch: Batch, to: BatchStatus, **changes: object) -> None:
@@ -312,6 +317,15 @@ async def _parts(items: AsyncGenerator[Item, None]) -> AsyncGenerator[list[Item]
             part = []
     if part:
         yield part
+
+
+KINDS: Mapping[str, Kind] = {"batch": Kind(validate, fail), "batch_end": Kind(write_files, fail)}
+"""What jobs do for batches, but for their requests."""
+
+
+def shards(ask: Ask) -> Mapping[str, Kind]:
+    """And for these."""
+    return {"batch_shard": Kind(partial(answer_shard, ask), end_shard)}
 
 
 def _second() -> int:

@@ -133,6 +133,7 @@ def caller_of(begun: Begun, version: str = "", shares_cache: bool = False) -> Ca
         begun.budgets,
         shares_cache,
         begun.again,
+        begun.gives_way or begun.run.background,
     )
 
 
