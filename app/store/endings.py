@@ -66,7 +66,7 @@ def _end(op: FinishRun, session: asyncpg.Record, replica: UUID, rows: Rows) -> F
     for answer in answers:
         rows.add_message(run.user_id, answer, is_found=not session["ephemeral"])
     leaf_id = answers[-1].id if answers else session["leaf_id"]
-    rows.advance(run.session_id, session["next_seq"] + len(answers), leaf_id, run.ended_at)
+    rows.advance(run.session_id, session["next_seq"] + len(answers), leaf_id, run.ended_at or now())
     for step in op.steps:
         rows.add_step(run, step)
     _charge(op, rows)

@@ -26,6 +26,8 @@ REISSUED = 200
 KEPT_DAYS = 30
 PARKED = {"code": "parked", "message": "Every worker that tried this has died.", "status": 500}
 
+NO_TICKET = """NOT EXISTS (
+SELECT FROM pgqueuer q WHERE q.dedupe_key = jobs.id::text AND q.status IN ('queued', 'picked'))"""
 COUNT_WAITING = """
 SELECT owner_id, count(*) AS waiting FROM jobs
 WHERE owner_id = ANY($1::uuid[]) AND kind = 'run' AND state IN ('waiting', 'queued') GROUP BY owner_id"""
@@ -43,6 +45,9 @@ UPDATE jobs j SET state = e.state, lost = j.lost + e.lost::int, error = e.error,
   ended_at = CASE WHEN e.state <> 'queued' THEN now() END
 FROM unnest($1::uuid[], $2::text[], $3::boolean[], $4::jsonb[]) AS e(id, state, lost, error)
 WHERE j.id = e.id AND j.state = 'running' RETURNING j.id, j.state"""
+TICKETLESS = f"""
+SELECT id, kind FROM jobs WHERE state = 'queued' AND NOT EXISTS (
+  SELECT FROM pgqueuer q WHERE q.dedupe_key = jobs.id::text AND q.status IN ('queued', 'picked')) LIMIT {REISSUED}"""  # noqa: S608 - a constant
 
 _ENDS = {
     RunStatus.QUEUED: JobState.QUEUED,
@@ -160,11 +165,7 @@ async def requeue_lost(db: AsyncConnection, dead_seconds: float) -> None:
 
 async def reissue(db: AsyncConnection) -> None:
     """Give new tickets to queued jobs that have none: who had taken the ticket could not take the job, or its database was restored."""
-    ticket = exists(
-        text("SELECT FROM pgqueuer q WHERE q.dedupe_key = jobs.id::text AND q.status IN ('queued', 'picked')")
-    )
-    query = select(jobs.c.id, jobs.c.kind).where(jobs.c.state == JobState.QUEUED, ~ticket).limit(REISSUED)
-    found = (await db.execute(query)).all()
+    found = (await db.execute(text(TICKETLESS))).all()
     await queue.issue_in(db, [row.kind for row in found], [row.id for row in found])
 
 

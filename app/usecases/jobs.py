@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple
@@ -17,6 +18,8 @@ from app.usecases.platform import Platform
 
 log = logging.getLogger(__name__)
 
+PAUSE_SECONDS = 1.0
+"""Before a job is tried again for which something was missing."""
 WRONG = {"code": "internal", "message": "Something went wrong in the server.", "status": 500}
 
 
@@ -49,6 +52,7 @@ async def _done(kind: Kind, platform: Platform, job: Job) -> tuple[JobState, Map
         is_done = await kind.work(platform, job.subject_id)
     except Exception as error:
         if is_passing(error) or isinstance(error, Unavailable):
+            await asyncio.sleep(PAUSE_SECONDS)
             return JobState.QUEUED, None
         report(log, f"a job of kind {job.kind} failed", error)
         await kind.give_up(platform, job.subject_id)
