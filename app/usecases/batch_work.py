@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from functools import partial
+from typing import Any
 from uuid import UUID
 
 import msgspec
@@ -246,23 +247,23 @@ async def _written(platform: Platform, batch: Batch, tokens: Tokens, *, well: bo
             return
         for item in part:
             tokens.add(item.answer or b"{}")
-        yield b"".join(map(line_of, part))
+        yield b"".join(line_of(batch, item) for item in part)
         after = part[-1].line
 
 
-def line_of(item: Item) -> bytes:
-    """A request's line in a file of answers."""
-    line: dict[str, object] = {"custom_id": item.custom_id, "response": None, "error": None}
+def line_of(batch: Batch, item: Item) -> bytes:
+    """A request's line in a file of answers: the same however often it is written."""
+    line = {"id": f"batch_req_{batch.id.hex}_{item.line}", "custom_id": item.custom_id, "response": None, "error": None}
     if item.request_id is None or item.answer is None:
-        line["id"] = f"batch_req_{new_id().hex}"
-        line["error"] = {"code": "batch_expired", "message": "The batch ended before this request was answered."}
-    else:
-        line["id"] = f"batch_req_{item.request_id.hex}"
-        line["response"] = {
-            "status_code": item.status,
-            "request_id": item.request_id.hex,
-            "body": msgspec.Raw(item.answer),
-        }
+        code = "batch_cancelled" if batch.status is BatchStatus.CANCELLING else "batch_expired"
+        return _encoded(
+            line | {"error": {"code": code, "message": "The batch ended before this request was answered."}}
+        )
+    answer = {"status_code": item.status, "request_id": item.request_id.hex, "body": msgspec.Raw(item.answer)}
+    return _encoded(line | {"response": answer})
+
+
+def _encoded(line: dict[str, Any]) -> bytes:
     return msgspec.json.encode(line) + b"\n"
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.domain import new_id
+from app.domain import Batch, BatchStatus, new_id, now
 from app.store.batches import Item
 from app.usecases import batch_lines
 from app.usecases.batch_lines import Requests, Tokens
@@ -112,12 +112,15 @@ def test_tokens_are_summed_in_the_words_of_every_endpoint() -> None:
 
 
 def test_a_request_without_an_answer_says_so_in_its_line() -> None:
-    unanswered = json.loads(line_of(Item(1, "a", b"{}")))
+    batch = Batch(new_id(), new_id(), CHAT, new_id(), BatchStatus.FINALIZING, now(), now())
+    unanswered = json.loads(line_of(batch, Item(1, "a", b"{}")))
     assert (unanswered["custom_id"], unanswered["response"], unanswered["error"]["code"]) == (
         "a",
         None,
         "batch_expired",
     )
-    answered = json.loads(line_of(Item(1, "a", b"{}", 200, new_id(), b'{"id":"x"}')))
+    item = Item(2, "b", b"{}", 200, new_id(), b'{"id":"x"}')
+    answered = json.loads(line_of(batch, item))
     assert answered["error"] is None
     assert answered["response"]["body"] == {"id": "x"}
+    assert line_of(batch, item) == line_of(batch, item)
