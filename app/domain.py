@@ -21,6 +21,8 @@ from msgspec import Struct, field
 
 T = TypeVar("T")
 
+PRESET_ID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+"""How the ids of presets look; no agent's file may take one that looks so."""
 MAX_TEXT = 1_000_000
 """The longest message content, in characters."""
 
@@ -229,7 +231,7 @@ class Message(Struct, frozen=True, dict=True):
         if self.name:
             body["name"] = self.name
         if beside := {"assistant": "tool_calls", "tool": "tool_call_id"}.get(self.role):
-            body |= {beside: self.additional_kwargs[beside]} if beside in self.additional_kwargs else {}
+            body |= {beside: self.additional_kwargs[beside]} if self.additional_kwargs.get(beside) else {}
         return body
 
 
@@ -263,6 +265,26 @@ class Session(Struct, frozen=True):
     created_at: datetime | None = None
     updated_at: datetime | None = None
     archived_at: datetime | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """What a client of the Conversations API keeps with it."""
+    preset_id: UUID | None = None
+    """The preset it was begun with, whose agent, parameters and defaults it has copied."""
+
+
+class Preset(Struct, frozen=True):
+    """A named configuration of an agent: what sessions that are begun with it start from. Its id is an agent's id to users."""
+
+    id: UUID
+    owner: User
+    name: str
+    agent_id: str
+    agent_params: Mapping[str, Any] = field(default_factory=dict)
+    params: SessionParams = field(default_factory=SessionParams)
+    description: str = ""
+    shared_with: Sequence[str] = ()
+    """The names of the groups that may use it; its owner may anyhow."""
+    created_at: datetime | None = None
+    updated_at: datetime | None = None
 
 
 class RunStatus(StrEnum):
@@ -301,6 +323,30 @@ class Run(Struct, frozen=True):
     """Types and lengths of what was said, when it was not text alone."""
     background: bool = False
     """Whether a job conducts it, and not the server that took the message."""
+
+
+class Errand(Struct, frozen=True):
+    """Something an agent is to do in the background; seed 004 calls it a task.
+
+    Its id is also that of the message which its runs answer. It has a session once it has an agent; `run` is the last one.
+    """
+
+    id: UUID
+    user_id: UUID
+    name: str
+    content: str
+    session: Session | None = None
+    run: Run | None = None
+    runs: int = 0
+    """How often it was executed."""
+    created_at: datetime | None = None
+
+    @property
+    def status(self) -> str:
+        """`created` without an agent, `assigned` with one, and then the state of its last run."""
+        if self.run is not None:
+            return self.run.status.value
+        return "assigned" if self.session else "created"
 
 
 class JobState(StrEnum):
@@ -424,6 +470,8 @@ class Batch(Struct, frozen=True):
     errors: Sequence[Mapping[str, Any]] = ()
     output_file_id: UUID | None = None
     error_file_id: UUID | None = None
+    output_expires_seconds: int | None = None
+    """How long its files are kept."""
 
 
 class Page(Struct, Generic[T], frozen=True):

@@ -25,8 +25,20 @@ from app.api import accounts as accounts_api
 from app.api import batches as batches_api
 from app.api import budgets as budgets_api
 from app.api import cache as cache_api
+from app.api import (
+    conversations,
+    errands,
+    health,
+    model_protocol,
+    openai,
+    openapi,
+    presets,
+    problems,
+    responses,
+    rest,
+    seed,
+)
 from app.api import files as files_api
-from app.api import health, openai, openapi, problems, rest, seed
 from app.api.gate import Gate, uploads
 from app.domain import FileLimits, new_id
 from app.errors import SettingsError
@@ -58,6 +70,17 @@ from app.usecases.relay import Relay
 from app.usecases.together import Together
 
 DRAIN_SECONDS = 15.0
+SHOWN_TO_PAGES = (
+    "x-session-id",
+    "x-run-id",
+    "x-request-id",
+    "x-should-retry",
+    "retry-after",
+    "x-ratelimit-limit-requests",
+    "x-ratelimit-remaining-requests",
+    "x-ratelimit-reset-requests",
+)
+"""Headers that the scripts of other origins may read (Fetch standard, `Access-Control-Expose-Headers`)."""
 MIN_SECRET = 32
 """The shortest key that is taken from the file, in characters, as for `ADMIN_API_KEY`."""
 
@@ -94,13 +117,15 @@ def create_app(settings: Settings) -> FastAPI:
         budgets_api.router,
         cache_api.router,
         rest.router,
+        errands.router,
+        model_protocol.router,
+        presets.router,
         seed.router,
     ):
         app.include_router(router)
     for prefix in openai.PREFIXES:
-        app.include_router(openai.router, prefix=prefix)
-        app.include_router(files_api.router, prefix=prefix)
-        app.include_router(batches_api.router, prefix=prefix)
+        for router in (openai.router, files_api.router, batches_api.router, responses.router, conversations.router):
+            app.include_router(router, prefix=prefix)
     return app
 
 
@@ -134,7 +159,9 @@ class _Gated(FastAPI):
         if not self._settings.cors_origins:
             return gate
         origins = self._settings.cors_origins
-        return CORSMiddleware(gate, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
+        return CORSMiddleware(
+            gate, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=SHOWN_TO_PAGES
+        )
 
 
 async def drain(app: FastAPI) -> None:
@@ -196,6 +223,7 @@ async def opened(settings: Settings, database_url: str) -> AsyncIterator[Platfor
             objects=store,
             file_limits=FileLimits(settings.file_max_bytes, settings.user_max_files, settings.user_max_file_bytes),
             run_timeout=settings.run_timeout,
+            is_away=models.endpoints.is_away,
             tasks=tasks,
             live=live,
         )

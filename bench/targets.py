@@ -45,7 +45,8 @@ class Target(Protocol):
         """`WrongAnswer` when it is not the whole answer of `chunks` chunks."""
 
 
-def _check_chunks(answer: Answer, chunks: int) -> None:
+def check_chunks(answer: Answer, chunks: int) -> None:
+    """All chunks, in order; `WrongAnswer` else."""
     if answer.status != 200:
         raise WrongAnswer(answer.raw[:600].decode(errors="replace") or "no answer")
     sent = [sent for sent, _ in answer.stamps()]
@@ -67,7 +68,7 @@ class Relay:
 
     def check(self, answer: Answer, chunks: int) -> None:
         """All chunks, in order."""
-        _check_chunks(answer, chunks)
+        check_chunks(answer, chunks)
 
 
 class Platform:
@@ -129,7 +130,7 @@ class Platform:
 
     def check(self, answer: Answer, chunks: int) -> None:
         """All chunks in order, the same again in the end, and as many tokens as the upstream counted."""
-        _check_chunks(answer, chunks)
+        check_chunks(answer, chunks)
         ending = json.loads(answer.body.rpartition(b"data: ")[2])
         said = b"".join(b"%017.6f " % sent for sent, _ in answer.stamps()).decode()
         if ending["content"] != said or ending["usage"]["completion"] != chunks:

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import http.client
 import os
-import shutil
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-LOCK = ROOT / "tests/s3.lock"
-FOLDER = ROOT / ".venv-s3"
+from tests.environments import environment
+
 READY_SECONDS = 60.0
 
 
@@ -41,41 +36,14 @@ class S3:
             connection.close()
 
 
-def install() -> Path:
-    """The folder of the server's programs, installed once from hashes; one process at a time."""
-    with LOCK.open() as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not _is_installed():
-            _install()
-    return FOLDER / "bin"
-
-
-def _is_installed() -> bool:
-    copy = FOLDER / LOCK.name
-    return copy.is_file() and copy.read_bytes() == LOCK.read_bytes()
-
-
-def _install() -> None:
-    python = FOLDER / "bin/python"
-    if uv := shutil.which("uv"):
-        make = [uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(FOLDER)]
-        fill = [uv, "pip", "install", "--quiet", "--python", str(python)]
-    else:
-        make = [sys.executable, "-m", "venv", "--clear", str(FOLDER)]
-        fill = [str(python), "-m", "pip", "install", "--quiet", "--quiet", "--disable-pip-version-check"]
-    subprocess.run(make, check=True)
-    subprocess.run([*fill, "--require-hashes", "-r", str(LOCK)], check=True)
-    shutil.copy(LOCK, FOLDER / LOCK.name)
-
-
 @contextmanager
 def s3_server() -> Iterator[S3]:
     """A server on a free port of the loopback address, for as long as the block lasts."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = [str(install() / "moto_server"), "-H", "127.0.0.1", "-p", str(port)]
-    environment = {"PATH": os.environ["PATH"], "TMPDIR": os.environ.get("TMPDIR", "/tmp")}  # noqa: S108 - where it keeps objects
-    server = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = [str(environment("s3") / "moto_server"), "-H", "127.0.0.1", "-p", str(port)]
+    variables = {"PATH": os.environ["PATH"], "TMPDIR": os.environ.get("TMPDIR", "/tmp")}  # noqa: S108 - where it keeps objects
+    server = subprocess.Popen(command, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         _wait_for(port, server)
         yield S3(f"127.0.0.1:{port}", server.pid)

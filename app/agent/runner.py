@@ -200,6 +200,8 @@ async def _final(given: Any, stream: Stream) -> dict[str, Any]:
         async for chunk in given:
             stream.append(chunk.content_type, chunk.content)
         return {"finish": _finish(given.response)}
+    if given is None and stream.called:
+        return {"finish": "tool_calls"}
     if given is None:
         raise AgentFailed("The agent gave no answer.")
     text = given if isinstance(given, str) else getattr(given, "content", None)

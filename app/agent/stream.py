@@ -23,6 +23,8 @@ class Stream:
         self._closed = False
         self.answered = False
         """Whether a chunk that counts as the answer was sent."""
+        self.called = False
+        """Whether a tool was called, of which the client may have to tell the result."""
         self.stopped: str | None = None
         """The reason of the first `stop`."""
 
@@ -58,6 +60,7 @@ class Stream:
         if self._closed:
             raise AgentFailed("The agent sent more after its run had ended.")
         self.answered = self.answered or content_type in ANSWER_TYPES
+        self.called = self.called or content_type == "tool_call"
         self._log.append(Chunk(clean(content), content_type))
 
     def close(self) -> None:

@@ -12,11 +12,12 @@ from pydantic import BaseModel, BeforeValidator, Field, StringConstraints, TypeA
 from starlette.datastructures import Headers
 from starlette.responses import Response
 
-from app.api import openai, openai_errors
+from app.api import openai, openai_errors, responses
 from app.api.callers import Chat, Here, StrictRoute, strict_json
 from app.api.fields import Key, Text, file_ref, to_file_id, to_id
 from app.api.openai_models import CompletionBody, EmbeddingsIn
 from app.api.problems import sentence
+from app.api.responses_models import ResponseBody, ResponseIn
 from app.domain import Batch, BatchStatus, Principal
 from app.errors import AppError
 from app.usecases import batches
@@ -26,7 +27,7 @@ from app.usecases.platform import Platform
 Answer = Callable[[Platform, Principal, dict[str, Any], Headers], Awaitable[Response]]
 router = APIRouter(route_class=StrictRoute, tags=["openai"])
 
-Endpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings"]
+Endpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"]
 ENDED = ("completed_at", "failed_at", "expired_at", "cancelled_at")
 MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 MetadataValue = Annotated[str, StringConstraints(max_length=512)]
@@ -41,6 +42,13 @@ BatchId = Annotated[UUID, BeforeValidator(to_batch_id)]
 InPath = Annotated[BatchId, Path(description="the batch's id: `batch_…`")]
 
 
+class ExpiresIn(BaseModel):
+    """How long the files of answers are kept; without it until they are deleted."""
+
+    anchor: Literal["created_at"] = "created_at"
+    seconds: Annotated[int, Field(ge=3600, le=2_592_000)]
+
+
 class BatchIn(BaseModel):
     """Requests to answer when there is room."""
 
@@ -48,6 +56,7 @@ class BatchIn(BaseModel):
     endpoint: Endpoint
     completion_window: Literal["24h"]
     metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)] | None = None
+    output_expires_after: ExpiresIn | None = None
 
 
 class LineError(BaseModel):
@@ -156,6 +165,7 @@ async def create_batch(here: Here, caller: Chat, body: BatchIn, idempotency_key:
         endpoint=body.endpoint,
         input_file_id=body.input_file_id,
         metadata=body.metadata or {},
+        output_expires_seconds=body.output_expires_after.seconds if body.output_expires_after else None,
         key=idempotency_key,
     )
     return _json(_shape(batch))
@@ -204,12 +214,20 @@ async def _embeddings(platform: Platform, principal: Principal, body: dict[str, 
     return await openai.make_embeddings(platform, principal, _EMBEDDINGS.validate_python(body))
 
 
+async def _response(platform: Platform, principal: Principal, body: dict[str, Any], headers: Headers) -> Response:
+    request = Request({"type": "http", "headers": headers.raw})
+    given = _RESPONSE.validate_python(body | {"background": False})
+    return await responses.create_response(platform, principal, given, request, headers["idempotency-key"])
+
+
+_RESPONSE: TypeAdapter[ResponseIn] = TypeAdapter(ResponseBody)
 _COMPLETION: TypeAdapter[CompletionBody] = TypeAdapter(CompletionBody)
 _EMBEDDINGS: TypeAdapter[EmbeddingsIn] = TypeAdapter(EmbeddingsIn)
 ANSWERS: Mapping[str, Answer] = {
     "/v1/chat/completions": _chat,
     "/v1/completions": _text,
     "/v1/embeddings": _embeddings,
+    "/v1/responses": _response,
 }
 
 

@@ -74,7 +74,9 @@ _IN_OBJECTS: dict[tuple[str, str], Any] = {
     ("FilesOut", "first_id"): FILE,
     ("FilesOut", "last_id"): FILE,
     ("ModelOut", "id"): "fake_echo_agent",
+    ("PluginOfPreset", "id"): "fake_echo_agent",
     ("RunOut", "status"): "completed",
+    ("TaskOut", "input"): "Say good morning.",
     ("UsedOut", "id"): "2030-01-01",
 }
 """Words that mean another thing in one kind of object."""

@@ -81,18 +81,23 @@ def _bounded_json(value: dict[str, Any]) -> dict[str, Any]:
 
 def check_json(value: Any, max_depth: int = MAX_JSON_DEPTH) -> None:
     """`ValueError` for what is nested too deep, has too many values, or holds text or numbers that cannot be stored."""
-    waiting: list[tuple[Any, int]] = [(value, 1)]
-    for nodes, (item, depth) in enumerate(iter_pop(waiting)):
+    level, depth, nodes = [value], 0, 0
+    while level:
+        depth, nodes = depth + 1, nodes + len(level)
         if depth > max_depth or nodes > MAX_JSON_NODES:
             raise ValueError("is nested too deep or has too many values")
-        if isinstance(item, dict):
-            waiting += [(part, depth + 1) for pair in item.items() for part in pair]
-        elif isinstance(item, list):
-            waiting += [(part, depth + 1) for part in item]
-        elif isinstance(item, str):
-            _no_control(item)
-        elif isinstance(item, int) and abs(item) > MAX_INTEGER:
-            raise ValueError("has a number that is too large")
+        below: list[Any] = []
+        for item in level:
+            if isinstance(item, str):
+                _no_control(item)
+            elif isinstance(item, dict):
+                below += item
+                below += item.values()
+            elif isinstance(item, list):
+                below += item
+            elif isinstance(item, int) and abs(item) > MAX_INTEGER:
+                raise ValueError("has a number that is too large")
+        level = below
 
 
 def is_crowded(body: bytes) -> bool:
@@ -103,12 +108,6 @@ def is_crowded(body: bytes) -> bool:
     pieces = bare.split(b'"', 4 * MAX_JSON_NODES)  # every other one is a string
     outside = b"".join(pieces[::2])
     return len(pieces) > 4 * MAX_JSON_NODES or sum(map(outside.count, (b",", b"[", b"{"))) > MAX_JSON_NODES
-
-
-def iter_pop(waiting: list[tuple[Any, int]]) -> Any:
-    """What waits, last first, with what is added meanwhile."""
-    while waiting:
-        yield waiting.pop()
 
 
 def checked_key(value: str | None) -> str | None:

@@ -38,6 +38,7 @@ PUBLIC = frozenset(
         "/readyz",
         "/health",
         "/api/v1/health",
+        "/api/v1/llm/health",
         "/api/v1/auth/token",
         "/api/v1/auth/refresh",
         "/docs",

@@ -221,10 +221,16 @@ class SessionChange(In):
 
 
 class AgentOfSession(BaseModel):
-    """The session's agent and its parameters."""
+    """The session's agent and its parameters; and the preset that they were copied from, if there was one."""
 
     id: str
     params: dict[str, Any]
+    preset_id: UUID | None = Field(None, exclude_if=lambda value: value is None)
+
+    @classmethod
+    def of(cls, session: domain.Session) -> AgentOfSession:
+        """The agent of a session."""
+        return cls(id=session.agent_id, params=dict(session.agent_params), preset_id=session.preset_id)
 
 
 class SessionOut(BaseModel):
@@ -248,7 +254,7 @@ class SessionOut(BaseModel):
             id=session.id,
             user_id=session.user.id,
             title=session.title,
-            agent=AgentOfSession(id=session.agent_id, params=dict(session.agent_params)),
+            agent=AgentOfSession.of(session),
             session_params=SessionParamsOut.model_validate(session.params),
             leaf_id=session.leaf_id,
             created_at=session.created_at,
@@ -344,8 +350,9 @@ class RunOut(Out):
 
 
 class AgentOut(BaseModel):
-    """An agent that can be picked; or, with `error`, a file that could not be loaded (an older version may still be in use)."""
+    """An agent of a file; or, with `error`, a file that could not be loaded (an older version may still be in use)."""
 
+    kind: Literal["plugin"] = "plugin"
     id: str | None
     description: str
     params_schema: dict[str, Any] | None

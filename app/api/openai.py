@@ -9,7 +9,7 @@ from uuid import UUID
 
 import msgspec
 from fastapi import APIRouter, Header, Request
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from starlette.datastructures import Headers
 from starlette.responses import Response
 
@@ -41,12 +41,13 @@ class ModelOut(BaseModel):
     created: int = 0
     owned_by: str
     description: str
+    name: str | None = Field(None, description="of a preset, whose id is no name")
 
     @classmethod
     def of(cls, listed: Listed) -> ModelOut:
         """A model as this edge gives it."""
         owner = "agents" if listed.is_agent else "models"
-        return cls(id=listed.id, owned_by=owner, description=listed.description)
+        return cls(id=listed.id, owned_by=owner, description=listed.description, name=listed.name)
 
 
 class ModelsOut(BaseModel):
@@ -109,7 +110,7 @@ async def _complete_chat(
         here,
         caller,
         [body.request()] * (body.n or 1),
-        _told(headers),
+        told(headers),
         session_id=body.session_id or session_id,
         key=key,
     )
@@ -139,7 +140,7 @@ async def complete_text(
         here,
         caller,
         [body.request_of(prompt) for prompt in prompts],
-        _told(request.headers),
+        told(request.headers),
         session_id=body.session_id or x_session_id,
         key=idempotency_key,
     )
@@ -151,7 +152,7 @@ async def complete_text(
 @router.post("/embeddings", response_model=Embeddings)
 async def make_embeddings(here: Here, caller: Chat, body: EmbeddingsIn) -> Response:
     """The embedding of each text, by an alias of a language model: numbers, or with `base64` their bytes as 32-bit floats."""
-    vectors, outcome = await completions.embed(here, caller, body.input, body.model)
+    vectors, outcome = await completions.embed(here, caller, body.input, body.model, dimensions=body.dimensions)
     if error := openai_wire.failure(outcome):
         return openai_errors.response(error, from_run=True)
     data = [
@@ -177,5 +178,6 @@ def _base64(vector: Any) -> str:
     return base64.b64encode(numbers.tobytes()).decode()
 
 
-def _told(headers: Headers) -> dict[str, str]:
+def told(headers: Headers) -> dict[str, str]:
+    """The headers that an agent is told of."""
     return {name: value for name, value in headers.items() if name not in WITHHELD}

@@ -26,7 +26,8 @@ MAX_DEPTH = 64
 Json: TypeAlias = dict[str, Any]
 
 
-def _checked(value: Any) -> Any:
+def checked(value: Any) -> Any:
+    """A body that is not nested too deep, and of which all can be stored."""
     check_json(value, MAX_DEPTH)
     return value
 
@@ -75,7 +76,8 @@ def _calls(message: Json, index: int) -> list[Json]:
     return calls
 
 
-def _messages(messages: list[Json]) -> list[Json]:
+def messages_of(messages: list[Json]) -> list[Json]:
+    """Messages in the form that agents and servers are given; `ValueError` names the first bad one by its place."""
     return [_message(message, index) for index, message in enumerate(messages)]
 
 
@@ -147,7 +149,7 @@ def _texts(maximum: int) -> WithJsonSchema:
 Messages = Annotated[
     list[Annotated[Json, WithJsonSchema(_MESSAGE)]],
     Field(min_length=1, max_length=MAX_MESSAGES),
-    AfterValidator(_messages),
+    AfterValidator(messages_of),
 ]
 Prompts = Annotated[
     list[str], Field(min_length=1, max_length=MAX_CHOICES), BeforeValidator(_prompts), _texts(MAX_CHOICES)
@@ -192,9 +194,15 @@ class _Sampling(BaseModel):
 
     def request(self) -> Json:
         """The request in its one form, as JSON, without what was null."""
-        return self.model_dump(mode="json", exclude_none=True, exclude={"n", "stream_options"}) | {
-            "stream": bool(self.stream)
-        }
+        given = {**self.__dict__, **(self.__pydantic_extra__ or {}), "stream": bool(self.stream), **self._session()}
+        return {name: value for name, value in given.items() if value is not None and name not in _ABOUT_THE_FORM}
+
+    def _session(self) -> Json:
+        return {} if self.session_id is None else {"session_id": str(self.session_id)}
+
+
+_ABOUT_THE_FORM = frozenset({"n", "stream_options"})
+"""What is no affair of the agent's."""
 
 
 class ChatIn(_Sampling):
@@ -255,9 +263,11 @@ class EmbeddingsIn(BaseModel):
     model: ModelName
     input: Inputs
     encoding_format: Literal["float", "base64"] | None = None
-    dimensions: None = Field(None, description="not supported: a model has its own number")
+    dimensions: int | None = Field(
+        None, ge=1, le=100_000, description="how long a vector is to be, where the model can"
+    )
     user: str | None = Field(None, max_length=200)
 
 
-ChatBody = Annotated[ChatIn, BeforeValidator(_checked)]
-CompletionBody = Annotated[CompletionIn, BeforeValidator(_checked)]
+ChatBody = Annotated[ChatIn, BeforeValidator(checked)]
+CompletionBody = Annotated[CompletionIn, BeforeValidator(checked)]

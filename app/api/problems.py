@@ -45,14 +45,19 @@ def problem(error: Mapping[str, Any], *, retry_after: float | None = None, **ext
     return Response(content, error["status"], headers, media_type="application/problem+json")
 
 
-def from_exception(error: Exception, path: str = "") -> Response:
-    """The answer for anything that was raised; what nobody expected is logged and told as 500. The path tells the form."""
-    if not isinstance(error, AppError):
-        if is_passing(error):
-            error = Unavailable("The database is not available at the moment.", retry_after=1)
-        else:
-            report(log, "unexpected error", error)
-            error = AppError("Something went wrong in the server.")
+def known(error: Exception) -> AppError:
+    """Anything that was raised as one of our errors; what nobody expected is logged and told as 500."""
+    if isinstance(error, AppError):
+        return error
+    if is_passing(error):
+        return Unavailable("The database is not available at the moment.", retry_after=1)
+    report(log, "unexpected error", error)
+    return AppError("Something went wrong in the server.")
+
+
+def from_exception(raised: Exception, path: str = "") -> Response:
+    """The answer for anything that was raised. The path tells the form."""
+    error = known(raised)
     return _shaped(error.to_dict(), path, retry_after=error.retry_after)
 
 

@@ -1,4 +1,4 @@
-"""REST: sessions, messages, runs and agents under `/api/v1`."""
+"""REST: sessions, messages and runs under `/api/v1`."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Query
 from starlette.responses import Response
 
-from app.agent.loader import Listed
 from app.api import wire
 from app.api.callers import Chat, Here, StrictRoute
 from app.api.fields import After, Id, Key, Limit, Text, Title
 from app.api.models import (
     AcceptedOut,
-    AgentOut,
     AnswerOut,
     FeedbackIn,
     ListOf,
@@ -26,7 +24,7 @@ from app.api.models import (
     SessionOut,
     page,
 )
-from app.usecases import agents, messages, runs, sessions
+from app.usecases import messages, runs, sessions
 
 router = APIRouter(prefix="/api/v1", route_class=StrictRoute)
 EVENTS: dict[int | str, dict[str, Any]] = {200: {"content": wire.EVENT_STREAM}}
@@ -40,7 +38,14 @@ async def create_session(here: Here, caller: Chat, body: SessionIn, idempotency_
     params = body.session_params.to_domain()
     agent = body.agent
     created = await sessions.create(
-        here, user, agent_id=agent.id, agent_params=agent.params, params=params, title=body.title, key=idempotency_key
+        here,
+        user,
+        agent_id=agent.id,
+        agent_params=agent.params,
+        params=params,
+        title=body.title,
+        key=idempotency_key,
+        sees_all=caller.acts_for_all,
     )
     return SessionOut.of(created)
 
@@ -154,20 +159,3 @@ async def follow_run(
 async def cancel_run(here: Here, caller: Chat, run_id: Id) -> RunOut:
     """End an answer early; what was said so far is kept."""
     return RunOut.model_validate(await runs.cancel(here, caller, run_id))
-
-
-@router.get("/agents", tags=["agents"])
-async def list_agents(here: Here, caller: Chat) -> list[AgentOut]:
-    """The agents that can be picked, with the schema of their parameters."""
-    return [agent_out(item) for item in await agents.list_all(here, caller)]
-
-
-def agent_out(listed: Listed) -> AgentOut:
-    """An agent as the edge gives it."""
-    return AgentOut(
-        id=listed.id,
-        description=listed.description,
-        params_schema=listed.params_schema,
-        source=listed.source,
-        error=listed.error,
-    )

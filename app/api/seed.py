@@ -29,11 +29,11 @@ from app.api.models import (
     SessionIn,
     UsageOut,
 )
+from app.api.presets import PresetOut, listed
 from app.api.problems import sentence
-from app.api.rest import agent_out
 from app.domain import Principal, Scope
 from app.errors import InvalidInput
-from app.usecases import agents, messages, runs, sessions
+from app.usecases import messages, runs, sessions
 from app.usecases.platform import Platform
 
 router = APIRouter(route_class=StrictRoute, tags=["verbs"])
@@ -112,7 +112,7 @@ class SessionItem(BaseModel):
             id=session.id,
             user_id=_user_id(session.user.name),
             session_params={name: value for name, value in params.items() if value is not None},
-            agent=AgentOfSession(id=session.agent_id, params=dict(session.agent_params)),
+            agent=AgentOfSession.of(session),
             title=session.title,
             leaf_id=session.leaf_id,
             create_at=session.created_at,
@@ -147,9 +147,10 @@ class MessageItems(BaseModel):
 
 
 class AgentItems(BaseModel):
-    """Agents that can be picked, and files that failed to load."""
+    """Agents that can be picked, and files that failed to load; presets by the page, after all of these."""
 
-    items: list[AgentOut]
+    items: list[AgentOut | PresetOut]
+    has_more: bool
 
 
 def _user_id(name: str) -> int | str:
@@ -168,6 +169,7 @@ async def create_session(here: Here, caller: Chat, body: SessionIn, idempotency_
         params=body.session_params.to_domain(),
         title=body.title,
         key=idempotency_key,
+        sees_all=caller.acts_for_all,
     )
     return Created(id=session.id)
 
@@ -246,9 +248,11 @@ async def list_messages(here: Here, caller: Chat, body: ListMessagesIn) -> Messa
 
 
 @router.post("/ListAgents")
-async def list_agents(here: Here, caller: Chat) -> AgentItems:
-    """The agents that can be picked, with the schema of their parameters."""
-    return AgentItems(items=[agent_out(item) for item in await agents.list_all(here, caller)])
+async def list_agents(here: Here, caller: Chat, body: ListIn | None = None) -> AgentItems:
+    """The agents that can be picked, with the schema of their parameters; `limit` and `after` are about presets."""
+    wanted = body or ListIn(limit=100, after=None)
+    found = await listed(here, caller, after=wanted.after, limit=wanted.limit)
+    return AgentItems(items=found.data, has_more=found.has_more)
 
 
 @router.post("/CancelRun")

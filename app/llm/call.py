@@ -157,10 +157,16 @@ class CallPath:
         return self._cascaded(list(zip(first, calls, strict=True)), answer)
 
     async def embed(
-        self, texts: Sequence[str], alias: str | None, caller: Caller, recorder: Recorder
+        self,
+        texts: Sequence[str],
+        alias: str | None,
+        caller: Caller,
+        recorder: Recorder,
+        *,
+        dimensions: int | None = None,
     ) -> list[list[float]]:
-        """The embedding of each text, in order."""
-        return await embed(self._stages, texts, alias, caller, recorder)
+        """The embedding of each text, in order; of so many `dimensions`, where the model's server can."""
+        return await embed(self._stages, texts, alias, caller, recorder, dimensions)
 
     async def _cascaded(
         self, tried: Sequence[tuple[Model, _Call]], last: AsyncGenerator[Items, None]

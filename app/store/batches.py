@@ -45,6 +45,7 @@ async def add(db: AsyncConnection, batch: Batch) -> None:
             endpoint=batch.endpoint,
             input_file_id=batch.input_file_id,
             metadata=batch.metadata,
+            output_expires_seconds=batch.output_expires_seconds,
             status=batch.status,
             created_at=batch.created_at,
             expires_at=batch.expires_at,

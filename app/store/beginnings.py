@@ -21,6 +21,7 @@ from app.errors import (
     SessionBusy,
 )
 from app.store import budgets, jobs
+from app.store.messages import chained
 from app.store.operations import BeginRun, Begun, Repeated, Result
 from app.store.rows import Row, Rows
 from app.store.runs import run_of
@@ -31,6 +32,7 @@ MAX_QUEUED = 20
 MAX_BACKGROUND = 100
 """How many background messages of one user may wait for a worker."""
 
+AGENT = "coalesce(w.agent_id, s.agent_id)"
 CHECK = f"""
 SELECT (SELECT r.id FROM runs r WHERE r.session_id = s.id AND r.kind = 'chat' AND r.status IN ('running', 'waiting')
           AND r.id <> w.run_id) AS active,
@@ -39,11 +41,11 @@ SELECT (SELECT r.id FROM runs r WHERE r.session_id = s.id AND r.kind = 'chat' AN
        w.credential_id IS NULL OR EXISTS (
          SELECT FROM credentials c WHERE c.id = w.credential_id AND c.revoked_at IS NULL
            AND (c.expires_at IS NULL OR c.expires_at > now())) AS good,
-       {budgets.applying(user="s.user_id", agent="s.agent_id", session="s.id", credential="w.credential_id")} AS budgets,
+       {budgets.applying(user="s.user_id", agent=AGENT, session="s.id", credential="w.credential_id")} AS budgets,
        EXISTS (SELECT FROM grants g JOIN groups o ON o.id = g.group_id
-               WHERE g.agent_id IN ('*', s.agent_id) AND (o.name = 'everyone' OR EXISTS (
+               WHERE g.agent_id IN ('*', {AGENT}) AND (o.name = 'everyone' OR EXISTS (
                  SELECT FROM group_members m WHERE m.group_id = o.id AND m.user_id = s.user_id))) AS may_use
-FROM unnest($1::uuid[], $2::uuid[], $3::uuid[]) WITH ORDINALITY AS w(session_id, run_id, credential_id, number)
+FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[]) WITH ORDINALITY AS w(session_id, run_id, credential_id, agent_id, number)
 LEFT JOIN sessions s ON s.id = w.session_id ORDER BY w.number"""  # noqa: S608 - names of columns only
 
 LOCK_KEYS = "SELECT pg_advisory_xact_lock(hashtextextended(name, 0)) FROM unnest($1::text[]) WITH ORDINALITY AS k(name, n) ORDER BY n"
@@ -60,8 +62,8 @@ async def decide(
     rows: Rows,
 ) -> dict[UUID, Result]:
     """The result of each message, by its session. What is to be stored goes to `rows`."""
-    ids = ([op.session_id for op in ops], [op.run_id for op in ops], [op.principal.credential_id for op in ops])
-    checks = await db.fetch(CHECK, *ids)
+    asked = [(op.session_id, op.run_id, op.principal.credential_id, op.agent_id) for op in ops]
+    checks = await db.fetch(CHECK, *map(list, zip(*asked, strict=True)))
     repeated = await _repeated(db, ops, locked)
     known = await _known(db, ops, checks, repeated)
     crowd = await _crowd(db, ops, locked)
@@ -88,11 +90,13 @@ def _admit(op: BeginRun, session: asyncpg.Record, check: asyncpg.Record) -> None
         raise NotFound("session", param="session_id")
     if not check["good"] or session["status"] != "active":
         raise NotAuthenticated
-    if session["ephemeral"] and not op.ephemeral:
+    if session["ephemeral"] and not op.ephemeral and op.echo is None:
         raise Conflict("This session was made for one request; it cannot be continued.", param="session_id")
-    if op.agent_id and session["agent_id"] != op.agent_id:
+    agent_id = op.agent_id or session["agent_id"]
+    is_others = op.preset is not None and session["preset_id"] != op.preset.id
+    if is_others or (session["agent_id"] != agent_id and op.echo is None):
         raise InvalidInput("model: another agent answers in this session.", param="model")
-    if session["agent_id"] not in op.agents:
+    if agent_id not in op.agents:
         raise NotFound("agent", param="agent.id")
     if not check["may_use"] and session["role"] != Role.ADMIN:
         raise NotAllowed("You may not use this agent.", param="agent.id")
@@ -146,34 +150,35 @@ def _begin(
     waits = _waits(session, check)
     background = _is_background(op, session)
     later = waits or background
-    placed = op.message if background and check["stored"] else _place(op, session, check, known)
-    message = op.message if later else placed
+    placed = [op.message] if background and check["stored"] else _placed(op, session, check, known)
+    message = op.message if later else placed[-1]
+    agent_id = op.agent_id or session["agent_id"]
     run = Run(
         op.run_id,
         op.session_id,
         session["user_id"],
-        session["agent_id"],
+        agent_id,
         message.id or op.run_id,
         RunStatus.QUEUED if later else RunStatus.RUNNING,
         created_at=now(),
         background=background,
     )
     if not check["stored"]:
-        _store(rows, replica, op, session, message, run)
+        _store(rows, replica, op, session, placed, run)
         if background:
             rows.jobs.append((run.id, run.user_id, not waits))
     interrupts = check["active"] if waits and session["params"].get("busy") == "interrupt" else None
     if interrupts:
         rows.interrupted.append(interrupts)
     return Begun(
-        session_of(session),
+        session_of(session, agent_id),
         message,
         run,
         op.principal.credential_id,
         interrupts,
         budgets.ids(check["budgets"]),
         op.again,
-        op.ephemeral,
+        op.ephemeral and op.echo is None,
         op.request,
         gives_way=op.principal.gives_way,
     )
@@ -221,29 +226,33 @@ async def _known(
     return await stored(db, [id for id in wanted if id])
 
 
-def _place(op: BeginRun, session: asyncpg.Record, check: asyncpg.Record, known: Mapping[UUID, Message]) -> Message:
-    """The message at its place in the tree, or the stored one that is answered again."""
+def _placed(
+    op: BeginRun, session: asyncpg.Record, check: asyncpg.Record, known: Mapping[UUID, Message]
+) -> list[Message]:
+    """The message at its place in the tree, after what is said before it; or the stored one that is answered again."""
     if op.again or check["stored"]:
         stored = known.get(op.message.id or op.run_id)
-        if stored is None or stored.session_id != op.session_id or stored.role != "user":
+        if stored is None or stored.session_id != op.session_id or stored.run_id is not None:
             raise NotFound("message", param="message_id")
-        return stored
+        return [stored]
     parent_id = session["leaf_id"] if op.at_leaf else op.message.parent_id
     if not op.at_leaf and parent_id:
         parent = known.get(parent_id)
         if parent is None or parent.session_id != op.session_id:
             raise InvalidInput("parent_id: there is no such message in this session.", param="parent_id")
-    return replace(op.message, session_id=op.session_id, parent_id=parent_id, seq=session["next_seq"], created_at=now())
+    return chained([*op.before, op.message], op.session_id, session["next_seq"], parent_id)
 
 
-def _store(rows: Rows, replica: UUID, op: BeginRun, session: asyncpg.Record, message: Message, run: Run) -> None:
+def _store(
+    rows: Rows, replica: UUID, op: BeginRun, session: asyncpg.Record, placed: Sequence[Message], run: Run
+) -> None:
     waiting = pending(op) if run.status is RunStatus.QUEUED else None
     if not waiting:
-        next_seq = session["next_seq"]
-        if not op.again:
-            rows.add_message(session["user_id"], message, is_found=not op.ephemeral)
-            next_seq += 1
-        rows.advance(op.session_id, next_seq, message.id, now())
-    rows.add_run(run, replica=replica, credential_id=op.principal.credential_id, pending=waiting)
+        new = [] if op.again else placed
+        for message in new:
+            rows.add_message(session["user_id"], message, is_found=not session["ephemeral"])
+        rows.advance(op.session_id, session["next_seq"] + len(new), placed[-1].id, now())
+    credential_id = op.principal.credential_id
+    rows.add_run(run, replica=replica, credential_id=credential_id, pending=waiting, echo=op.echo)
     if op.key:
         rows.keys.append((session["user_id"], op.key.key, op.key.fingerprint, run.id))

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from msgspec import Struct
 
-from app.domain import Message, Outcome, Principal, Run, Session, Step
+from app.domain import Message, Outcome, Preset, Principal, Run, Session, Step
 from app.errors import AppError
 
 
@@ -16,7 +16,8 @@ class BeginRun(Struct, frozen=True):
     """A message to be answered.
 
     `message` is new and joins the branch at its `parent_id`, or at the active leaf when `at_leaf`; with `again` it is stored
-    already and is answered once more. `agents` are the ids of the agents that are loaded.
+    already and is answered once more. What is said `before` it in the same request stands above it in the branch. `agents` are the ids
+    of the agents that are loaded.
     """
 
     principal: Principal
@@ -28,11 +29,16 @@ class BeginRun(Struct, frozen=True):
     again: bool = False
     key: IdempotencyKey | None = None
     agent_id: str | None = None
-    """The agent that is to answer; a session of another refuses the message."""
+    """The agent that is to answer; a session of another refuses the message, unless it came through the Responses API."""
     ephemeral: bool = False
-    """Whether the session is made with the message, of `agent_id` and for this one run."""
+    """Whether the session is made with the message, of `agent_id` and for this request."""
+    preset: Preset | None = None
+    """The preset that `agent_id` was chosen by; an ephemeral session copies it."""
     request: Mapping[str, Any] | None = None
     """What came with the message through the OpenAI protocol, as JSON; for whoever conducts the run."""
+    before: Sequence[Message] = ()
+    echo: Mapping[str, Any] | None = None
+    """What a stored response repeats of its request; None for a run that is no response to be found again."""
     background: bool | None = None
     """Whether a job conducts the run; None leaves it to the session."""
 
@@ -57,6 +63,7 @@ class Begun(Struct, frozen=True):
     again: bool = False
     """Whether its message was answered before."""
     ephemeral: bool = False
+    """Whether the request brings its own history, of which the session has but the message."""
     request: Mapping[str, Any] | None = None
     attempt: int = 1
     """How often a worker has taken it up, this time included."""

@@ -6,7 +6,7 @@ Every insert names its ids and does nothing when they are there: a batch whose c
 from __future__ import annotations
 
 import zlib
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -30,7 +30,7 @@ _MESSAGE = (
     "id, session_id, user_id, parent_id, seq, role, content, parts, name, additional_kwargs, run_id, agent_id, tokens, "
     "state, terms, created_at"
 )
-_RUN = "id, session_id, user_id, agent_id, message_id, credential_id, kind, status, replica, pending, background, created_at"
+_RUN = "id, session_id, user_id, agent_id, message_id, credential_id, kind, status, replica, pending, background, echo, created_at"
 _STEP = (
     "run_id, seq, started_at, scope_id, path, kind, name, input_hash, output_hash, model, ended_at, status, error, from_cache, "
     + _USAGE
@@ -104,7 +104,13 @@ class Rows:
         )
 
     def add_run(
-        self, run: Run, *, replica: UUID, credential_id: UUID | None, pending: dict[str, Any] | None = None
+        self,
+        run: Run,
+        *,
+        replica: UUID,
+        credential_id: UUID | None,
+        pending: dict[str, Any] | None = None,
+        echo: Mapping[str, Any] | None = None,
     ) -> None:
         """A run that begins; one that waits its turn is nobody's yet."""
         self.runs.append(
@@ -120,6 +126,7 @@ class Rows:
                 "replica": None if pending else replica,
                 "pending": pending,
                 "background": run.background,
+                "echo": echo,
                 "created_at": run.created_at,
             }
         )

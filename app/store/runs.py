@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, Uuid, and_, any_, delete, exists, func, literal, or_, select, text, update
+from sqlalchemy import Row, Uuid, and_, any_, delete, exists, func, literal, null, or_, select, text, update
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -78,6 +78,21 @@ async def get(db: AsyncConnection, id: UUID, *, owner: UUID | None) -> Run | Non
     query = select(runs).where(runs.c.id == id)
     row = (await db.execute(query.where(runs.c.user_id == owner) if owner else query)).first()
     return run_of(row) if row else None
+
+
+async def get_response(db: AsyncConnection, id: UUID, *, owner: UUID | None) -> tuple[Run, Mapping[str, Any]] | None:
+    """A run that is a response, and what it repeats of its request."""
+    query = select(runs).where(runs.c.id == id, runs.c.echo.is_not(None))
+    row = (await db.execute(query.where(runs.c.user_id == owner) if owner else query)).first()
+    return (run_of(row), row.echo) if row else None
+
+
+async def forget_response(db: AsyncConnection, id: UUID, session_id: UUID) -> bool:
+    """Make a run no response any longer; whether its session was made for responses, of which none is left."""
+    await db.execute(update(runs).where(runs.c.id == id).values(echo=null()))
+    others = exists().where(runs.c.session_id == session_id, runs.c.echo.is_not(None))
+    query = select(sessions.c.ephemeral & ~others).where(sessions.c.id == session_id)
+    return bool((await db.execute(query)).scalar())
 
 
 async def list_page(db: AsyncConnection, session_id: UUID, *, after: UUID | None, limit: int) -> Page[Run]:

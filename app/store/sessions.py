@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Row, Select, delete, func, insert, select, tuple_, update
+from msgspec.structs import asdict
+from sqlalchemy import ColumnElement, Row, Select, delete, func, insert, null, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.domain import Page, Role, Session, SessionParams, Usage, User, now
+from app.domain import Message, Page, Role, Session, SessionParams, Usage, User, now
+from app.store import messages
+from app.store.messages import chained
 from app.store.runs import usage_of
 from app.store.tables import jobs, runs, sessions, step_values, steps, users
 
@@ -30,7 +33,14 @@ def session_of(row: Row[Any] | Any) -> Session:
         created_at=row.created_at,
         updated_at=row.updated_at,
         archived_at=row.archived_at,
+        metadata=row.metadata or {},
+        preset_id=row.preset_id,
     )
+
+
+def params_row(params: SessionParams) -> Mapping[str, Any]:
+    """The parameters as they are stored: those that were set."""
+    return {name: value for name, value in asdict(params).items() if value is not None}
 
 
 def with_user() -> Select[Any]:
@@ -49,6 +59,8 @@ async def add(db: AsyncConnection, session: Session, params: Mapping[str, Any]) 
             agent_id=session.agent_id,
             agent_params=session.agent_params,
             params=params,
+            metadata=session.metadata or null(),
+            preset_id=session.preset_id,
             created_at=moment,
             updated_at=moment,
         )
@@ -84,6 +96,17 @@ async def list_page(
     query = query.order_by(sessions.c.updated_at.desc(), sessions.c.id.desc()).limit(limit + 1)
     rows = (await db.execute(query)).all()
     return Page([session_of(row) for row in rows[:limit]], len(rows) > limit)
+
+
+async def append(db: AsyncConnection, session: Session, said: Sequence[Message]) -> Sequence[Message]:
+    """Add messages that nobody is to answer to the active branch of a session that is locked."""
+    next_seq = select(sessions.c.next_seq, sessions.c.leaf_id).where(sessions.c.id == session.id)
+    row = (await db.execute(next_seq)).one()
+    placed = chained(said, session.id, row.next_seq, row.leaf_id)
+    await messages.add(db, session.user.id, placed)
+    changes = {"next_seq": row.next_seq + len(placed), "leaf_id": placed[-1].id, "updated_at": now()}
+    await change(db, session.id, changes)
+    return placed
 
 
 async def change(db: AsyncConnection, id: UUID, changes: Mapping[str, Any]) -> None:

@@ -86,9 +86,25 @@ grants = Table(
     "grants",
     metadata,
     Column("group_id", Uuid, ForeignKey("groups.id", ondelete="CASCADE"), primary_key=True),
-    Column("agent_id", Text, primary_key=True),
+    Column("agent_id", Text, primary_key=True, index=True),
 )
-"""Which agents a group may use; `*` stands for all. Everybody is in the group `everyone`."""
+"""Which agents a group may use; `*` stands for all but presets, which are granted by their ids. Everybody is in the group `everyone`."""
+
+presets = Table(
+    "presets",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("owner_id", Uuid, ForeignKey("users.id", ondelete="CASCADE"), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("description", Text, nullable=False),
+    Column("agent_id", Text, nullable=False),
+    Column("agent_params", JSONB, nullable=False),
+    Column("params", JSONB, nullable=False),
+    _created(),
+    _time("updated_at"),
+    Index("uq_presets_name", "owner_id", text("lower(name)"), unique=True),
+)
+"""Named configurations of agents. Sessions copy them, so that nothing is looked up for a message; `grants` tells who else may use them."""
 
 credentials = Table(
     "credentials",
@@ -130,12 +146,29 @@ sessions = Table(
     _time("updated_at"),
     _time("archived_at", nullable=True),
     Column("ephemeral", Boolean, nullable=False, server_default=text("false")),
+    Column("metadata", JSONB),
+    Column("preset_id", Uuid),
     Index("ix_sessions_user_id_updated_at", "user_id", "ephemeral", text("updated_at DESC"), text("id DESC")),
     Index("ix_sessions_ephemeral", "created_at", postgresql_where=text("ephemeral")),
 )
 """`next_seq` numbers the next message; `leaf_id` is the last message of the active branch.
 
-An `ephemeral` one was made for one request that named none: it is in no list and no search, cannot be continued, and goes after a while."""
+An `ephemeral` one was made for a request that named none: it is in no list and no search, goes when it was not used for a while, and is
+continued by nothing but the id of a response. `metadata` is what a client of the Conversations API keeps with it.
+`preset_id` is the preset whose copy it has, which may be gone: no foreign key, or every new session would lock its row."""
+
+errands = Table(
+    "errands",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("user_id", Uuid, ForeignKey("users.id", ondelete="CASCADE"), nullable=False),
+    Column("session_id", Uuid, ForeignKey("sessions.id", ondelete="CASCADE"), index=True),
+    Column("name", Text, nullable=False),
+    Column("content", Text, nullable=False),
+    _created(),
+    Index("ix_errands_user_id", "user_id", "id"),
+)
+"""What agents are to do in the background. A session is made when an agent is assigned; its runs of the message `id` are the attempts."""
 
 messages = Table(
     "messages",
@@ -191,6 +224,7 @@ runs = Table(
     Column("error", JSONB),
     Column("layout", JSONB),
     Column("pending", JSONB),
+    Column("echo", JSONB),
     *_usage(),
     _created(),
     _time("ended_at", nullable=True),
@@ -384,6 +418,7 @@ batches = Table(
     Column("errors", JSONB, nullable=False, server_default=text("'[]'")),
     Column("output_file_id", Uuid),
     Column("error_file_id", Uuid),
+    Column("output_expires_seconds", Integer),
     _created(),
     _time("expires_at"),
     Index("ix_batches_user_id", "user_id", "id"),

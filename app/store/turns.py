@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from app.domain import Message, Role, RunStatus, Session, SessionParams, User, now
 from app.store import budgets, jobs
-from app.store.messages import message_of
+from app.store.messages import chained, message_of
 from app.store.operations import BeginRun, Begun
 from app.store.rows import Row, Rows, store
 from app.store.runs import run_of
@@ -27,7 +27,7 @@ FROM runs r WHERE r.session_id = ANY($1::uuid[]) AND r.status = 'queued'
 ORDER BY r.session_id, r.id"""  # noqa: S608 - names of columns only
 PROMOTE = """
 UPDATE runs r SET status = 'running', replica = $1, message_id = p.message_id,
-  pending = CASE WHEN background THEN (pending - '{content,additional_kwargs,parts}'::text[]) || '{"stored": true}' END
+  pending = CASE WHEN background THEN (pending - '{content,additional_kwargs,parts,before}'::text[]) || '{"stored": true}' END
 FROM unnest($2::uuid[], $3::uuid[]) AS p(id, message_id)
 WHERE r.id = p.id AND r.status = 'queued' RETURNING r.id"""
 KNOWN = "SELECT * FROM messages WHERE id = ANY($1::uuid[])"
@@ -64,19 +64,22 @@ async def _begin(db: asyncpg.Connection, replica: UUID, queued: Sequence[asyncpg
     sessions = await lock(db, [row["session_id"] for row in queued])
     known = await stored(db, [UUID(row["pending"]["id"]) for row in queued if _is_stored(row["pending"])])
     turns: dict[UUID, Begun] = {}
+    before: dict[UUID, Sequence[Message]] = {}
     for row in queued:
         session, waiting = sessions[row["session_id"]], row["pending"]
-        message = known.get(UUID(waiting["id"])) if _is_stored(waiting) else _unpacked(session, waiting)
+        chain = [] if _is_stored(waiting) else _unpacked(session, waiting)
+        message = chain[-1] if chain else known.get(UUID(waiting["id"]))
+        before[row["id"]] = chain[:-1]
         if message is not None and session["status"] == "active":
             run = replace(run_of(Row(row)), status=RunStatus.RUNNING, message_id=message.id or row["id"])
             turns[run.id] = Begun(
-                session_of(session),
+                session_of(session, run.agent_id),
                 message,
                 run,
                 row["credential_id"],
                 budgets=budgets.ids(row["budgets"]),
                 again=waiting["again"],
-                ephemeral=session["ephemeral"],
+                ephemeral=session["ephemeral"] and row["echo"] is None,
                 request=waiting.get("request"),
             )
     ids = [begun.run.message_id for begun in turns.values()]
@@ -84,10 +87,10 @@ async def _begin(db: asyncpg.Connection, replica: UUID, queued: Sequence[asyncpg
     rows = Rows()
     for begun in (begun for id, begun in turns.items() if id in taken):
         session, message = sessions[begun.session.id], begun.message
-        is_new = message.id not in known
-        if is_new:
-            rows.add_message(session["user_id"], message, is_found=not session["ephemeral"])
-        rows.advance(begun.session.id, session["next_seq"] + is_new, message.id, now())
+        new = [] if message.id in known else [*before[begun.run.id], message]
+        for each in new:
+            rows.add_message(session["user_id"], each, is_found=not session["ephemeral"])
+        rows.advance(begun.session.id, session["next_seq"] + len(new), message.id, now())
     await store(db, rows)
     return {begun.session.id: begun for id, begun in turns.items() if id in taken}
 
@@ -99,46 +102,51 @@ def _is_stored(waiting: Mapping[str, Any]) -> bool:
 
 def pending(op: BeginRun) -> dict[str, Any]:
     """A message that waits for its place, which it gets when its turn comes."""
-    message = op.message
     return {
-        "id": message.id,
-        "content": message.content,
-        "additional_kwargs": message.additional_kwargs,
-        "tokens": message.tokens,
-        "parent_id": message.parent_id,
+        **_packed(op.message),
+        "parent_id": op.message.parent_id,
         "at_leaf": op.at_leaf,
         "again": op.again,
-        "parts": message.parts,
+        "before": [_packed(message) for message in op.before],
         "request": op.request,
     }
 
 
-def _unpacked(session: asyncpg.Record, pending: Mapping[str, Any]) -> Message:
+def _packed(message: Message) -> dict[str, Any]:
+    names = ("id", "role", "content", "parts", "name", "additional_kwargs", "tokens")
+    return {name: getattr(message, name) for name in names}
+
+
+def _unpacked(session: asyncpg.Record, pending: Mapping[str, Any]) -> list[Message]:
+    """What waited, at its place."""
     parent_id = UUID(pending["parent_id"]) if pending["parent_id"] else None
-    return Message.user(
-        pending["content"],
-        parts=pending.get("parts", ()),
-        id=UUID(pending["id"]),
-        additional_kwargs=pending["additional_kwargs"],
-        tokens=pending["tokens"],
-        session_id=session["id"],
-        parent_id=session["leaf_id"] if pending["at_leaf"] else parent_id,
-        seq=session["next_seq"],
-        created_at=now(),
-    )
+    waiting = [
+        Message(
+            each.get("role", "user"),
+            each["content"],
+            parts=each.get("parts", ()),
+            name=each.get("name"),
+            id=UUID(each["id"]),
+            additional_kwargs=each["additional_kwargs"],
+            tokens=each["tokens"],
+        )
+        for each in (*pending.get("before", ()), pending)
+    ]
+    return chained(waiting, session["id"], session["next_seq"], session["leaf_id"] if pending["at_leaf"] else parent_id)
 
 
-def session_of(row: asyncpg.Record) -> Session:
-    """The session in a row that `lock` gave."""
+def session_of(row: asyncpg.Record, agent_id: str) -> Session:
+    """The session in a row that `lock` gave, as the agent sees it that answers: parameters are those of the session's own."""
     return Session(
         id=row["id"],
         user=User(row["user_id"], row["name"], Role(row["role"]), row["status"]),
-        agent_id=row["agent_id"],
-        agent_params=row["agent_params"],
+        agent_id=agent_id,
+        agent_params=row["agent_params"] if agent_id == row["agent_id"] else {},
         params=SessionParams(**row["params"]),
         title=row["title"],
-        participants=(row["agent_id"],),
+        participants=tuple({row["agent_id"]: None, agent_id: None}),
         leaf_id=row["leaf_id"],
         created_at=row["created_at"],
         updated_at=row["updated_at"],
+        preset_id=row["preset_id"],
     )

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.domain import Credential, Page, Principal, Role, User, new_id, now
 from app.errors import Conflict, InvalidInput, NotFound, Unavailable
-from app.store import accounts, credentials, files, runs, sessions
+from app.store import accounts, credentials, files, presets, runs, sessions
 from app.usecases.conduct import stop_all
 from app.usecases.creations import claim
 from app.usecases.files import sweep_soon
@@ -113,6 +113,7 @@ async def delete_user(platform: Platform, principal: Principal, id: UUID) -> Non
         erased = await accounts.lock_sessions(db, id)
         ending = await accounts.unended_runs(db, id)
         await sessions.erase(db, user_id=id)
+        await presets.erase(db, owner_id=id)
         await files.erase_of(db, id)
         await accounts.delete_user(db, id)
     stop_all(platform, ending)

@@ -235,7 +235,9 @@ async def _write(platform: Platform, batch: Batch, tokens: Tokens, *, well: bool
     async with files.uploading(platform, principal) as upload:
         async with aclosing(_written(platform, batch, tokens, well=well)) as pieces:
             await upload.take(pieces)
-        return await upload.keep(name, "batch_output", media_type=MEDIA_TYPE, key=name)
+        return await upload.keep(
+            name, "batch_output", media_type=MEDIA_TYPE, expires_seconds=batch.output_expires_seconds, key=name
+        )
 
 
 async def _written(platform: Platform, batch: Batch, tokens: Tokens, *, well: bool) -> AsyncGenerator[bytes, None]:

@@ -28,6 +28,7 @@ async def create(
     endpoint: str,
     input_file_id: UUID,
     metadata: Mapping[str, str],
+    output_expires_seconds: int | None = None,
     key: str | None = None,
 ) -> Batch:
     """Take a batch; its file is read by a job. With an idempotency `key`, once."""
@@ -42,7 +43,9 @@ async def create(
         moment + WINDOW,
         credential_id=principal.credential_id,
         metadata=metadata,
+        output_expires_seconds=output_expires_seconds,
     )
+    wish = ("batch", endpoint, str(input_file_id), metadata, output_expires_seconds)
     async with platform.engine.begin() as db:
         if await accounts.lock_user(db, batch.user_id) is None:
             raise NotAuthenticated
@@ -51,7 +54,7 @@ async def create(
             raise NotFound("file", param="input_file_id")
         if file.purpose != "batch":
             raise InvalidInput("input_file_id: the file's purpose must be batch.", param="input_file_id")
-        made = await claim(db, batch.user_id, key, batch.id, "batch", endpoint, str(input_file_id), metadata)
+        made = await claim(db, batch.user_id, key, batch.id, *wish)
         if made != batch.id:
             return await _existing(db, made, owner=batch.user_id)
         if await batches.unended(db, batch.user_id) >= MAX_OPEN:

@@ -23,9 +23,10 @@ from app.reports import report
 from app.store import messages, runs
 from app.store.database import is_passing
 from app.store.operations import Begun, Finished, FinishRun
+from app.usecases.calls import called, names_of, paired
 from app.usecases.live import LiveRun
 from app.usecases.platform import Platform
-from app.usecases.requests import asked_in, history_of, record, request_of
+from app.usecases.requests import asked_in, history_of, record, request_of, told
 from app.usecases.windows import MAX_MESSAGES, MAX_TOKENS, trim
 
 log = logging.getLogger(__name__)
@@ -101,12 +102,14 @@ async def _answer(platform: Platform, begun: Begun, live: LiveRun) -> Answer:
     live.history = history = (
         history_of(begun, request) if request and begun.ephemeral else await _history(platform, begun)
     )
-    if request:
-        record(live.recorder, request, history if begun.ephemeral else history[-1:])
+    if begun.request and request:
+        live.tools = names_of(request.tools)
+        record(live.recorder, begun.request["body"], history if begun.ephemeral else history[-1:])
+    shown = told(request, history if begun.ephemeral else paired(history))
     with platform.agents.lease(session.agent_id) as version:
         binding = Binding(
             session=session,
-            history=History(history),
+            history=History(shown),
             llm=RunLLM(
                 platform.calls,
                 live.recorder,
@@ -118,7 +121,7 @@ async def _answer(platform: Platform, begun: Begun, live: LiveRun) -> Answer:
             request=request,
             state=await _state(platform, history, session.agent_id) if version.state_model else None,
         )
-        return await answer(version, binding, asked_in(history), live.log, timeout=platform.run_timeout)
+        return await answer(version, binding, asked_in(shown), live.log, timeout=platform.run_timeout)
 
 
 def caller_of(begun: Begun, version: str = "", shares_cache: bool = False) -> Caller:
@@ -146,7 +149,12 @@ async def _history(platform: Platform, begun: Begun) -> Sequence[Message]:
 
     async def read() -> Sequence[Message]:
         async with platform.engine.connect() as db:
-            return await messages.window(db, begun.run.message_id, max_tokens=MAX_TOKENS, max_messages=MAX_MESSAGES)
+            found = await messages.window(db, begun.run.message_id, max_tokens=MAX_TOKENS, max_messages=MAX_MESSAGES)
+            above = found
+            while above and above[0].role == "tool" and above[0].parent_id:  # a result needs its call
+                above = await messages.window(db, above[0].parent_id, max_tokens=0, max_messages=1)
+                found = [*above, *found]
+            return found
 
     return await patiently(read)
 
@@ -176,7 +184,8 @@ def _ending(live: LiveRun, result: Answer | AppError | None, *, promote: bool) -
         return FinishRun(given_back(live.run, live.recorder.usage), [], live.recorder.steps, live.credential_id, False)
     usage = live.run.usage + live.recorder.usage
     run = replace(live.run, status=status, error=error, usage=usage, layout=layout(chunks))
-    answers = [stored_answer(chunks, status, given)] if chunks or status is RunStatus.COMPLETED else []
+    calls = called(chunks, run.id, live.tools) if live.tools else []
+    answers = [stored_answer(chunks, status, given, calls)] if chunks or status is RunStatus.COMPLETED else []
     return FinishRun(run, answers, live.recorder.steps, live.credential_id, promote)
 
 
@@ -200,9 +209,16 @@ def layout(chunks: Sequence[Chunk]) -> list[tuple[str, int]] | None:
     return [(chunk.content_type, len(chunk.content)) for chunk in chunks]
 
 
-def stored_answer(chunks: Sequence[Chunk], status: RunStatus, given: Answer | None = None) -> Message:
+def stored_answer(
+    chunks: Sequence[Chunk],
+    status: RunStatus,
+    given: Answer | None = None,
+    calls: Sequence[Mapping[str, Any]] = (),
+) -> Message:
     """The message that a run leaves. What was shown beside the answer is in `additional_kwargs.asides`."""
     extra = dict(given.additional_kwargs) if given else {}
+    if calls:
+        extra["tool_calls"] = calls
     if asides := joined(chunk for chunk in chunks if chunk.content_type not in ANSWER_TYPES):
         extra["asides"] = [{"content_type": aside.content_type, "content": aside.content} for aside in asides]
     if status is not RunStatus.COMPLETED:

@@ -42,6 +42,8 @@ class LiveRun:
     credential_id: UUID | None = None
     attempt: int = 1
     history: Sequence[Message] = ()
+    tools: frozenset[str] = frozenset()
+    """The tools of the request, whose calls are for its sender."""
     answering: asyncio.Task[object] | None = None
     ended_by: EndedBy | None = None
     flushed: int = 0

@@ -13,7 +13,7 @@ from app.agent.loader import Agents
 from app.domain import FileLimits, Principal
 from app.llm.cache import Cache
 from app.llm.call import CallPath
-from app.llm.catalog import Catalog
+from app.llm.catalog import Catalog, Model
 from app.store.redis import Client
 from app.store.reserve import Reserver
 from app.store.runs import Sought
@@ -51,6 +51,8 @@ class Platform:
     objects: ObjectStore
     file_limits: FileLimits
     run_timeout: float
+    is_away: Callable[[Model], bool]
+    """Whether all endpoints of a language model failed a moment ago."""
     passwords: Passwords = field(default_factory=Passwords)
     tasks: Tasks = field(default_factory=Tasks)
     live: dict[UUID, LiveRun] = field(default_factory=dict)

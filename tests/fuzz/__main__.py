@@ -13,7 +13,7 @@ import secrets
 import shlex
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -33,8 +33,9 @@ checks.use_after_free.enabled = true
 path = "users.json"
 peers = ["ada", "bob"]
 """
-PHASES = (["examples", "coverage", "fuzzing"], ["stateful"])
-"""What one process does: after the others' thousands of requests the stateful phase gives up after a dozen."""
+SCENARIOS = 30
+"""How many the stateful phase is expected to try at once. It ends, without a word, when an answer is not what it was at the first try,
+as happens with a server that remembers; so it is begun again, with other seeds, until there may have been as many as were asked for."""
 
 
 def arguments(given: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -61,14 +62,23 @@ async def fuzz(given: Sequence[str], folder: Path) -> int:
         fuzzed = await furnish(found, server)
         prepare(folder, fuzzed)
         for who in ("users", "warden") if options.who == "both" else (options.who,):
-            for phases in PHASES:
-                if chosen := [phase for phase in phases if phase in options.phases.split(",")]:
-                    status = await run(folder, server.url, who, ",".join(chosen), options, rest)
-                    failed += status != 0
+            for phases, seed in passes(options):
+                status = await run(folder, server.url, who, phases, seed, options, rest)
+                failed += status != 0
         if failed and options.stay:
             await asyncio.to_thread(input, f"The server is at {server.url} until you press Enter.")
         await unharmed(found, server, fuzzed)
     return failed
+
+
+def passes(options: argparse.Namespace) -> Iterator[tuple[str, int]]:
+    """The phases that one process goes through, and its seed."""
+    phases = options.phases.split(",")
+    if others := [phase for phase in phases if phase != "stateful"]:
+        yield ",".join(others), options.seed
+    if "stateful" in phases:
+        times = 1 if options.deterministic else -(-options.max_examples // SCENARIOS)
+        yield from (("stateful", options.seed + number) for number in range(times))
 
 
 def prepare(folder: Path, fuzzed: Fuzzed) -> None:
@@ -83,10 +93,12 @@ def prepare(folder: Path, fuzzed: Fuzzed) -> None:
         (folder / f"{who}.toml").write_text(CONFIG + user)
 
 
-async def run(folder: Path, url: str, who: str, phases: str, options: argparse.Namespace, rest: Sequence[str]) -> int:
+async def run(
+    folder: Path, url: str, who: str, phases: str, seed: int, options: argparse.Namespace, rest: Sequence[str]
+) -> int:
     """Schemathesis' exit status; what it found is printed, and how to repeat it."""
     command = [sys.executable, "-m", "schemathesis.cli", "--config-file", f"{who}.toml", "run", f"{url}/openapi.json"]
-    chosen = ["--seed", str(options.seed), "--max-examples", str(options.max_examples), "--phases", phases]
+    chosen = ["--seed", str(seed), "--max-examples", str(options.max_examples), "--phases", phases]
     fixed = "--workers 1 --no-color --generation-allow-x00 true --output-sanitize false"
     always = "--generation-deterministic" if options.deterministic else "--generation-database=none"
     environ = os.environ | {"SCHEMATHESIS_HOOKS": "tests.fuzz.hooks", "PYTHONPATH": str(ROOT)}

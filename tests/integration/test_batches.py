@@ -96,6 +96,7 @@ async def test_a_batch_is_answered_into_a_file(client: AsyncOpenAI, fake: FakeUp
     [
         ("/v1/completions", {"model": "default", "prompt": "say yes"}, "choices"),
         ("/v1/embeddings", {"model": "default", "input": "a text"}, "data"),
+        ("/v1/responses", {"model": "default", "input": "say yes", "background": True}, "output"),
         (
             CHAT,
             {"model": "fake_echo_agent", "messages": [{"role": "user", "content": "hi"}], "stream": True},

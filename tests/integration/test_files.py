@@ -581,16 +581,19 @@ async def test_readyz_does_not_wait_for_a_store_that_is_silent(
         settings |= {"minio_secret_key": "secret", "redis_url": running.redis_url}
         async with open_house(database_url, **settings) as house:
             answers = await asyncio.gather(*(house.admin.get("/readyz") for _ in range(40)))
-            told = {"status": "ready", "objects": "The object store does not answer."}
+            told = {"status": "ready", "objects": "unavailable"}
             assert [(answer.status_code, answer.json()) for answer in answers] == [(200, told)] * 40
 
 
-async def test_readyz_says_why_files_cannot_be_used(running: Engines, database_url: str, tmp_path: Path) -> None:
+async def test_readyz_says_that_files_cannot_be_used_and_the_log_says_why(
+    running: Engines, database_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "objects").write_text("in the way")
     async with open_house(database_url, redis_url=running.redis_url, data_dir=tmp_path) as house:
         ready = await house.admin.get("/readyz")
         assert ready.status_code == 200
-        assert ready.json()["objects"].startswith("DATA_DIR: ")
+        assert ready.json() == {"status": "ready", "objects": "unavailable"}, "no path is told to strangers"
+        assert "files cannot be used: DATA_DIR: " in caplog.text
         assert error_of(await post(house.admin))[:2] == (503, "unavailable")
     async with open_house(database_url, redis_url=running.redis_url) as house:
         assert (await house.admin.get("/readyz")).json() == {"status": "ready"}

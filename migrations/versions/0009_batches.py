@@ -4,8 +4,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-revision = "0007"
-down_revision = "0006"
+revision = "0009"
+down_revision = "0008"
 
 STATES = "'validating', 'failed', 'in_progress', 'finalizing', 'completed', 'expired', 'cancelling', 'cancelled'"
 
@@ -28,6 +28,7 @@ def upgrade() -> None:
         sa.Column("errors", postgresql.JSONB(), server_default=sa.text("'[]'"), nullable=False),
         sa.Column("output_file_id", sa.Uuid(), nullable=True),
         sa.Column("error_file_id", sa.Uuid(), nullable=True),
+        sa.Column("output_expires_seconds", sa.Integer(), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
         sa.ForeignKeyConstraint(["user_id"], ["users.id"], name=op.f("fk_batches_user_id"), ondelete="CASCADE"),
