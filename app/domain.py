@@ -72,6 +72,8 @@ class Principal(Struct, frozen=True):
     credential_id: UUID | None = None
     login_id: UUID | None = None
     acts_for_all: bool = False
+    gives_way: bool = False
+    """Whether what is asked may wait while people are answered."""
 
     @property
     def owner(self) -> UUID | None:
@@ -425,6 +427,51 @@ class FileLimits(Struct, frozen=True):
     bytes: int
     user_files: int
     user_bytes: int
+
+
+class BatchStatus(StrEnum):
+    """The states of a batch, by their names in OpenAI's protocol."""
+
+    VALIDATING = "validating"
+    FAILED = "failed"
+    IN_PROGRESS = "in_progress"
+    FINALIZING = "finalizing"
+    COMPLETED = "completed"
+    EXPIRED = "expired"
+    CANCELLING = "cancelling"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing can follow."""
+        return self in (BatchStatus.FAILED, BatchStatus.COMPLETED, BatchStatus.EXPIRED, BatchStatus.CANCELLED)
+
+
+class Batch(Struct, frozen=True):
+    """Many requests in a file, answered when there is room, into another file.
+
+    `errors` are the lines that are no requests, for which it failed. `times` tells when it took each of its states.
+    """
+
+    id: UUID
+    user_id: UUID
+    endpoint: str
+    input_file_id: UUID
+    status: BatchStatus
+    created_at: datetime
+    expires_at: datetime
+    credential_id: UUID | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    times: Mapping[str, int] = field(default_factory=dict)
+    total: int = 0
+    completed: int = 0
+    failed: int = 0
+    usage: Mapping[str, int] | None = None
+    errors: Sequence[Mapping[str, Any]] = ()
+    output_file_id: UUID | None = None
+    error_file_id: UUID | None = None
+    output_expires_seconds: int | None = None
+    """How long its files are kept."""
 
 
 class Page(Struct, Generic[T], frozen=True):

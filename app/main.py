@@ -22,6 +22,7 @@ from app.agent.loader import Agents
 from app.agent.relay import ModelRelay
 from app.agent.watchdog import Watchdog
 from app.api import accounts as accounts_api
+from app.api import batches as batches_api
 from app.api import budgets as budgets_api
 from app.api import cache as cache_api
 from app.api import (
@@ -42,7 +43,7 @@ from app.api.gate import Gate, uploads
 from app.domain import FileLimits, new_id
 from app.errors import SettingsError
 from app.jobs.consumer import Consumer
-from app.jobs.kinds import KINDS
+from app.jobs.kinds import kinds
 from app.llm.cache import FLUSH_SECONDS, Cache
 from app.llm.call import CallPath
 from app.llm.catalog import Catalog
@@ -123,7 +124,7 @@ def create_app(settings: Settings) -> FastAPI:
     ):
         app.include_router(router)
     for prefix in openai.PREFIXES:
-        for router in (openai.router, files_api.router, responses.router, conversations.router):
+        for router in (openai.router, files_api.router, batches_api.router, responses.router, conversations.router):
             app.include_router(router, prefix=prefix)
     return app
 
@@ -172,7 +173,7 @@ def take_jobs(platform: Platform, settings: Settings, at_once: int) -> None:
     """Do jobs in this process, so many at once, until the platform drains or closes."""
     url = settings.database_direct_url or settings.database_url
     assert url is not None  # noqa: S101 - the platform is open
-    consumer = Consumer(platform, plain_connector(url.get_secret_value()), KINDS, at_once)
+    consumer = Consumer(platform, plain_connector(url.get_secret_value()), kinds(batches_api.ask), at_once)
     platform.tasks.start(consumer.run(), name="jobs")
 
 

@@ -180,6 +180,7 @@ def _begin(
         op.again,
         op.ephemeral and op.echo is None,
         op.request,
+        gives_way=op.principal.gives_way,
     )
 
 

@@ -6,16 +6,17 @@ A background run's job has the run's id and lives in the run's transactions, whi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
 import asyncpg
-from sqlalchemy import Row, delete, func, insert, select, text, update
+from sqlalchemy import Row, Update, delete, exists, func, insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain import Job, JobState, Run, RunStatus
 from app.store import queue
-from app.store.tables import jobs
+from app.store.tables import jobs, replicas
 
 RUN = "run"
 """The kind of a background run's job."""
@@ -123,6 +124,43 @@ async def add(db: AsyncConnection, added: Sequence[Job]) -> None:
     columns = ("id", "kind", "owner_id", "subject_id", "state")
     await db.execute(insert(jobs), [{name: getattr(job, name) for name in columns} for job in added])
     await queue.issue_in(db, [job.kind for job in added], [job.id for job in added])
+
+
+async def take(db: AsyncConnection, id: UUID, replica: UUID) -> Job | None:
+    """Take a job that is queued; None when another worker has, or it has ended. Those of runs are taken with their run."""
+    statement = update(jobs).where(jobs.c.id == id, jobs.c.state == JobState.QUEUED)
+    taken = {"state": JobState.RUNNING, "attempt": jobs.c.attempt + 1, "replica": replica, "started_at": func.now()}
+    row = (await db.execute(statement.values(**taken).returning(jobs))).first()
+    return job_of(row) if row else None
+
+
+async def hand_back(db: AsyncConnection, job: Job) -> None:
+    """Let another worker take a job that this attempt has not done."""
+    queued = {"state": JobState.QUEUED, "replica": None}
+    if (await db.execute(_held(job).values(**queued).returning(jobs.c.id))).first():
+        await queue.issue_in(db, [job.kind], [job.id])
+
+
+async def end(db: AsyncConnection, job: Job, state: JobState, error: Mapping[str, Any] | None = None) -> None:
+    """The end of a job, unless this attempt has lost it."""
+    await db.execute(_held(job).values(state=state, error=error, replica=None, ended_at=func.now()))
+
+
+def _held(job: Job) -> Update:
+    """What is still this attempt's."""
+    return update(jobs).where(jobs.c.id == job.id, jobs.c.state == JobState.RUNNING, jobs.c.attempt == job.attempt)
+
+
+async def requeue_lost(db: AsyncConnection, dead_seconds: float) -> None:
+    """Queue again what workers had taken that are dead. Those of runs go with their run."""
+    alive = exists().where(
+        replicas.c.id == jobs.c.replica, replicas.c.seen_at > func.now() - timedelta(seconds=dead_seconds)
+    )
+    lost = select(jobs.c.id).where(jobs.c.state == JobState.RUNNING, jobs.c.kind != RUN, ~alive).limit(REISSUED)
+    statement = update(jobs).where(jobs.c.id.in_(lost.with_for_update(skip_locked=True)))
+    queued = {"state": JobState.QUEUED, "replica": None, "lost": jobs.c.lost + 1}
+    found = (await db.execute(statement.values(**queued).returning(jobs.c.id, jobs.c.kind))).all()
+    await queue.issue_in(db, [row.kind for row in found], [row.id for row in found])
 
 
 async def reissue(db: AsyncConnection) -> None:

@@ -67,6 +67,8 @@ class Begun(Struct, frozen=True):
     request: Mapping[str, Any] | None = None
     attempt: int = 1
     """How often a worker has taken it up, this time included."""
+    gives_way: bool = False
+    """Whether its calls may wait while others are answered."""
 
 
 class Repeated(Struct, frozen=True):

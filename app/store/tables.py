@@ -400,6 +400,57 @@ loose_objects = Table(
 An `uploading` one is there before its object, with the bytes that are kept free for it, and is put off for as long as it goes on. It
 becomes a file, or `abandoned`. What a file leaves is `erased`. No foreign keys: they outlive users."""
 
+batches = Table(
+    "batches",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("user_id", Uuid, ForeignKey("users.id", ondelete="CASCADE"), nullable=False),
+    Column("credential_id", Uuid),
+    Column("endpoint", Text, nullable=False),
+    Column("input_file_id", Uuid, nullable=False),
+    Column("metadata", JSONB, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("times", JSONB, nullable=False, server_default=text("'{}'")),
+    Column("total", Integer, nullable=False, server_default=text("0")),
+    Column("completed", Integer, nullable=False, server_default=text("0")),
+    Column("failed", Integer, nullable=False, server_default=text("0")),
+    Column("usage", JSONB),
+    Column("errors", JSONB, nullable=False, server_default=text("'[]'")),
+    Column("output_file_id", Uuid),
+    Column("error_file_id", Uuid),
+    Column("output_expires_seconds", Integer),
+    _created(),
+    _time("expires_at"),
+    Index("ix_batches_user_id", "user_id", "id"),
+    CheckConstraint(
+        "status IN ('validating', 'failed', 'in_progress', 'finalizing', 'completed', 'expired', 'cancelling', 'cancelled')",
+        name="status",
+    ),
+)
+
+batch_shards = Table(
+    "batch_shards",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("batch_id", Uuid, ForeignKey("batches.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("after", Integer, nullable=False),
+)
+"""What of a batch is still to be answered: each a job of its own, for some of the lines after that one."""
+
+batch_items = Table(
+    "batch_items",
+    metadata,
+    Column("batch_id", Uuid, ForeignKey("batches.id", ondelete="CASCADE"), primary_key=True),
+    Column("line", Integer, primary_key=True),
+    Column("custom_id", Text, nullable=False),
+    Column("request", LargeBinary, nullable=False),
+    Column("status", SmallInteger),
+    Column("request_id", Uuid),
+    Column("answer", LargeBinary),
+    UniqueConstraint("batch_id", "custom_id"),
+)
+"""The requests of batches, and each one's answer with its HTTP status, until they are in the batch's files."""
+
 jobs = Table(
     "jobs",
     metadata,

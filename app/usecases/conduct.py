@@ -136,6 +136,7 @@ def caller_of(begun: Begun, version: str = "", shares_cache: bool = False) -> Ca
         begun.budgets,
         shares_cache,
         begun.again,
+        begun.gives_way or begun.run.background,
     )
 
 

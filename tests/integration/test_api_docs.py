@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import re
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,11 +19,12 @@ from typing import Any, NamedTuple
 import httpx2
 import pytest
 import pytest_asyncio
-from openai.types import completion_create_params, embedding_create_params, file_create_params
+from openai.types import batch_create_params, completion_create_params, embedding_create_params, file_create_params
 from openai.types.chat import completion_create_params as chat_create_params
 from openai.types.responses import response_create_params
 
 from app.agent.request import OPTIONS
+from app.api.batches import BatchIn
 from app.api.openai_models import ChatIn, CompletionIn, EmbeddingsIn
 from app.api.responses_models import ResponseIn
 from app.main import create_app
@@ -74,6 +76,11 @@ ENDPOINTS = {
 ENDPOINTS["/v1/files"] = Endpoint(
     ("file", "purpose", "expires_after"), (file_create_params.FileCreateParams,), {"purpose": "user_data"}
 )
+ENDPOINTS["/v1/batches"] = Endpoint(
+    BatchIn.model_fields,
+    (batch_create_params.BatchCreateParams,),
+    {"input_file_id": "file-0", "endpoint": "/v1/chat/completions", "completion_window": "24h"},
+)
 ENDPOINTS["/v1/responses"] = Endpoint(
     ResponseIn.model_fields,
     (
@@ -118,6 +125,7 @@ VALUES: Json = {
     "max_completion_tokens": 9,
     "max_tokens": 9,
     "metadata": {"colour": "blue"},
+    "output_expires_after": {"anchor": "created_at", "seconds": 3600},
     "min_p": 0.1,
     "modalities": ["text"],
     "moderation": {"model": "omni-moderation-latest"},
@@ -192,6 +200,13 @@ EFFECTS: dict[str, Callable[[Answered], bool]] = {
     "stream_options": lambda it: '"choices":[],"usage":{"prompt_tokens":' in it.answer.text,
 }
 EFFECTS |= {
+    "/v1/batches completion_window": lambda it: (
+        it.answer.json()["expires_at"] - it.answer.json()["created_at"] == 86_400
+    ),
+    "/v1/batches endpoint": lambda it: it.answer.json()["endpoint"] == "/v1/chat/completions",
+    "/v1/batches input_file_id": lambda it: it.answer.json()["input_file_id"].startswith("file-"),
+    "/v1/batches metadata": lambda it: it.answer.json()["metadata"] == {"colour": "blue"},
+    "/v1/batches output_expires_after": lambda it: it.answer.json()["status"] == "validating",
     "background": lambda it: it.answer.json()["status"] in ("queued", "in_progress") and it.answer.json()["background"],
     "conversation": lambda it: [message["content"] for message in it.sent["messages"]] == ["so", "say good morning"],
     "instructions": lambda it: it.sent["messages"][0] == {"role": "system", "content": "Be brief."},
@@ -259,6 +274,10 @@ async def ask(here: House, fake: FakeUpstream, path: str, fields: Json) -> Answe
     await here.platform.cache.purge()  # or equal texts would not be embedded again
     before = len(fake.requests)
     body = ENDPOINTS[path].body | fields
+    if path == "/v1/batches":
+        line = {"custom_id": "a", "method": "POST", "url": body["endpoint"], "body": {"model": "nobody"}}
+        given = {"data": {"purpose": "batch"}, "files": {"file": ("b.jsonl", json.dumps(line).encode())}}
+        body["input_file_id"] = (await here.admin.post("/v1/files", **given)).json()["id"]
     if path == "/v1/files":
         file = {"file": ("q.txt", body.pop("file", VALUES["file"]))}
         after = {f"expires_after[{name}]": str(value) for name, value in body.pop("expires_after", {}).items()}
