@@ -27,7 +27,9 @@ class JsonKeyExtractorPP(BasePostprocess):
 
     def __init__(self, target_key: str | None = None, *, target_keys: Sequence[str] | None = None) -> None:
         if (target_key is None) == (not target_keys) or isinstance(target_keys, str):
-            raise InvalidInput("JsonKeyExtractorPP takes either a target_key or a list of target_keys.", param="target_key")
+            raise InvalidInput(
+                "JsonKeyExtractorPP takes either a target_key or a list of target_keys.", param="target_key"
+            )
         self._key = target_key
         self._keys = tuple(target_keys or ())
 

@@ -49,7 +49,9 @@ class ReplacePP(BasePostprocess):
 class FilterPP(BasePostprocess):
     """Removes characters, or what matches a regular expression."""
 
-    def __init__(self, filter_chars: Iterable[str] | None = None, *, pattern: str | re.Pattern[str] | None = None) -> None:
+    def __init__(
+        self, filter_chars: Iterable[str] | None = None, *, pattern: str | re.Pattern[str] | None = None
+    ) -> None:
         if (pattern is None) == (filter_chars is None):
             raise InvalidInput("FilterPP takes either a pattern or filter_chars.", param="pattern")
         self._words = dict.fromkeys(filter(None, filter_chars or ()), "")

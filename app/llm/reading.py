@@ -21,7 +21,9 @@ def read_json(text: str) -> Any:
     from json_repair import repair_json
 
     try:
-        value = repair_json(text, return_objects=True, skip_json_loads=True) if any(char in text for char in "{[") else ""
+        value = (
+            repair_json(text, return_objects=True, skip_json_loads=True) if any(char in text for char in "{[") else ""
+        )
         if value == "" or not _is_finite(value):
             raise ValueError("nothing was found")
     except (ValueError, RecursionError):
@@ -49,7 +51,9 @@ def response_format(schema: Any) -> dict[str, Any]:
         try:
             body = TypeAdapter(schema).json_schema()
         except PydanticUserError:
-            raise InvalidInput("schema must be a pydantic model, another type, or a JSON Schema.", param="schema") from None
+            raise InvalidInput(
+                "schema must be a pydantic model, another type, or a JSON Schema.", param="schema"
+            ) from None
     name = getattr(schema, "__name__", "answer")
     return {"type": "json_schema", "json_schema": {"name": name[:64], "schema": body}}
 
