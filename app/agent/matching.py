@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from app.agent.postprocess import BasePostprocess, Feed
@@ -145,10 +146,8 @@ class _Compiled:
             raise InvalidInput(f"The pattern is no regular expression: {error}.", param="pattern") from None
         self.open: Pattern[str] | None = None
         """None where that cannot be told: then the whole text is waited for."""
-        try:
+        with suppress(regex.error):
             self.open = regex.compile(f"(?:{_TOKEN.sub(_or_end, text)}){_END}", flags)
-        except regex.error:
-            pass
         changed = self.open is not None and any(_or_end(token) != token[0] for token in _TOKEN.finditer(text))
         if self.sure.flags & regex.REVERSE or _ODD.search(text) or (changed and re.search(r"\(\?<?!", text)):
             self.open = None

@@ -32,7 +32,10 @@ class BasePostprocess:
     """A post-processor of one's own implements `process`, or `open` if it is to stream."""
 
     def process(self, content: str, **kwargs: Any) -> Any:
-        """What the whole text becomes; may be `async`. What is no text is the answer's `value`, and the text stays."""
+        """What the whole text becomes; may be `async`.
+
+        What is no text is the answer's `value`, and the text stays; a `Completion` is both.
+        """
         feed = self.open()
         if feed is None:
             raise NotImplementedError(f"{type(self).__name__} has neither process nor open")
@@ -59,7 +62,7 @@ class Chain(BasePostprocess):
 
     async def process(self, content: str, **kwargs: Any) -> Any:
         """What the whole text becomes after all of them."""
-        flow = Flow(self)
+        flow = Flow(*self.members)
         return flow.feed(content) + await flow.close()
 
 
@@ -70,11 +73,12 @@ def _members(postprocessor: BasePostprocess) -> Sequence[BasePostprocess]:
 class Flow:
     """One answer on its way through post-processors: streaming as far as the first that needs the whole text."""
 
-    def __init__(self, postprocessor: BasePostprocess | None) -> None:
+    def __init__(self, *postprocessors: BasePostprocess) -> None:
+        self.members = [member for given in postprocessors for member in _members(given)]
         self.value: Any = None
         """What the last of them came to that gives more than a text."""
         self._feeds: list[Feed] = []
-        self._whole = list(_members(postprocessor)) if postprocessor else []
+        self._whole = self.members[:]
         while self._whole and (feed := self._whole[0].open()) is not None:
             self._feeds.append(feed)
             del self._whole[0]
@@ -104,9 +108,12 @@ class Flow:
 
     def _end(self, feed: Feed, text: str) -> str:
         said = (feed.feed(text) if text else "") + feed.close()
-        value = getattr(feed, "value", None)
-        self.value = self.value if value is None else value
+        self._note(feed)
         return said
+
+    def _note(self, given: object) -> None:
+        value = getattr(given, "value", None)
+        self.value = self.value if value is None else value
 
     async def _process(self, member: BasePostprocess, text: str) -> str:
         if (feed := member.open()) is not None:
@@ -115,7 +122,8 @@ class Flow:
         if inspect.isawaitable(given):
             given = await given
         if isinstance(given, str):
-            return given
+            self._note(given)
+            return str(given)
         if given is None:
             raise AgentFailed(f"The post-processor {type(member).__name__} gave nothing.")
         self.value = given

@@ -127,7 +127,7 @@ async def _outcome(
 
 
 def _make(version: AgentVersion, binding: Binding, stream: Stream, own: Own) -> Chattable:
-    agent = version.cls(binding.session)
+    agent = version.cls.make(binding)
     agent.bind(binding, stream, own, version.threads)
     return agent
 

@@ -207,9 +207,9 @@ class Reply:
     def _value(self, text: str) -> Any:
         if self.schema is None or self.has_tool_calls:
             return None
-        from app.llm.reading import read
+        from app.llm.reading import fit, read_json
 
-        return read(text, self.schema)
+        return fit(read_json(text), self.schema)
 
 
 class LLM(ABC):

@@ -58,9 +58,8 @@ def response_format(schema: Any) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": name[:64], "schema": body}}
 
 
-def read(text: str, schema: Any) -> Any:
-    """The value that `schema` makes of a text; `LLMError` where it makes none."""
-    value = read_json(text)
+def fit(value: Any, schema: Any) -> Any:
+    """What `schema` makes of JSON; `LLMError` where it makes nothing. A JSON Schema takes it as it is."""
     if isinstance(schema, dict):
         return value
     from pydantic import TypeAdapter, ValidationError

@@ -1,0 +1,387 @@
+"""Prompts: a template, its values, and the call of the language model with what they come to."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
+
+from app.agent.plain import canonical
+from app.agent.postprocess import BasePostprocess, Flow
+from app.agent.templates import MAX_TEMPLATE, SMALL, names_in, render
+from app.domain import ANSWER_TYPES, Chunk, Message, Usage
+from app.errors import AgentFailed
+from app.llm.llm import Completion
+from app.llm.reading import fit, read_json, written
+
+if TYPE_CHECKING:
+    from app.agent.base import BaseAgent
+
+MAX_CONTINUATIONS = 8
+"""How often `long_response` asks for more."""
+CONTINUE = "Continue exactly where you stopped. Repeat nothing, and add no introduction."
+
+Send = Callable[[str, str], Awaitable[None]]
+"""Takes a content type and a piece."""
+
+
+def read_template(folder: Path, path: str | Path) -> str:
+    """The text of a template's file, which must be in `folder` or below, whatever links lead to it."""
+    root = folder.resolve()
+    file = (root / path).resolve()
+    if not file.is_relative_to(root):
+        raise AgentFailed("A template must be inside the folder of the agent's file.")
+    if not file.is_file():
+        raise AgentFailed(f"There is no template {Path(path).name[:100]} in the folder of the agent's file.")
+    with file.open(encoding="utf-8") as opened:
+        text = opened.read(MAX_TEMPLATE + 1)
+    names_in(text)
+    return text
+
+
+class Prompt:
+    """A template and its values; made by `BaseAgent.create_prompt`, and called any number of times, also at once."""
+
+    def __init__(
+        self,
+        agent: BaseAgent,
+        template: str | None,
+        *,
+        description: str = "",
+        content_type: str = "text",
+        system_prompt: str | None = None,
+        memory_id: str | None = None,
+        max_history_rounds: int = 5,
+    ) -> None:
+        self.template = template
+        self.description = description
+        self.content_type = content_type
+        self.system_prompt = system_prompt
+        self._agent = agent
+        self._names = names_in(template) if template is not None else frozenset()
+        self._values: dict[str, Any] = {}
+        self._memory_id = memory_id
+        self._rounds = max_history_rounds
+
+    def update_placeholder(self, **values: Any) -> Self:
+        """Set values of the template; those it does not ask for do no harm."""
+        self._values.update(values)
+        return self
+
+    def __or__(self, other: Prompt | ParallelPrompt) -> ParallelPrompt:
+        """Both at once."""
+        return ParallelPrompt([self]) | other
+
+    @overload
+    async def acall(
+        self, query: str | Message | None = None, *, return_generator: Literal[True], **options: Any
+    ) -> AsyncIterator[Chunk]: ...
+    @overload
+    async def acall(
+        self,
+        query: str | Message | None = None,
+        *,
+        is_stream: bool = False,
+        content_type: str | None = None,
+        postprocessor: BasePostprocess | None = None,
+        return_generator: Literal[False] = False,
+        force_json: bool = False,
+        long_response: bool = False,
+        system_prompt: str | None = None,
+        schema: Any = None,
+        **options: Any,
+    ) -> Completion: ...
+    async def acall(
+        self,
+        query: str | Message | None = None,
+        *,
+        return_generator: bool = False,
+        is_stream: bool = False,
+        **options: Any,
+    ) -> Completion | AsyncIterator[Chunk]:
+        """Render the template, ask the language model, and process its answer.
+
+        A query that the template has no place for follows it as a message of its own. `is_stream` sends the answer to
+        the agent's stream as it comes, with its thoughts; `return_generator` gives its chunks instead. The text is
+        processed the same either way. `force_json` repairs the answer to JSON, which is then sent whole; `schema` asks
+        for JSON of a pydantic model or another type; either is the `value`. `long_response` asks for more when the answer
+        was cut for its length, up to `MAX_CONTINUATIONS` times. Other options are those of an LLM call.
+        """
+        call = self._call(query, **options)
+        if return_generator:
+            return self._chunks(call)
+        async with aclosing(self._chunks(call)) as chunks:
+            async for chunk in chunks:
+                if is_stream:
+                    await call.send(chunk.content_type, chunk.content)
+        return call.completion
+
+    @overload
+    def call(
+        self, query: str | Message | None = None, *, return_generator: Literal[True], **options: Any
+    ) -> Iterator[Chunk]: ...
+    @overload
+    def call(
+        self, query: str | Message | None = None, *, return_generator: Literal[False] = False, **options: Any
+    ) -> Completion: ...
+    def call(
+        self, query: str | Message | None = None, *, return_generator: bool = False, **options: Any
+    ) -> Completion | Iterator[Chunk]:
+        """`acall` for synchronous code, which does not run on an event loop."""
+        if return_generator:
+            return self._pull(self._chunks(self._call(query, **options)))
+        answer: Completion = self._agent.llm._wait(self.acall(query, **options))
+        return answer
+
+    def _call(
+        self,
+        query: str | Message | None,
+        *,
+        content_type: str | None = None,
+        postprocessor: BasePostprocess | None = None,
+        force_json: bool = False,
+        long_response: bool = False,
+        system_prompt: str | None = None,
+        schema: Any = None,
+        send: Send | None = None,
+        **options: Any,
+    ) -> _Call:
+        steps = [_Json(schema)] if force_json or schema is not None else []
+        return _Call(
+            query.content if isinstance(query, Message) else query,
+            content_type or self.content_type,
+            Flow(*steps, *([postprocessor] if postprocessor else [])),
+            send or self._agent.stream.send,
+            self.system_prompt if system_prompt is None else system_prompt,
+            MAX_CONTINUATIONS if long_response else 0,
+            options if schema is None else {**options, "schema": schema},
+        )
+
+    async def _chunks(self, call: _Call) -> AsyncGenerator[Chunk, None]:
+        """The processed answer as it comes; `call` knows the rest when it has ended."""
+        messages = await self._messages(call)
+        async with aclosing(self._answer(messages, call)) as answer:
+            async for chunk in answer:
+                if chunk.content_type not in ANSWER_TYPES:
+                    yield chunk
+                elif said := call.add(chunk.content):
+                    yield Chunk(said, call.content_type)
+        if said := await self._processed(call):
+            yield Chunk(said, call.content_type)
+        await self._remember(call)
+
+    async def _answer(self, messages: list[Message], call: _Call) -> AsyncGenerator[Chunk, None]:
+        """What the model says, asked for more as often as the call allows."""
+        if not hasattr(self._agent, "llm"):
+            raise AgentFailed("The agent has no language model: make it with llm=….")
+        while True:
+            reply = self._agent.llm.begin(messages, **call.options)
+            reply.schema = None  # the whole is read, once it is whole
+            try:
+                async for chunk in reply:
+                    yield chunk
+            finally:
+                await reply.close()
+            said = reply.response
+            call.told(said)
+            if said.finish_reason != "length" or call.continuations == 0 or not said:
+                return
+            call.continuations -= 1
+            messages = [*messages, Message.assistant(str(said)), Message.user(CONTINUE)]
+
+    async def _messages(self, call: _Call) -> list[Message]:
+        """What the model is sent: instructions, what is remembered, the prompt, and a query it has no place for."""
+        messages = [Message.system(call.system_prompt)] if call.system_prompt else []
+        values = {**self._values, **({} if call.query is None else {"query": call.query})}
+        if self._memory_id is not None:
+            history = await self._history(self._memory_id)
+            if "history" not in self._names:
+                messages += history if isinstance(history, list) else [Message.system(str(history))] if history else []
+            values.setdefault("history", history)
+        if self.template is not None:
+            messages.append(Message.user(await self._rendered(values)))
+        if call.query is not None and "query" not in self._names:
+            messages.append(Message.user(call.query))
+        if not messages or messages[-1].role != "user":
+            raise AgentFailed("The prompt is empty: it has neither a template nor a query.")
+        return messages
+
+    async def _rendered(self, values: Mapping[str, Any]) -> str:
+        template = self.template or ""
+        used = {name: value for name, value in values.items() if name in self._names}
+        shown = {name: value if canonical(value) else str(value) for name, value in used.items()}
+        given = canonical({"template": template, "values": shown})
+        with self._agent._recorder.step("prompt", self.description or "prompt", input=given) as step:
+            text = await render(template, values)
+            step.output = canonical(text)
+        return text
+
+    async def _processed(self, call: _Call) -> str:
+        """The end of the answer, and what the whole came to."""
+        if not call.flow.members:
+            call.completion = call.whole("".join(call.said), None)
+            return ""
+        raw = "".join(call.raw)
+        name = " >> ".join(type(member).__name__.lstrip("_") for member in call.flow.members)
+        with self._agent._recorder.step("postprocess", name, input=canonical(raw)) as step:
+            left = await call.flow.close()
+            call.completion = call.whole("".join([*call.said, left]), call.flow.value)
+            step.output = canonical(str(call.completion))
+        return left
+
+    async def _history(self, memory_id: str) -> Any:
+        given: Any = self._agent.memory.build_history(memory_id=memory_id, max_round=self._rounds)
+        return await given if inspect.isawaitable(given) else given
+
+    async def _remember(self, call: _Call) -> None:
+        if self._memory_id is None:
+            return
+        for role, content in (("user", call.query), ("assistant", str(call.completion))):
+            if content:
+                given = self._agent.memory.add_memory(content=content, role=role, memory_id=self._memory_id)
+                if inspect.isawaitable(given):
+                    await given
+
+    def _pull(self, chunks: AsyncGenerator[Chunk, None]) -> Iterator[Chunk]:
+        """An asynchronous iterator for synchronous code."""
+        wait = self._agent.llm._wait
+
+        async def following() -> Chunk | None:
+            return await anext(chunks, None)
+
+        try:
+            while (chunk := wait(following())) is not None:
+                yield chunk
+        finally:
+            wait(chunks.aclose())
+
+
+@dataclass(slots=True)
+class _Call:
+    """One call of a prompt, and what has come of it."""
+
+    query: str | None
+    content_type: str
+    flow: Flow
+    send: Send
+    system_prompt: str | None
+    continuations: int
+    options: dict[str, Any]
+    raw: list[str] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
+    reasoning: list[str] = field(default_factory=list)
+    usage: Usage = field(default_factory=Usage)
+    finish_reason: str | None = None
+    completion: Completion = field(default_factory=Completion)
+
+    def add(self, text: str) -> str:
+        """Take a piece of the model's text: what may be said of it now."""
+        self.raw.append(text)
+        said = self.flow.feed(text)
+        self.said.append(said)
+        return said
+
+    def told(self, answer: Completion) -> None:
+        """Take what is known about one of the model's answers."""
+        self.reasoning.append(answer.reasoning)
+        self.usage += answer.usage
+        self.finish_reason = answer.finish_reason
+
+    def whole(self, text: str, value: Any) -> Completion:
+        """The whole answer."""
+        return Completion(
+            text, reasoning="".join(self.reasoning), finish_reason=self.finish_reason, usage=self.usage, value=value
+        )
+
+
+class _Json(BasePostprocess):
+    """Makes an answer into JSON, of a schema where there is one; the text is repaired only if it must be."""
+
+    def __init__(self, schema: Any) -> None:
+        self._schema = schema
+
+    async def process(self, content: str, **_: Any) -> Completion:
+        found = read_json(content) if len(content) < SMALL else await asyncio.to_thread(read_json, content)
+        value = found if self._schema is None else fit(found, self._schema)
+        return Completion(written(content, found), value=value)
+
+
+class ParallelPrompt:
+    """Several prompts called at once: `p1 | p2`."""
+
+    def __init__(self, prompts: Sequence[Prompt]) -> None:
+        self.prompts = list(prompts)
+
+    def __or__(self, other: Prompt | ParallelPrompt) -> ParallelPrompt:
+        """And another, or others."""
+        return ParallelPrompt([*self.prompts, *(other.prompts if isinstance(other, ParallelPrompt) else [other])])
+
+    async def acall(self, query: str | Message | None = None, **options: Any) -> list[Completion]:
+        """The answers in the order of the prompts; one that failed is empty, with its `error`, and costs no other.
+
+        With `is_stream` those of one content type are sent one after the other, in order.
+        """
+        turns = self._turns()
+        calls = (self._one(prompt, turn, query, options) for prompt, turn in zip(self.prompts, turns, strict=True))
+        return list(await asyncio.gather(*calls))
+
+    def call(self, query: str | Message | None = None, **options: Any) -> list[Completion]:
+        """`acall` for synchronous code."""
+        return self.prompts[0]._agent.llm._wait(self.acall(query, **options)) if self.prompts else []
+
+    async def _one(self, prompt: Prompt, turn: _Turn, query: Any, options: Mapping[str, Any]) -> Completion:
+        try:
+            answer: Completion = await prompt.acall(query, send=turn.send, **options)
+        except Exception as error:
+            return Completion(error=error)
+        else:
+            return answer
+        finally:
+            await turn.end()
+
+    def _turns(self) -> list[_Turn]:
+        last: dict[str, _Turn] = {}
+        turns = []
+        for prompt in self.prompts:
+            turns.append(_Turn(prompt._agent.stream.send, last.get(prompt.content_type)))
+            last[prompt.content_type] = turns[-1]
+        return turns
+
+
+class _Turn:
+    """Keeps what is sent until the one before has ended."""
+
+    def __init__(self, send: Send, before: _Turn | None) -> None:
+        self._send = send
+        self._kept: list[tuple[str, str]] = []
+        self._next: _Turn | None = None
+        self._open = before is None
+        self._ended = False
+        if before:
+            before._next = self
+
+    async def send(self, content_type: str, content: str) -> None:
+        """Send now, or keep for later."""
+        if self._open:
+            await self._send(content_type, content)
+        else:
+            self._kept.append((content_type, content))
+
+    async def end(self) -> None:
+        """Nothing more comes: the next may begin, once this one's turn has come."""
+        self._ended = True
+        if self._open and self._next:
+            await self._next._begin()
+
+    async def _begin(self) -> None:
+        while self._kept:
+            kept, self._kept = self._kept, []
+            for content_type, content in kept:
+                await self._send(content_type, content)
+        self._open = True
+        if self._ended and self._next:
+            await self._next._begin()
