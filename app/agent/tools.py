@@ -218,7 +218,7 @@ async def rounds(llm: LLM, messages: Messages, executor: ToolExecutor, max_round
         if not left:
             raise AgentFailed(f"The language model still called tools after {max_rounds} rounds.")
         results = await executor.execute(reply.tool_calls)
-        yield [Chunk(result.content, "tool") for result in results]
+        yield [Chunk(f"{result.content}\n", "tool") for result in results]  # neighbours may be joined
         asked = [*asked, _called_message(said, reply.tool_calls), *(result.to_openai() for result in results)]
 
 
