@@ -25,6 +25,8 @@ MAX_TEMPLATE = 100_000
 """The longest template, in characters."""
 MAX_OUTPUT = 1_000_000
 """The longest prompt, and the longest text inside a template, in characters."""
+MAX_WORK = 10 * MAX_OUTPUT
+"""How much text a rendering may make on its way, in characters."""
 MAX_NUMBER = 100_000
 """The largest width, count or exponent a template may ask for; Jinja2's own bound for `range`."""
 SECONDS = 5.0
@@ -37,11 +39,33 @@ COMPILED = 256
 _WIDE = re.compile(r"[%:][^%{}]*(?:\d{6}|\*|\{)")
 """In a format, a width of six digits, or one that is an argument."""
 
-_until: ContextVar[float] = ContextVar("render_until")
-
 
 class _Runaway(Exception):
     """A template that takes too long, or becomes too large."""
+
+
+class _Allowance:
+    """The time and the text that one rendering may still use."""
+
+    def __init__(self, seconds: float) -> None:
+        self._until = time.monotonic() + seconds
+        self._characters = MAX_WORK
+
+    def look(self) -> None:
+        """At the clock."""
+        if time.monotonic() > self._until:
+            raise _Runaway("it takes too long")
+
+    def take(self, value: Any) -> Any:
+        """A value that was made on the way."""
+        if isinstance(value, str | list | tuple):
+            self._characters -= len(value)
+            if len(value) > MAX_OUTPUT or self._characters < 0:
+                raise _Runaway(f"it is longer than {MAX_OUTPUT} characters")
+        return value
+
+
+_allowed: ContextVar[_Allowance] = ContextVar("render_allowed")
 
 
 def _bound(left: Any, right: Any) -> int:
@@ -54,15 +78,10 @@ def _large(value: Any) -> bool:
     return isinstance(value, int) and abs(value) > MAX_NUMBER
 
 
-def _look() -> None:
-    if time.monotonic() > _until.get():
-        raise _Runaway("it takes too long")
-
-
-def _sized(value: Any) -> Any:
-    if isinstance(value, str | list | tuple) and len(value) > MAX_OUTPUT:
-        raise _Runaway(f"it is longer than {MAX_OUTPUT} characters")
-    return value
+def _output(value: Any) -> str:
+    """What `{{ … }}` gives, as a text."""
+    text: str = _allowed.get().take(value if isinstance(value, str) else str(value))
+    return text
 
 
 def _check_numbers(args: Iterable[Any], kwargs: Mapping[str, Any]) -> None:
@@ -75,11 +94,11 @@ def _bounded(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(function)  # keeps what Jinja2 marks filters with
     def filter(*args: Any, **kwargs: Any) -> Any:
-        _look()
+        _allowed.get().look()
         _check_numbers(args[1:], kwargs)
         if function.__name__ == "do_format":
             _check_widths(args[0])
-        return _sized(function(*args, **kwargs))
+        return _allowed.get().take(function(*args, **kwargs))
 
     return filter
 
@@ -90,8 +109,9 @@ def _check_widths(text: object) -> None:
 
 
 def _watched(items: Iterable[Any]) -> Iterator[Any]:
+    allowed = _allowed.get()
     for item in items:
-        _look()
+        allowed.look()
         yield item
 
 
@@ -129,22 +149,22 @@ class _Environment(ImmutableSandboxedEnvironment):
     concat = staticmethod(_joined)  # what blocks and macros are put together with
 
     def __init__(self) -> None:
-        super().__init__(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
+        super().__init__(undefined=StrictUndefined, finalize=_output, keep_trailing_newline=True, autoescape=False)
         self.filters = {name: _bounded(filter) for name, filter in self.filters.items()}
         self.filters |= {"_watched": _watched, "_joined": _joined}
         del self.globals["lipsum"]
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805 - the base's names: a call may have its own `self`
         """Make a call, which is where a template might take long or ask for too much."""
-        _look()
+        _allowed.get().look()
         _check_numbers(args, kwargs)
         if getattr(__obj, "__name__", "") in ("format", "format_map"):
             _check_widths(getattr(getattr(__obj, "__wrapped__", __obj), "__self__", ""))
-        return _sized(super().call(__context, __obj, *args, **kwargs))
+        return _allowed.get().take(super().call(__context, __obj, *args, **kwargs))
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """Work out an operator, unless what comes of it would be too large."""
-        _look()
+        _allowed.get().look()
         if operator == "%" and isinstance(left, str | bytes):
             raise _Runaway("texts are formatted with ~ and filters here, not with %")
         if operator == "**" and (_large(left) or abs(right) > 100):
@@ -153,7 +173,7 @@ class _Environment(ImmutableSandboxedEnvironment):
             sizes = [len(side) if hasattr(side, "__len__") else abs(side) for side in (left, right)]
             if sizes[0] * sizes[1] > _bound(left, right):
                 raise _Runaway("a product is too large")
-        return _sized(super().call_binop(context, operator, left, right))
+        return _allowed.get().take(super().call_binop(context, operator, left, right))
 
 
 @lru_cache(maxsize=1)
@@ -166,6 +186,13 @@ class _Compiled:
 
     def __init__(self, source: str) -> None:
         environment = _environment()
+        token = _allowed.set(_Allowance(SECONDS))  # what is constant is worked out now
+        try:
+            self._compile(environment, source)
+        finally:
+            _allowed.reset(token)
+
+    def _compile(self, environment: _Environment, source: str) -> None:
         tree = environment.parse(source)
         self.names = frozenset(meta.find_undeclared_variables(tree))
         loops = (nodes.For, nodes.Call, nodes.Macro, nodes.CallBlock)
@@ -184,8 +211,8 @@ def names_in(source: str) -> frozenset[str]:
         return _compiled(source).names
     except TemplateSyntaxError as error:
         raise AgentFailed(f"The prompt's template is wrong in line {error.lineno}: {error.message}") from error
-    except RecursionError:
-        raise AgentFailed("The prompt's template is nested too deeply.") from None
+    except (RecursionError, _Runaway):
+        raise AgentFailed("The prompt's template is too large to be compiled.") from None
 
 
 async def render(source: str, values: Mapping[str, Any], *, seconds: float = SECONDS) -> str:
@@ -203,7 +230,7 @@ async def render(source: str, values: Mapping[str, Any], *, seconds: float = SEC
 
 
 def _render(source: str, values: Mapping[str, Any], seconds: float) -> str:
-    token = _until.set(time.monotonic() + seconds)
+    token = _allowed.set(_Allowance(seconds))
     try:
         return "".join(_counted(_compiled(source).template.generate(values)))
     except _Runaway as error:
@@ -217,4 +244,4 @@ def _render(source: str, values: Mapping[str, Any], seconds: float) -> str:
     except Exception as error:
         raise AgentFailed(f"The prompt cannot be rendered: {type(error).__name__}.") from error
     finally:
-        _until.reset(token)
+        _allowed.reset(token)

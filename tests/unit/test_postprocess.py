@@ -64,10 +64,14 @@ async def run(postprocessor: BasePostprocess, pieces: Sequence[str]) -> tuple[st
         return f"error: {error}", None
 
 
-@pytest.mark.parametrize("kind", [lambda pattern: FilterPP(pattern=pattern), lambda p: PatternMatcherPP(p, separator="|")])
+@pytest.mark.parametrize(
+    "kind", [lambda pattern: FilterPP(pattern=pattern), lambda p: PatternMatcherPP(p, separator="|")]
+)
 @settings(max_examples=400, deadline=None)
 @given(pattern=st.sampled_from(PATTERNS), text=texts, places=pieces)
-async def test_a_pattern_finds_the_same_in_pieces_as_in_the_whole(kind: Any, pattern: str, text: str, places: list[int]) -> None:
+async def test_a_pattern_finds_the_same_in_pieces_as_in_the_whole(
+    kind: Any, pattern: str, text: str, places: list[int]
+) -> None:
     assert await run(kind(pattern), cut(text, places)) == await run(kind(pattern), [text])
 
 
@@ -79,7 +83,9 @@ async def test_a_filter_removes_what_the_pattern_finds_in_the_whole_text(pattern
 
 @settings(max_examples=200, deadline=None)
 @given(
-    replace_map=st.dictionaries(st.text("abc", min_size=1, max_size=4), st.text("abX", max_size=3), min_size=1, max_size=5),
+    replace_map=st.dictionaries(
+        st.text("abc", min_size=1, max_size=4), st.text("abX", max_size=3), min_size=1, max_size=5
+    ),
     text=st.text("abcd", max_size=40),
     places=pieces,
 )
@@ -133,7 +139,9 @@ async def test_values_are_read_the_same_in_pieces_as_in_the_whole(target: Any, t
 
 @settings(max_examples=200, deadline=None)
 @given(chain=chains, text=texts | values.map(lambda value: json.dumps({"a": value})), places=pieces)
-async def test_a_chain_makes_the_same_of_pieces_as_of_the_whole(chain: BasePostprocess, text: str, places: list[int]) -> None:
+async def test_a_chain_makes_the_same_of_pieces_as_of_the_whole(
+    chain: BasePostprocess, text: str, places: list[int]
+) -> None:
     assert await run(chain, cut(text, places)) == await run(chain, [text])
 
 
@@ -144,12 +152,23 @@ async def test_a_masked_word_that_is_cut_by_a_chunk_stays_masked() -> None:
 
 def test_words_stream_but_for_as_much_as_the_longest_could_need() -> None:
     feed = ReplacePP({"secret": "***"}).open()
-    assert [feed.feed("the sec"), feed.feed("tor's sec"), feed.feed("ret"), feed.close()] == ["th", "e sector'", "s ***", ""]
+    assert [feed.feed("the sec"), feed.feed("tor's sec"), feed.feed("ret"), feed.close()] == [
+        "th",
+        "e sector'",
+        "s ***",
+        "",
+    ]
 
 
 def test_a_pattern_streams_but_for_what_may_still_match() -> None:
     feed = FilterPP(pattern=r"\d+").open()
-    assert [feed.feed("In "), feed.feed("19"), feed.feed("84 it"), feed.feed(" was."), feed.close()] == ["In ", "", " it", " was.", ""]
+    assert [feed.feed("In "), feed.feed("19"), feed.feed("84 it"), feed.feed(" was."), feed.close()] == [
+        "In ",
+        "",
+        " it",
+        " was.",
+        "",
+    ]
 
 
 def test_the_text_of_a_key_streams_as_it_comes() -> None:
