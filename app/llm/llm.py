@@ -224,6 +224,10 @@ class LLM(ABC):
     """The loop synchronous verbs run on; without one they start their own."""
     _thread: LoopThread | None = None
 
+    def __init__(self, **given: Any) -> None:
+        """A subclass without a constructor of its own has what it is made with as attributes."""
+        vars(self).update(given)
+
     @abstractmethod
     def generate(self, messages: list[dict[str, Any]], **options: Any) -> Any:
         """Answer `messages`, which are OpenAI dictionaries.

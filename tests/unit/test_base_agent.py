@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from app.agent import BaseAgent, BaseMemory, Chattable, Completion, MemoryManager, Message, OpenAILike
 from app.agent.testing import Scripted, answer, answered
-from app.errors import AgentFailed, InvalidInput
+from app.errors import AgentFailed, InvalidInput, LLMError
 from tests.fakes.upstream import FakeUpstream
 
 
@@ -226,9 +226,9 @@ def test_agents_are_tested_without_a_server() -> None:
 
 async def test_an_answer_can_be_had_while_a_loop_runs() -> None:
     assert answer(Talker, "x", llm=Scripted(["hi"])).text == "hi"
-    with pytest.raises(Exception, match="has 1 lines, and this is call 2"):
-        llm = Scripted(["hi"])
-        await llm.ainvoke("a")
+    llm = Scripted(["hi"])
+    await llm.ainvoke("a")
+    with pytest.raises(LLMError, match="has 1 lines, and this is call 2"):
         await llm.ainvoke("b")
 
 

