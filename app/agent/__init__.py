@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from app.agent.json_keys import JsonKeyExtractorPP
     from app.agent.matching import FilterPP, PatternMatcherPP, ReplacePP
     from app.agent.memory import BaseMemory, Memory, MemoryManager
+    from app.agent.parallel import ParallelPrompt
     from app.agent.postprocess import BasePostprocess, DynamicTypePP, Feed, SplitterPP, TypeMapperPP
-    from app.agent.prompts import ParallelPrompt, Prompt
+    from app.agent.prompts import Prompt
     from app.agent.request import OpenAIRequest
     from app.agent.tools import Tool, ToolExecutor, ToolRegistry, ToolResult, tool
     from app.llm.openai_like import OpenAILike
@@ -38,7 +39,7 @@ _LATER = {
     "MemoryManager": "app.agent.memory",
     "OpenAILike": "app.llm.openai_like",
     "OpenAIRequest": "app.agent.request",
-    "ParallelPrompt": "app.agent.prompts",
+    "ParallelPrompt": "app.agent.parallel",
     "PatternMatcherPP": "app.agent.matching",
     "Prompt": "app.agent.prompts",
     "ReplacePP": "app.agent.matching",

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 from app.agent.chattable import Binding, Chattable
 from app.agent.memory import BaseMemory, MemoryManager, loose
+from app.agent.prompts import Prompt, read_template
 from app.agent.script import ScriptStream, Unrecorded
 from app.agent.threads import Threads
 from app.domain import Message
 from app.errors import AgentFailed
 
 if TYPE_CHECKING:
-    from app.agent.prompts import Prompt
     from app.llm.llm import LLM, Completion
 
 A = TypeVar("A", bound="BaseAgent")
@@ -129,8 +129,6 @@ class BaseAgent(Chattable):
         template. With `enable_memory` the last rounds of the memory `memory_id` are sent before the prompt, or stand where the
         template says `{{history}}`, and query and answer are remembered.
         """
-        from app.agent.prompts import Prompt, read_template
-
         if prompt is not None and template_path is not None:
             raise AgentFailed("A prompt is made from a template or from a file, not from both.")
         return Prompt(

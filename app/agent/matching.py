@@ -10,17 +10,17 @@ import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import regex
+from regex import Match, Pattern
 
 from app.agent.postprocess import BasePostprocess, Feed
 from app.errors import AgentFailed, InvalidInput
 
-if TYPE_CHECKING:
-    from regex import Match, Pattern
-
 CONTEXT = 1000
 """How many characters a pattern may look back at before its match."""
-SECONDS = 1.0
+SECONDS = 0.5
 """How long matching may take at once, and in all beyond `SECONDS_PER_CHARACTER`."""
 SECONDS_PER_CHARACTER = 1e-4
 
@@ -136,8 +136,6 @@ class _Compiled:
     """A regular expression twice: to match, and to find where it could still match if the text went on."""
 
     def __init__(self, pattern: str | re.Pattern[str]) -> None:
-        import regex
-
         flags = 0 if isinstance(pattern, str) else pattern.flags & (re.I | re.M | re.S | re.X | re.A)
         text = pattern if isinstance(pattern, str) else pattern.pattern
         try:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Self, overload
 
 import msgspec
 from msgspec import Struct
 
-from app.agent.history import History
+from app.agent.history import History, newest, paired, rounds
 from app.domain import MESSAGE_TYPES, Message, new_id
 from app.errors import InvalidInput
 from app.llm.llm import Completion, Reply
@@ -220,9 +219,9 @@ class MemoryManager(BaseMemory):
         if format not in ("messages", "text"):
             raise InvalidInput("format must be messages or text.", param="format")
         messages = [entry.to_message() for entry in self._alive(memory_id) if entry.term == "short"]
-        rounds = _rounds(messages)
-        rounds = rounds[max(len(rounds) - max_round, 0) :] if max_round is not None else rounds
-        history = History(_paired(message for round in _newest(rounds, max_length) for message in round))
+        cut = rounds(messages)
+        cut = cut[max(len(cut) - max_round, 0) :] if max_round is not None else cut
+        history = History(paired(message for round in newest(cut, max_length) for message in round))
         return str(history) if format == "text" else history
 
     def get_top_memories(self, memory_id: str | None = None, top_n: int = 5) -> list[Memory]:
@@ -343,47 +342,3 @@ class MemoryManager(BaseMemory):
         del self._entries[entry.id]
         self._changed[entry.id] = None
         self._size -= len(entry.content) + OVERHEAD
-
-
-def _rounds(messages: Iterable[Message]) -> list[list[Message]]:
-    """Cut before each message of a user; where users have names, of the one that spoke first."""
-    rounds: list[list[Message]] = []
-    asking: str | None = None
-    for message in messages:
-        asking = message.name if not rounds and message.role == "user" else asking
-        if not rounds or (message.role == "user" and message.name in (None, asking)):
-            rounds.append([])
-        rounds[-1].append(message)
-    return rounds
-
-
-def _newest(rounds: Sequence[list[Message]], length: int | None) -> Sequence[list[Message]]:
-    """So many of the last rounds as fit in `length` characters of their transcript."""
-    if length is None:
-        return rounds
-    first, left = len(rounds), length + 1
-    while first > 0 and (left := left - 1 - len(str(History(rounds[first - 1])))) >= 0:
-        first -= 1
-    return rounds[first:]
-
-
-def _paired(messages: Iterable[Message]) -> list[Message]:
-    """Without results of tools that nobody called, and without calls that have no result: servers refuse either."""
-    found = list(messages)
-    results = Counter(message.additional_kwargs.get("tool_call_id") for message in found if message.role == "tool")
-    called: set[Any] = set()
-    paired: list[Message] = []
-    for message in found:
-        calls = message.additional_kwargs.get("tool_calls", ())
-        answered = [call for call in calls if results[call["id"]]]
-        if message.role == "tool" and message.additional_kwargs.get("tool_call_id") not in called:
-            continue
-        kept = message
-        if len(answered) < len(calls):
-            kept = Message(
-                message.role, message.content, additional_kwargs={"tool_calls": answered} if answered else {}
-            )
-        called.update(call["id"] for call in answered)
-        if message.content or answered or message.role != "assistant":
-            paired.append(kept)
-    return paired

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from app.agent.plain import canonical
 from app.agent.postprocess import BasePostprocess, Flow
-from app.agent.templates import MAX_TEMPLATE, SMALL, names_in, render
+from app.agent.templates import MAX_TEMPLATE, SMALL, check, names_in, render
 from app.domain import ANSWER_TYPES, Chunk, Message, Usage
 from app.errors import AgentFailed
 from app.llm.llm import Completion
@@ -20,6 +20,7 @@ from app.llm.reading import fit, read_json, written
 
 if TYPE_CHECKING:
     from app.agent.base import BaseAgent
+    from app.agent.parallel import ParallelPrompt
 
 MAX_CONTINUATIONS = 8
 """How often `long_response` asks for more."""
@@ -38,9 +39,7 @@ def read_template(folder: Path, path: str | Path) -> str:
     if not file.is_file():
         raise AgentFailed(f"There is no template {Path(path).name[:100]} in the folder of the agent's file.")
     with file.open(encoding="utf-8") as opened:
-        text = opened.read(MAX_TEMPLATE + 1)
-    names_in(text)
-    return text
+        return opened.read(MAX_TEMPLATE + 1)
 
 
 class Prompt:
@@ -57,12 +56,13 @@ class Prompt:
         memory_id: str | None = None,
         max_history_rounds: int = 5,
     ) -> None:
+        if template is not None:
+            check(template)
         self.template = template
         self.description = description
         self.content_type = content_type
         self.system_prompt = system_prompt
         self._agent = agent
-        self._names = names_in(template) if template is not None else frozenset()
         self._values: dict[str, Any] = {}
         self._memory_id = memory_id
         self._rounds = max_history_rounds
@@ -74,6 +74,8 @@ class Prompt:
 
     def __or__(self, other: Prompt | ParallelPrompt) -> ParallelPrompt:
         """Both at once."""
+        from app.agent.parallel import ParallelPrompt
+
         return ParallelPrompt([self]) | other
 
     @overload
@@ -196,15 +198,18 @@ class Prompt:
     async def _messages(self, call: _Call) -> list[Message]:
         """What the model is sent: instructions, what is remembered, the prompt, and a query it has no place for."""
         messages = [Message.system(call.system_prompt)] if call.system_prompt else []
+        names = await names_in(self.template) if self.template is not None else frozenset()
         values = {**self._values, **({} if call.query is None else {"query": call.query})}
         if self._memory_id is not None:
             history = await self._history(self._memory_id)
-            if "history" not in self._names:
+            if "history" not in names:
                 messages += history if isinstance(history, list) else [Message.system(str(history))] if history else []
             values.setdefault("history", history)
         if self.template is not None:
-            messages.append(Message.user(await self._rendered(values)))
-        if call.query is not None and "query" not in self._names:
+            messages.append(
+                Message.user(await self._rendered({name: value for name, value in values.items() if name in names}))
+            )
+        if call.query is not None and "query" not in names:
             messages.append(Message.user(call.query))
         if not messages or messages[-1].role != "user":
             raise AgentFailed("The prompt is empty: it has neither a template nor a query.")
@@ -212,8 +217,7 @@ class Prompt:
 
     async def _rendered(self, values: Mapping[str, Any]) -> str:
         template = self.template or ""
-        used = {name: value for name, value in values.items() if name in self._names}
-        shown = {name: value if canonical(value) else str(value) for name, value in used.items()}
+        shown = {name: value if canonical(value) else str(value) for name, value in values.items()}
         given = canonical({"template": template, "values": shown})
         with self._agent._recorder.step("prompt", self.description or "prompt", input=given) as step:
             text = await render(template, values)
@@ -308,80 +312,3 @@ class _Json(BasePostprocess):
         found = read_json(content) if len(content) < SMALL else await asyncio.to_thread(read_json, content)
         value = found if self._schema is None else fit(found, self._schema)
         return Completion(written(content, found), value=value)
-
-
-class ParallelPrompt:
-    """Several prompts called at once: `p1 | p2`."""
-
-    def __init__(self, prompts: Sequence[Prompt]) -> None:
-        self.prompts = list(prompts)
-
-    def __or__(self, other: Prompt | ParallelPrompt) -> ParallelPrompt:
-        """And another, or others."""
-        return ParallelPrompt([*self.prompts, *(other.prompts if isinstance(other, ParallelPrompt) else [other])])
-
-    async def acall(self, query: str | Message | None = None, **options: Any) -> list[Completion]:
-        """The answers in the order of the prompts; one that failed is empty, with its `error`, and costs no other.
-
-        With `is_stream` those of one content type are sent one after the other, in order.
-        """
-        turns = self._turns()
-        calls = (self._one(prompt, turn, query, options) for prompt, turn in zip(self.prompts, turns, strict=True))
-        return list(await asyncio.gather(*calls))
-
-    def call(self, query: str | Message | None = None, **options: Any) -> list[Completion]:
-        """`acall` for synchronous code."""
-        return self.prompts[0]._agent.llm._wait(self.acall(query, **options)) if self.prompts else []
-
-    async def _one(self, prompt: Prompt, turn: _Turn, query: Any, options: Mapping[str, Any]) -> Completion:
-        try:
-            answer: Completion = await prompt.acall(query, send=turn.send, **options)
-        except Exception as error:
-            return Completion(error=error)
-        else:
-            return answer
-        finally:
-            await turn.end()
-
-    def _turns(self) -> list[_Turn]:
-        last: dict[str, _Turn] = {}
-        turns = []
-        for prompt in self.prompts:
-            turns.append(_Turn(prompt._agent.stream.send, last.get(prompt.content_type)))
-            last[prompt.content_type] = turns[-1]
-        return turns
-
-
-class _Turn:
-    """Keeps what is sent until the one before has ended."""
-
-    def __init__(self, send: Send, before: _Turn | None) -> None:
-        self._send = send
-        self._kept: list[tuple[str, str]] = []
-        self._next: _Turn | None = None
-        self._open = before is None
-        self._ended = False
-        if before:
-            before._next = self
-
-    async def send(self, content_type: str, content: str) -> None:
-        """Send now, or keep for later."""
-        if self._open:
-            await self._send(content_type, content)
-        else:
-            self._kept.append((content_type, content))
-
-    async def end(self) -> None:
-        """Nothing more comes: the next may begin, once this one's turn has come."""
-        self._ended = True
-        if self._open and self._next:
-            await self._next._begin()
-
-    async def _begin(self) -> None:
-        while self._kept:
-            kept, self._kept = self._kept, []
-            for content_type, content in kept:
-                await self._send(content_type, content)
-        self._open = True
-        if self._ended and self._next:
-            await self._next._begin()

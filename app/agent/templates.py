@@ -31,7 +31,7 @@ MAX_NUMBER = 100_000
 """The largest width, count or exponent a template may ask for; Jinja2's own bound for `range`."""
 SECONDS = 5.0
 """How long a template may take."""
-SMALL = 10_000
+SMALL = 4_000
 """A template without loops and calls, and its values, of so many characters in all are rendered on the event loop."""
 COMPILED = 256
 """How many compiled templates are kept."""
@@ -203,10 +203,32 @@ class _Compiled:
 _compiled = lru_cache(maxsize=COMPILED)(_Compiled)
 
 
-def names_in(source: str) -> frozenset[str]:
-    """The placeholders of a template; `AgentFailed` when it is none."""
+def check(source: str) -> None:
+    """`AgentFailed` for what is no template; one that is large is read when it is first used, off the event loop."""
     if len(source) > MAX_TEMPLATE:
         raise AgentFailed(f"The prompt's template is longer than {MAX_TEMPLATE} characters.")
+    if len(source) <= SMALL:
+        _names(source)
+
+
+async def names_in(source: str) -> frozenset[str]:
+    """The placeholders of a template that was checked."""
+    return _names(source) if len(source) <= SMALL else await asyncio.to_thread(_names, source)
+
+
+async def render(source: str, values: Mapping[str, Any], *, seconds: float = SECONDS) -> str:
+    """The text of a template with these values, rendered once; off the event loop where it may take long.
+
+    `AgentFailed` names the placeholders that have no value, or says what is wrong with the template.
+    """
+    check(source)
+    size = len(source) + sum(len(value) for value in values.values() if hasattr(value, "__len__"))
+    if size <= SMALL and _compiled(source).is_plain:
+        return _render(source, values, seconds)
+    return await asyncio.to_thread(_render, source, values, seconds)
+
+
+def _names(source: str) -> frozenset[str]:
     try:
         return _compiled(source).names
     except TemplateSyntaxError as error:
@@ -215,30 +237,19 @@ def names_in(source: str) -> frozenset[str]:
         raise AgentFailed("The prompt's template is too large to be compiled.") from None
 
 
-async def render(source: str, values: Mapping[str, Any], *, seconds: float = SECONDS) -> str:
-    """The text of a template with these values, rendered once; off the event loop where it may take long.
-
-    `AgentFailed` names the placeholders that have no value, or says what is wrong with the template.
-    """
-    if len(source) > SMALL:
-        await asyncio.to_thread(names_in, source)
-    names_in(source)
-    size = len(source) + sum(len(value) for value in values.values() if hasattr(value, "__len__"))
-    if _compiled(source).is_plain and size <= SMALL:
-        return _render(source, values, seconds)
-    return await asyncio.to_thread(_render, source, values, seconds)
-
-
 def _render(source: str, values: Mapping[str, Any], seconds: float) -> str:
+    names = _names(source)
     token = _allowed.set(_Allowance(seconds))
     try:
         return "".join(_counted(_compiled(source).template.generate(values)))
     except _Runaway as error:
         raise AgentFailed(f"The prompt cannot be rendered: {error}.") from None
     except UndefinedError as error:
-        missing = sorted(_compiled(source).names - values.keys())
-        names = f"The prompt has no value for {', '.join(missing)}" if missing else str(error.message).rstrip(".")
-        raise AgentFailed(f"{names}.") from error
+        said = str(error.message).rstrip(".")
+        missing = sorted(names - values.keys())
+        if any(said == f"{name!r} is undefined" for name in missing):
+            said = f"The prompt has no value for {', '.join(missing)}"
+        raise AgentFailed(f"{said}.") from error
     except (TemplateError, OverflowError) as error:
         raise AgentFailed(f"The prompt cannot be rendered: {str(error).rstrip('.')}.") from error
     except Exception as error:

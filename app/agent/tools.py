@@ -50,6 +50,19 @@ class Tool:
         self.description, about = _documented(inspect.getdoc(function) or "")
         self._arguments, self.parameters = _described(self.name, function, about)
 
+    @classmethod
+    def of(cls, given: Callable[..., Any] | Tool) -> Tool:
+        """The tool that a function is; described once, for that takes a millisecond."""
+        if isinstance(given, Tool):
+            return given
+        if not inspect.isfunction(given):
+            return cls(given)
+        kept: dict[str, Any] = vars(given)
+        if "__described__" not in kept:
+            kept["__described__"] = cls(given)
+        made: Tool = kept["__described__"]
+        return made
+
     def to_openai(self) -> dict[str, Any]:
         """The tool as the OpenAI protocol has it."""
         function = {"name": self.name, "description": self.description, "parameters": self.parameters}
@@ -98,11 +111,11 @@ class ToolRegistry:
         for given in tools:
             self.register(given)
 
-    def register(self, given: Callable[..., Any] | Tool | str, *, name: str | None = None) -> Tool:
+    def register(self, given: Callable[..., Any] | Tool | str) -> Tool:
         """Add a function; a name that is taken is an `InvalidInput`."""
         if isinstance(given, str):
             raise InvalidInput(f"The tools of {given[:100]} are not configured on this server.", param="tools")
-        made = given if isinstance(given, Tool) else Tool(given, name=name)
+        made = Tool.of(given)
         if made.name in self._tools:
             raise InvalidInput(f"There are two tools named {made.name}.", param="tools")
         self._tools[made.name] = made

@@ -6,6 +6,8 @@ import json
 import math
 from typing import Any
 
+from json_repair import repair_json
+
 from app.errors import InvalidInput, LLMError
 
 
@@ -18,8 +20,6 @@ def read_json(text: str) -> Any:
         return json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError):
         pass
-    from json_repair import repair_json
-
     try:
         value = (
             repair_json(text, return_objects=True, skip_json_loads=True) if any(char in text for char in "{[") else ""

@@ -87,7 +87,7 @@ async def test_placeholders_without_a_value_are_named() -> None:
 
 async def test_a_placeholder_that_lacks_an_attribute_says_so() -> None:
     with pytest.raises(AgentFailed, match="no attribute 'nme'"):
-        await render("{{ user.nme }}", {"user": {"name": "Ada"}})
+        await render("{{ a | default('') }}{{ user.nme }}", {"user": {"name": "Ada"}})
 
 
 @pytest.mark.parametrize("values", [{}, {"big": "x" * MAX_OUTPUT}])

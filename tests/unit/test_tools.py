@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 
 from app.agent import Chattable, Message, Reply, Tool, ToolCall, ToolExecutor, ToolRegistry, tool
 from app.agent.testing import Scripted, answer, call
-from app.errors import AgentFailed, InvalidInput
+from app.errors import AgentFailed, InvalidInput, PluginError
 
 CANARY = "what only the operator may know"
 
@@ -271,3 +271,15 @@ def test_without_tools_the_loop_is_a_call() -> None:
     llm = Scripted(["hi"])
     assert answer(Bare, "x", llm=llm).text == "hi"
     assert llm.asked[0][1] == {}
+
+
+def test_tools_that_cannot_be_described_keep_an_agent_from_being_loaded() -> None:
+    def bare(x) -> str:  # type: ignore[no-untyped-def]  # which is what is refused
+        return ""
+
+    class Wrong(Helper):
+        id = "wrong"
+        tools = (bare,)
+
+    with pytest.raises(PluginError, match=r"Wrong.tools: the parameter x of the tool bare needs a type hint"):
+        answer(Wrong, "x")
