@@ -26,7 +26,7 @@ class ParallelPrompt:
 
         With `is_stream` those of one content type are sent one after the other, in order.
         """
-        turns = self._turns()
+        turns = self._turns(options.get("content_type"))
         calls = (self._one(prompt, turn, query, options) for prompt, turn in zip(self.prompts, turns, strict=True))
         return list(await asyncio.gather(*calls))
 
@@ -44,12 +44,13 @@ class ParallelPrompt:
         finally:
             await turn.end()
 
-    def _turns(self) -> list[_Turn]:
+    def _turns(self, content_type: str | None) -> list[_Turn]:
         last: dict[str, _Turn] = {}
         turns = []
         for prompt in self.prompts:
-            turns.append(_Turn(prompt._agent.stream.send, last.get(prompt.content_type)))
-            last[prompt.content_type] = turns[-1]
+            kind = content_type or prompt.content_type
+            turns.append(_Turn(prompt._agent.stream.send, last.get(kind)))
+            last[kind] = turns[-1]
         return turns
 
 

@@ -205,15 +205,15 @@ class Prompt:
             if "history" not in names:
                 messages += history if isinstance(history, list) else [Message.system(str(history))] if history else []
             values.setdefault("history", history)
+        said = []
         if self.template is not None:
-            messages.append(
-                Message.user(await self._rendered({name: value for name, value in values.items() if name in names}))
-            )
+            said.append(await self._rendered({name: value for name, value in values.items() if name in names}))
         if call.query is not None and "query" not in names:
-            messages.append(Message.user(call.query))
-        if not messages or messages[-1].role != "user":
+            said.append(call.query)
+        if not said:
             raise AgentFailed("The prompt is empty: it has neither a template nor a query.")
-        return messages
+        call.asked = said[0] if call.query is None else call.query
+        return [*messages, *map(Message.user, said)]
 
     async def _rendered(self, values: Mapping[str, Any]) -> str:
         template = self.template or ""
@@ -244,7 +244,7 @@ class Prompt:
     async def _remember(self, call: _Call) -> None:
         if self._memory_id is None:
             return
-        for role, content in (("user", call.query), ("assistant", str(call.completion))):
+        for role, content in (("user", call.asked), ("assistant", str(call.completion))):
             if content:
                 given = self._agent.memory.add_memory(content=content, role=role, memory_id=self._memory_id)
                 if inspect.isawaitable(given):
@@ -275,6 +275,8 @@ class _Call:
     system_prompt: str | None
     continuations: int
     options: dict[str, Any]
+    asked: str = ""
+    """What is remembered as the user's words: the query, or else the prompt."""
     raw: list[str] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
     reasoning: list[str] = field(default_factory=list)

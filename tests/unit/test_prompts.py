@@ -24,6 +24,7 @@ from app.agent.testing import Scripted, answer
 from app.domain import Usage
 from app.errors import AgentFailed, LLMError
 from app.llm.llm import Finish
+from tests.agents.stage import perform
 
 
 def agent(*lines: Any, **given: Any) -> tuple[BaseAgent, Scripted]:
@@ -288,3 +289,23 @@ def test_paths_begin_at_the_file_of_the_agents_class() -> None:
         pass
 
     assert Here()._folder() == Path(__file__).parent
+
+
+@pytest.mark.parametrize("finish", ["length", "cut", "stop"])
+async def test_how_the_model_ended_survives_streaming_on_the_platform(finish: str) -> None:
+    class Streaming(BaseAgent):
+        id = "streaming"
+
+        async def chat(self, message: Message) -> Completion:
+            prompt = self.create_prompt("{{query}}")
+            return await prompt.acall(message, is_stream=True, postprocessor=ReplacePP({"a": "b"}))
+
+    seen = await perform(Streaming, llm=Scripted(["a c"], finish=finish))
+    assert seen.answer is not None
+    assert (seen.answer.text, seen.answer.finish) == ("b c", finish)
+
+
+async def test_a_prompt_without_a_query_is_remembered_itself() -> None:
+    made, _ = agent("one")
+    await made.create_prompt("Tell {{what}}", enable_memory=True).update_placeholder(what="a joke").acall()
+    assert made.memory.build_history(format="text") == "user: Tell a joke\nassistant: one"
