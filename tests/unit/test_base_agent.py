@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from app.agent import BaseAgent, BaseMemory, Chattable, Completion, MemoryManager, Message, OpenAILike
+from app.agent import BaseAgent, BaseMemory, Chattable, Completion, MemoryManager, Message, OpenAILike, OpenAIRequest
 from app.agent.testing import Scripted, answer, answered
 from app.errors import AgentFailed, InvalidInput, LLMError
 from tests.fakes.upstream import FakeUpstream
@@ -190,6 +190,12 @@ async def test_two_llms_fail_over(fake: FakeUpstream) -> None:
     agent = BaseAgent(OpenAILike("k", fake.base_url, "a") + OpenAILike("k", fake.base_url, "b"))
     assert await agent.create_prompt("say {{query}}").acall("hi") == "hi"
     assert [request.body["model"] for request in fake.requests] == ["a", "b"]
+
+
+def test_the_last_message_of_the_user_is_the_query() -> None:
+    """Of the seeds' faults: first instead of last user message."""
+    said = [{"role": role, "content": role + number} for number in "12" for role in ("user", "assistant")]
+    assert OpenAIRequest(messages=said).get_user_query() == "user2"
 
 
 class Kept(BaseModel):

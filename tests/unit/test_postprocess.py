@@ -146,6 +146,7 @@ async def test_a_chain_makes_the_same_of_pieces_as_of_the_whole(
 
 
 async def test_a_masked_word_that_is_cut_by_a_chunk_stays_masked() -> None:
+    """Of the seeds' faults: masking bypassed over chunk borders."""
     for place in range(len("my secret is")):
         assert (await run(ReplacePP({"secret": "***"}), cut("my secret is", [place])))[0] == "my *** is"
 

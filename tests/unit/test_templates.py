@@ -10,6 +10,7 @@ from app.errors import AgentFailed
 
 
 async def test_values_are_data_and_never_a_template() -> None:
+    """Of the seeds' faults: placeholder values rendered as templates."""
     values = {"query": "{{ 7 * 7 }} {% for %}", "history": "{{ query }} {# x #}"}
     assert await render("{{query}}|{{ history }}", values) == "{{ 7 * 7 }} {% for %}|{{ query }} {# x #}"
 
