@@ -127,7 +127,7 @@ async def _outcome(
 
 
 def _make(version: AgentVersion, binding: Binding, stream: Stream, own: Own) -> Chattable:
-    agent = version.cls(binding.session)
+    agent = version.cls.make(binding)
     agent.bind(binding, stream, own, version.threads)
     return agent
 
@@ -190,12 +190,12 @@ async def _send(stream: Stream, item: Any) -> None:
 async def _final(given: Any, stream: Stream) -> dict[str, Any]:
     """The answer rule: what `chat` returned is the answer if nothing that counts as one was sent before.
 
-    Gives the fields of the `Answer` that are not said in the log.
+    A completion that was sent as it came still tells how it ended. Gives the fields of the `Answer` that are not said in the log.
     """
     if stream.answered:
         if isinstance(given, Reply):
             await given.close()
-        return {}
+        return {"finish": _finish(given)}
     if isinstance(given, Reply):
         async for chunk in given:
             stream.append(chunk.content_type, chunk.content)

@@ -35,7 +35,7 @@ class Stream:
         `AgentFailed` after `stop`. Gives other tasks their turn.
         """
         if asyncio.get_running_loop() is self._loop:
-            _check(content_type, content)
+            check(content_type, content)
             if self.stopped is not None:
                 raise AgentFailed("The agent sent more after it had stopped its stream.")
             self.append(content_type, content)
@@ -68,7 +68,8 @@ class Stream:
         self._closed = True
 
 
-def _check(content_type: object, content: object) -> None:
+def check(content_type: object, content: object) -> None:
+    """`InvalidInput` for what is no name of a type, and no text."""
     if not isinstance(content_type, str) or not CONTENT_TYPE.fullmatch(content_type):
         raise InvalidInput("A content type is a name of 1 to 64 of a-z, 0-9, _, . and -.", param="content_type")
     if not isinstance(content, str):

@@ -77,6 +77,8 @@ class AgentVersion:
         self.threads = Threads(f"agent {self.id}", THREADS)
         if self.state_model:
             _default(self.state_model)
+        if cls.tools:
+            _check_tools(cls)
 
     def validate_params(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
         """The parameters as they are to be stored: what was given, as plain JSON.
@@ -195,6 +197,15 @@ def _default(model: type[BaseModel]) -> None:
         model()
     except ValidationError:
         raise PluginError(f"every field of the state {model.__name__} needs a default") from None
+
+
+def _check_tools(cls: type[Chattable]) -> None:
+    from app.agent.tools import ToolRegistry
+
+    try:
+        ToolRegistry(tool for tool in cls.tools if not isinstance(tool, str))
+    except (TypeError, NameError, InvalidInput) as error:
+        raise PluginError(f"{cls.__name__}.tools: {error}") from error
 
 
 def _names(model: type[BaseModel] | None) -> list[str]:
