@@ -1,4 +1,4 @@
-"""The OpenAI Agents SDK over chat completions: tools, handoffs, typed answers, streams."""
+"""The OpenAI Agents SDK over responses, which is its default, and chat completions: tools, handoffs, typed answers, streams."""
 
 from __future__ import annotations
 
@@ -10,7 +10,17 @@ from openai.types.responses import ResponseTextDeltaEvent
 from pydantic import BaseModel
 from server import KEY, URL
 
-from agents import Agent, Model, ModelSettings, OpenAIChatCompletionsModel, Runner, function_tool, set_tracing_disabled
+from agents import (
+    Agent,
+    Model,
+    ModelSettings,
+    OpenAIChatCompletionsModel,
+    OpenAIResponsesModel,
+    Runner,
+    function_tool,
+    set_default_openai_client,
+    set_tracing_disabled,
+)
 
 set_tracing_disabled(True)  # its traces go to OpenAI
 
@@ -32,9 +42,10 @@ async def client() -> AsyncIterator[AsyncOpenAI]:
         yield made
 
 
-@pytest.fixture
-def chat(client: AsyncOpenAI, model: str) -> Model:
-    return OpenAIChatCompletionsModel(model=model, openai_client=client)
+@pytest.fixture(params=[OpenAIResponsesModel, OpenAIChatCompletionsModel], ids=["responses", "chat"])
+def chat(client: AsyncOpenAI, model: str, request: pytest.FixtureRequest) -> Model:
+    made: Model = request.param(model=model, openai_client=client)
+    return made
 
 
 async def test_an_agent_answers_and_goes_on(chat: Model) -> None:
@@ -82,6 +93,11 @@ async def test_a_stream_tells_words_calls_and_results(chat: Model) -> None:
             items.append(event.item.type)
     assert said == result.final_output == "The tool said: 3 sunny days in Bonn"
     assert items == ["tool_call_item", "tool_call_output_item", "message_output_item"]
+
+
+async def test_the_default_client_may_be_ours(client: AsyncOpenAI) -> None:
+    set_default_openai_client(client, use_for_tracing=False)
+    assert (await Runner.run(Agent(name="Friend", model="scripted_agent"), "Hello")).final_output == "Hello"
 
 
 async def test_thinking_comes_before_the_answer(client: AsyncOpenAI) -> None:

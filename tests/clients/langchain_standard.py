@@ -93,6 +93,22 @@ class TestAlias(Standard):
         return model.invoke("say some words more [[fault: details]]")
 
 
+class TestAgentByResponses(TestAgent):
+    """An agent, by the responses API."""
+
+    @property
+    def chat_model_params(self) -> dict[str, Any]:
+        return super().chat_model_params | {"use_responses_api": True}
+
+
+class TestAliasByResponses(TestAlias):
+    """An alias, by the responses API."""
+
+    @property
+    def chat_model_params(self) -> dict[str, Any]:
+        return super().chat_model_params | {"use_responses_api": True}
+
+
 def test_texts_are_embedded() -> None:
     made = OpenAIEmbeddings(model="embedding", base_url=URL, api_key=KEY, check_embedding_ctx_length=False)
     first, second = made.embed_documents(["two words", "word"])

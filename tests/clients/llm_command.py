@@ -30,6 +30,7 @@ def llm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ask:
         {"model_id": f"our-{name}", "model_name": name, "api_base": URL, "api_key_name": "chattable", **keys}
         for name in ("scripted_agent", "default")
     ]
+    models.append(models[0] | {"model_id": "our-responses", "responses": True})
     (tmp_path / "extra-openai-models.yaml").write_text(yaml.safe_dump(models))
     (tmp_path / "keys.json").write_text(json.dumps({"chattable": KEY}))
     monkeypatch.setenv("LLM_USER_PATH", str(tmp_path))
@@ -60,6 +61,12 @@ def test_a_conversation_goes_on(llm: Ask) -> None:
 
 def test_a_tool_is_called_and_its_result_told(llm: Ask, model: str) -> None:
     words = ("-m", f"our-{model}", "--functions", WEATHER, "What is the weather of 'Bonn' in 3 days?")
+    assert llm(*words) == "The tool said: 3 sunny days in Bonn"
+
+
+def test_responses_are_spoken_too(llm: Ask) -> None:
+    assert llm("-m", "our-responses", "Good morning") == "Good morning"
+    words = ("-m", "our-responses", "--functions", WEATHER, "What is the weather of 'Bonn' in 3 days?")
     assert llm(*words) == "The tool said: 3 sunny days in Bonn"
 
 

@@ -1,4 +1,4 @@
-"""pydantic-ai over chat completions: text, streams, tools, structured answers, errors."""
+"""pydantic-ai over chat completions and responses: text, streams, tools, structured answers, errors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import pytest
 from openai import AsyncOpenAI
 from pydantic import BaseModel
 from pydantic_ai import Agent, BinaryContent, ModelHTTPError, NativeOutput, PromptedOutput, ToolOutput
-from pydantic_ai.models.openai import OpenAIChatModel
+from pydantic_ai.models import Model
+from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 from pydantic_ai.providers.openai import OpenAIProvider
 from server import KEY, URL
 
@@ -24,12 +25,13 @@ class Place(BaseModel):
     city: str
 
 
-@pytest.fixture
-def chat(model: str) -> OpenAIChatModel:
-    return OpenAIChatModel(model, provider=PROVIDER)
+@pytest.fixture(params=[OpenAIChatModel, OpenAIResponsesModel], ids=["chat", "responses"])
+def chat(model: str, request: pytest.FixtureRequest) -> Model:
+    made: Model = request.param(model, provider=PROVIDER)
+    return made
 
 
-async def test_an_agent_answers_and_goes_on(chat: OpenAIChatModel) -> None:
+async def test_an_agent_answers_and_goes_on(chat: Model) -> None:
     agent = Agent(chat, instructions="Be brief.")
     first = await agent.run("Good morning")
     assert first.output.endswith("Good morning")
@@ -38,14 +40,14 @@ async def test_an_agent_answers_and_goes_on(chat: OpenAIChatModel) -> None:
     assert len(second.all_messages()) == 4
 
 
-async def test_a_stream_has_the_whole_text(chat: OpenAIChatModel) -> None:
+async def test_a_stream_has_the_whole_text(chat: Model) -> None:
     async with Agent(chat).run_stream("one two three") as answer:
         pieces = [piece async for piece in answer.stream_text(delta=True, debounce_by=None)]
     assert "".join(pieces).endswith("one two three")
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_tools_are_called_and_their_results_told(chat: OpenAIChatModel, stream: bool) -> None:
+async def test_tools_are_called_and_their_results_told(chat: Model, stream: bool) -> None:
     agent = Agent(chat)
     seen: list[tuple[str, int]] = []
 
@@ -67,7 +69,7 @@ async def test_tools_are_called_and_their_results_told(chat: OpenAIChatModel, st
 
 @pytest.mark.parametrize("form", [ToolOutput, NativeOutput])
 @pytest.mark.parametrize("stream", [False, True])
-async def test_an_answer_has_its_type(chat: OpenAIChatModel, form: type, stream: bool) -> None:
+async def test_an_answer_has_its_type(chat: Model, form: type, stream: bool) -> None:
     agent = Agent(chat, output_type=form(Weather))
     if stream:
         async with agent.run_stream("'Bonn' has 21 degrees") as answer:
@@ -77,12 +79,12 @@ async def test_an_answer_has_its_type(chat: OpenAIChatModel, form: type, stream:
     assert output == Weather(city="Bonn", degrees=21)
 
 
-async def test_any_json_may_be_asked_for(chat: OpenAIChatModel) -> None:
+async def test_any_json_may_be_asked_for(chat: Model) -> None:
     answer = await Agent(chat, output_type=PromptedOutput(Place)).run("the 'city'")
     assert answer.output == Place(city="the 'city'")
 
 
-async def test_a_tool_and_a_typed_answer_follow_one_another(chat: OpenAIChatModel) -> None:
+async def test_a_tool_and_a_typed_answer_follow_one_another(chat: Model) -> None:
     agent = Agent(chat, output_type=Weather)
 
     @agent.tool_plain
@@ -100,7 +102,7 @@ async def test_a_picture_reaches_the_model() -> None:
     assert answer.output == "You said: What is this? [image_url]"
 
 
-async def test_thinking_is_a_part_of_its_own(chat: OpenAIChatModel) -> None:
+async def test_thinking_is_a_part_of_its_own(chat: Model) -> None:
     question = "think: Let me see." if chat.model_name == "scripted_agent" else "hello [[fault: think]]"
     answer = await Agent(chat).run(question)
     assert (answer.response.thinking or "").startswith("Let me ")

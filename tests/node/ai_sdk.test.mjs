@@ -19,7 +19,7 @@ const compatible = (apiKey = KEY) =>
     supportsStructuredOutputs: true,
   });
 const openai = createOpenAI({ baseURL: URL, apiKey: KEY });
-const PROVIDERS = { "openai-compatible": (model) => compatible()(model), openai: (model) => openai.chat(model) };
+const PROVIDERS = { "openai-compatible": (model) => compatible()(model), "openai, chat": (model) => openai.chat(model), "openai, responses": (model) => openai(model) };
 const Weather = z.object({ city: z.string(), degrees: z.number().int() });
 const weather = tool({
   description: "The weather of the next days.",

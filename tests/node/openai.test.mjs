@@ -74,6 +74,17 @@ for (const model of MODELS) {
       });
     }
 
+    test("responds, and goes on from a response", async () => {
+      const first = await client.responses.create({ model, input: "Good morning" });
+      assert.match(first.output_text, /Good morning$/);
+      const stream = client.responses.stream({ model, input: "one two three", previous_response_id: first.id });
+      let text = "";
+      stream.on("response.output_text.delta", ({ delta }) => (text += delta));
+      const final = await stream.finalResponse();
+      assert.match(text, /one two three$/);
+      assert.deepEqual([final.output_text, final.status], [text, "completed"]);
+    });
+
     test("fills a format", async () => {
       const answer = await client.chat.completions.parse({
         model,
