@@ -13,6 +13,14 @@ A message is a command:
 - `state: TEXT` keeps TEXT, and answers what was kept before
 - `param` answers its parameters as JSON
 
+A request of the OpenAI protocol is followed too, as by a language model that takes everything literally:
+
+- the result of a tool is answered with `The tool said: RESULT`
+- a tool is called that `tool_choice` asks for, or that shares a word of five letters with the message
+- a `response_format` is filled
+
+Arguments and formats are filled from the message: a number is its first, a text what stands in quotation marks, or all of it.
+
 Anything else is repeated.
 """
 
@@ -20,7 +28,7 @@ import asyncio
 import json
 import math
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, Field
@@ -52,7 +60,8 @@ class ScriptedAgent(Chattable):
     async def chat(self, message: Message) -> AsyncIterator[str | Chunk]:
         name, _, rest = message.content.partition(":")
         command = self.commands().get(name.strip())
-        answer = command(rest.removeprefix(" ")) if command else self.repeat(message.content)
+        last = self.history[-1]
+        answer = command(rest.removeprefix(" ")) if command and last.role == "user" else self.follow(last.content)
         async for chunk in answer:
             yield chunk
 
@@ -89,7 +98,18 @@ class ScriptedAgent(Chattable):
 
     async def fill(self, text: str) -> AsyncIterator[str]:
         schema = json.loads(text)
-        yield json.dumps(smallest(schema, schema), ensure_ascii=False)
+        yield json.dumps(Filling(schema).value(schema), ensure_ascii=False)
+
+    async def follow(self, text: str) -> AsyncIterator[str | Chunk]:
+        request, messages = self.request, [message.to_openai() for message in self.history]
+        if request and (call := called(request.tools or (), request.tool_choice, text, used(messages))):
+            name, arguments = call
+            yield Chunk(json.dumps({"name": name, "arguments": arguments}, ensure_ascii=False), "tool_call")
+        elif request and (given := formatted(request.response_format or {}, text)) is not None:
+            yield json.dumps(given, ensure_ascii=False)
+        else:
+            async for word in self.repeat(f"The tool said: {text}" if messages[-1]["role"] == "tool" else text):
+                yield word
 
     async def fail(self, text: str) -> AsyncIterator[str]:
         if text:
@@ -105,66 +125,123 @@ class ScriptedAgent(Chattable):
         yield self.params.model_dump_json()
 
 
-def smallest(schema: Any, root: Any, depth: int = 0) -> Any:
-    """A minimal value that a JSON Schema describes; `root` is where its `$ref`s begin."""
-    schema = resolved(schema, root, depth)
-    if "const" in schema:
-        return schema["const"]
-    if "default" in schema:
-        return schema["default"]
-    if "enum" in schema:
-        return schema["enum"][0]
-    kind = schema.get("type", "object" if "properties" in schema else "null")
-    return by_type(kind[0] if isinstance(kind, list) else kind, schema, root, depth)
+def used(messages: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The names of the tools that were called since the last message of the user."""
+    last = max((at for at, message in enumerate(messages) if message["role"] == "user"), default=-1)
+    return [call["function"]["name"] for message in messages[last + 1 :] for call in message.get("tool_calls") or ()]
 
 
-def resolved(schema: Any, root: Any, depth: int) -> dict[str, Any]:
-    """The schema itself: references followed, parts merged, the first of several choices taken."""
-    if depth > MAX_DEPTH:
-        raise ValueError("the schema has no end")
-    if not isinstance(schema, dict):
-        return {}
-    for key in ("$ref", "allOf", "anyOf", "oneOf"):
-        if key in schema:
-            given = schema[key]
-            parts = [target(given, root)] if key == "$ref" else given if key == "allOf" else given[:1]
-            merged = {name: value for name, value in schema.items() if name != key}
-            for part in parts:
-                merged = resolved(part, root, depth + 1) | merged
-            return resolved(merged, root, depth + 1)
-    return schema
+def called(
+    tools: Sequence[Mapping[str, Any]], choice: Any, text: str, used: Collection[str]
+) -> tuple[str, dict[str, Any]] | None:
+    """Name and arguments of the call that a request asks for, if it does.
+
+    A call that is required, of a tool that neither the choice nor the text names, is of the first that was not `used`.
+    """
+    functions = [tool["function"] for tool in tools]
+    fresh = [function for function in functions if function["name"] not in used]
+    if isinstance(choice, Mapping):
+        meant = [function for function in fresh if function["name"] == choice["function"]["name"]]
+    elif choice == "required":
+        meant = [function for function in fresh if is_meant(function["name"], text)] or fresh or functions
+    else:
+        meant = [] if used or choice == "none" else [each for each in functions if is_meant(each["name"], text)]
+    if not meant:
+        return None
+    schema = meant[0].get("parameters") or {"type": "object"}
+    return meant[0]["name"], Filling(schema, text).value(schema)
 
 
-def by_type(kind: str, schema: dict[str, Any], root: Any, depth: int) -> Any:
-    """A minimal value of one type."""
-    if kind == "object":
-        properties = schema.get("properties", {})
-        return {name: smallest(properties.get(name, {}), root, depth + 1) for name in schema.get("required", ())}
-    if kind == "array":
-        first = schema.get("prefixItems", [])
-        rest = [schema.get("items", {})] * (min(schema.get("minItems", 0), MAX_LENGTH) - len(first))
-        return [smallest(item, root, depth + 1) for item in [*first, *rest]]
-    if kind == "string":
-        return "a" * min(schema.get("minLength", 0), MAX_LENGTH)
-    if kind in ("integer", "number"):
-        return nearest_to_zero(schema, schema.get("multipleOf", 1 if kind == "integer" else 0))
-    return False if kind == "boolean" else None
+def is_meant(tool: str, text: str) -> bool:
+    """Whether the name of a tool, or a word of it, is in the text."""
+    words = [tool, *re.findall(r"[a-zA-Z]{5,}", tool)]
+    return any(re.search(rf"\b{re.escape(word)}\b", text, re.IGNORECASE) for word in words)
 
 
-def nearest_to_zero(schema: dict[str, Any], step: float) -> float:
-    """The number within the schema's bounds that is nearest to zero."""
-    above, below = schema.get("exclusiveMinimum"), schema.get("exclusiveMaximum")
-    gap = step or (1 if above is None or below is None else (below - above) / 2)
-    low = schema.get("minimum", 0 if above is None else above + gap)
-    high = schema.get("maximum", 0 if below is None else below - gap)
-    value: float = max(low, 0) or min(high, 0)
-    outward = math.ceil if value > 0 else math.floor
-    return outward(value / step) * step if step else value
+def formatted(form: Mapping[str, Any], text: str) -> Any:
+    """What fills a `response_format`; None when it asks for nothing. Any JSON has what is in quotation marks as its keys."""
+    if form.get("type") == "json_schema":
+        schema = form["json_schema"].get("schema", {})
+        return Filling(schema, text).value(schema)
+    if form.get("type") == "json_object":
+        return dict.fromkeys(quoted(text), text)
+    return None
 
 
-def target(ref: str, root: Any) -> Any:
-    """The schema that a reference inside the same document names."""
-    found = root
-    for key in filter(None, ref.removeprefix("#").split("/")):
-        found = found[key.replace("~1", "/").replace("~0", "~")]
-    return found
+def quoted(text: str) -> list[str]:
+    """What stands in quotation marks."""
+    return [double or single for double, single in re.findall(r'"([^"]*)"|\B\'([^\']*)\'\B', text)]
+
+
+class Filling:
+    """Fills JSON Schemas: with numbers and texts that are taken from `text`, or with the smallest values."""
+
+    def __init__(self, root: Any, text: str = "") -> None:
+        """`root` is where `$ref`s begin."""
+        self._root = root
+        self._numbers: list[int] = [
+            json.loads(number) for number in re.findall(r"(?<![\w.])-?(?:0|[1-9]\d*)(?![\w.])", text)
+        ]
+        self._text = (quoted(text) or [text])[0]
+
+    def value(self, schema: Any, depth: int = 0) -> Any:
+        """A value that the schema describes."""
+        schema = self._resolved(schema, depth)
+        if "const" in schema:
+            return schema["const"]
+        if "default" in schema:
+            return schema["default"]
+        if "enum" in schema:
+            return schema["enum"][0]
+        kind = schema.get("type", "object" if "properties" in schema else "null")
+        return self._of_type(kind[0] if isinstance(kind, list) else kind, schema, depth)
+
+    def _resolved(self, schema: Any, depth: int) -> dict[str, Any]:
+        """The schema itself: references followed, parts merged, the first of several choices taken."""
+        if depth > MAX_DEPTH:
+            raise ValueError("the schema has no end")
+        if not isinstance(schema, dict):
+            return {}
+        for key in ("$ref", "allOf", "anyOf", "oneOf"):
+            if key in schema:
+                given = schema[key]
+                parts = [self._target(given)] if key == "$ref" else given if key == "allOf" else given[:1]
+                merged = {name: value for name, value in schema.items() if name != key}
+                for part in parts:
+                    merged = self._resolved(part, depth + 1) | merged
+                return self._resolved(merged, depth + 1)
+        return schema
+
+    def _of_type(self, kind: str, schema: dict[str, Any], depth: int) -> Any:
+        if kind == "object":
+            properties = schema.get("properties", {})
+            return {name: self.value(properties.get(name, {}), depth + 1) for name in schema.get("required", ())}
+        if kind == "array":
+            first = schema.get("prefixItems", [])
+            rest = [schema.get("items", {})] * (min(schema.get("minItems", 0), MAX_LENGTH) - len(first))
+            return [self.value(item, depth + 1) for item in [*first, *rest]]
+        if kind == "string":
+            text = self._text[: schema.get("maxLength")]
+            return text.ljust(min(schema.get("minLength", 0), MAX_LENGTH), "a")
+        if kind in ("integer", "number"):
+            return self._number(schema, schema.get("multipleOf", 1 if kind == "integer" else 0))
+        return False if kind == "boolean" else None
+
+    def _number(self, schema: dict[str, Any], step: float) -> float:
+        """The text's first number within the schema's bounds, or the one that is nearest to zero."""
+        above, below = schema.get("exclusiveMinimum", -math.inf), schema.get("exclusiveMaximum", math.inf)
+        least, most = schema.get("minimum", -math.inf), schema.get("maximum", math.inf)
+        for number in self._numbers:
+            if above < number < below and least <= number <= most and not (step and number % step):
+                return number
+        gap = step or (1 if math.inf in (-above, below) else (below - above) / 2)
+        value: float = max(least, above + gap, 0) or min(most, below - gap, 0)
+        outward = math.ceil if value > 0 else math.floor
+        return outward(value / step) * step if step else value
+
+    def _target(self, ref: str) -> Any:
+        """The schema that a reference inside the same document names."""
+        found = self._root
+        for key in filter(None, ref.removeprefix("#").split("/")):
+            found = found[key.replace("~1", "/").replace("~0", "~")]
+        return found

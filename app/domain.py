@@ -21,6 +21,8 @@ from msgspec import Struct, field
 
 T = TypeVar("T")
 
+PRESET_ID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+"""How the ids of presets look; no agent's file may take one that looks so."""
 MAX_TEXT = 1_000_000
 """The longest message content, in characters."""
 
@@ -70,6 +72,8 @@ class Principal(Struct, frozen=True):
     credential_id: UUID | None = None
     login_id: UUID | None = None
     acts_for_all: bool = False
+    gives_way: bool = False
+    """Whether what is asked may wait while people are answered."""
 
     @property
     def owner(self) -> UUID | None:
@@ -227,7 +231,7 @@ class Message(Struct, frozen=True, dict=True):
         if self.name:
             body["name"] = self.name
         if beside := {"assistant": "tool_calls", "tool": "tool_call_id"}.get(self.role):
-            body |= {beside: self.additional_kwargs[beside]} if beside in self.additional_kwargs else {}
+            body |= {beside: self.additional_kwargs[beside]} if self.additional_kwargs.get(beside) else {}
         return body
 
 
@@ -243,6 +247,8 @@ class SessionParams(Struct, frozen=True):
     temperature: float | None = None
     busy: Literal["reject", "queue", "interrupt"] | None = None
     """What a message does that comes while another is being answered: refused (by default), queued, or in its place."""
+    mode: Literal["realtime", "background"] | None = None
+    """Whether messages are answered at once (by default), or by a job, while nobody waits."""
 
 
 class Session(Struct, frozen=True):
@@ -259,6 +265,26 @@ class Session(Struct, frozen=True):
     created_at: datetime | None = None
     updated_at: datetime | None = None
     archived_at: datetime | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """What a client of the Conversations API keeps with it."""
+    preset_id: UUID | None = None
+    """The preset it was begun with, whose agent, parameters and defaults it has copied."""
+
+
+class Preset(Struct, frozen=True):
+    """A named configuration of an agent: what sessions that are begun with it start from. Its id is an agent's id to users."""
+
+    id: UUID
+    owner: User
+    name: str
+    agent_id: str
+    agent_params: Mapping[str, Any] = field(default_factory=dict)
+    params: SessionParams = field(default_factory=SessionParams)
+    description: str = ""
+    shared_with: Sequence[str] = ()
+    """The names of the groups that may use it; its owner may anyhow."""
+    created_at: datetime | None = None
+    updated_at: datetime | None = None
 
 
 class RunStatus(StrEnum):
@@ -295,6 +321,60 @@ class Run(Struct, frozen=True):
     ended_at: datetime | None = None
     layout: Sequence[tuple[str, int]] | None = None
     """Types and lengths of what was said, when it was not text alone."""
+    background: bool = False
+    """Whether a job conducts it, and not the server that took the message."""
+    question: Mapping[str, Any] | None = None
+    """What it asks a person while it waits: `question`, the JSON `schema` of the answer, and when that `expires_at`."""
+
+
+class Errand(Struct, frozen=True):
+    """Something an agent is to do in the background; seed 004 calls it a task.
+
+    Its id is also that of the message which its runs answer. It has a session once it has an agent; `run` is the last one.
+    """
+
+    id: UUID
+    user_id: UUID
+    name: str
+    content: str
+    session: Session | None = None
+    run: Run | None = None
+    runs: int = 0
+    """How often it was executed."""
+    created_at: datetime | None = None
+
+    @property
+    def status(self) -> str:
+        """`created` without an agent, `assigned` with one, and then the state of its last run."""
+        if self.run is not None:
+            return self.run.status.value
+        return "assigned" if self.session else "created"
+
+
+class JobState(StrEnum):
+    """The states of a job. `waiting`: what it is for has not got its turn yet; `queued`: any worker may take it."""
+
+    WAITING = "waiting"
+    QUEUED = "queued"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class Job(Struct, frozen=True):
+    """Work that any worker does. `attempt` counts the times it was taken and fences what an earlier taker writes.
+
+    `lost` counts the attempts whose worker died.
+    """
+
+    id: UUID
+    kind: str
+    owner_id: UUID
+    subject_id: UUID
+    state: JobState = JobState.QUEUED
+    attempt: int = 0
+    lost: int = 0
 
 
 class Step(Struct):
@@ -324,6 +404,76 @@ class Outcome(Struct, frozen=True):
 
     run: Run
     messages: Sequence[Message] = ()
+
+
+class File(Struct, frozen=True):
+    """What a user has uploaded, or a batch has written. Its content is in the object store, under the same id.
+
+    `size` is in bytes.
+    """
+
+    id: UUID
+    user_id: UUID
+    name: str
+    purpose: str
+    size: int
+    sha256: bytes
+    media_type: str
+    created_at: datetime
+    expires_at: datetime | None = None
+
+
+class FileLimits(Struct, frozen=True):
+    """How large a file may be, in bytes, and how many files and bytes a user may keep, with what is being uploaded."""
+
+    bytes: int
+    user_files: int
+    user_bytes: int
+
+
+class BatchStatus(StrEnum):
+    """The states of a batch, by their names in OpenAI's protocol."""
+
+    VALIDATING = "validating"
+    FAILED = "failed"
+    IN_PROGRESS = "in_progress"
+    FINALIZING = "finalizing"
+    COMPLETED = "completed"
+    EXPIRED = "expired"
+    CANCELLING = "cancelling"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing can follow."""
+        return self in (BatchStatus.FAILED, BatchStatus.COMPLETED, BatchStatus.EXPIRED, BatchStatus.CANCELLED)
+
+
+class Batch(Struct, frozen=True):
+    """Many requests in a file, answered when there is room, into another file.
+
+    `errors` are the lines that are no requests, for which it failed. `times` tells when it took each of its states.
+    """
+
+    id: UUID
+    user_id: UUID
+    endpoint: str
+    input_file_id: UUID
+    status: BatchStatus
+    created_at: datetime
+    expires_at: datetime
+    credential_id: UUID | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    times: Mapping[str, int] = field(default_factory=dict)
+    total: int = 0
+    completed: int = 0
+    failed: int = 0
+    usage: Mapping[str, int] | None = None
+    errors: Sequence[Mapping[str, Any]] = ()
+    output_file_id: UUID | None = None
+    error_file_id: UUID | None = None
+    output_expires_seconds: int | None = None
+    """How long its files are kept."""
 
 
 class Page(Struct, Generic[T], frozen=True):

@@ -22,12 +22,28 @@ from app.agent.loader import Agents
 from app.agent.relay import ModelRelay
 from app.agent.watchdog import Watchdog
 from app.api import accounts as accounts_api
+from app.api import batches as batches_api
 from app.api import budgets as budgets_api
 from app.api import cache as cache_api
-from app.api import health, openai, problems, rest, seed
-from app.api.gate import Gate
-from app.domain import new_id
+from app.api import (
+    conversations,
+    errands,
+    health,
+    model_protocol,
+    openai,
+    openapi,
+    presets,
+    problems,
+    responses,
+    rest,
+    seed,
+)
+from app.api import files as files_api
+from app.api.gate import Gate, uploads
+from app.domain import FileLimits, new_id
 from app.errors import SettingsError
+from app.jobs.consumer import Consumer
+from app.jobs.kinds import kinds
 from app.llm.cache import FLUSH_SECONDS, Cache
 from app.llm.call import CallPath
 from app.llm.catalog import Catalog
@@ -39,18 +55,32 @@ from app.llm.slices import Slices
 from app.settings import Settings
 from app.store import redis, slices
 from app.store.cache import RedisCache
-from app.store.database import connect, connector
+from app.store.database import connect, connector, plain_connector
+from app.store.objects import LocalObjects
+from app.store.objects_s3 import S3Objects
 from app.store.reserve import Reserver
 from app.store.writer import Writer
 from app.tasks import Tasks
-from app.usecases import accounts, logins, replicas, runs, upkeep
+from app.usecases import accounts, files, logins, replicas, runs, upkeep
 from app.usecases.live import LiveRun
+from app.usecases.objects import ObjectStore
 from app.usecases.platform import Platform
 from app.usecases.rates import Rates
 from app.usecases.relay import Relay
 from app.usecases.together import Together
 
 DRAIN_SECONDS = 15.0
+SHOWN_TO_PAGES = (
+    "x-session-id",
+    "x-run-id",
+    "x-request-id",
+    "x-should-retry",
+    "retry-after",
+    "x-ratelimit-limit-requests",
+    "x-ratelimit-remaining-requests",
+    "x-ratelimit-reset-requests",
+)
+"""Headers that the scripts of other origins may read (Fetch standard, `Access-Control-Expose-Headers`)."""
 MIN_SECRET = 32
 """The shortest key that is taken from the file, in characters, as for `ADMIN_API_KEY`."""
 
@@ -63,12 +93,23 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with _opened(settings, database_url) as platform:
+        async with opened(settings, database_url) as platform:
+            if settings.jobs:
+                take_jobs(platform, settings, settings.jobs)
             app.state.platform = platform
             yield
             await runs.drain(platform, 0)
 
-    app = _Gated(settings, title="Chattable", version="0.1.0", lifespan=lifespan, redoc_url=None)
+    app = _Gated(
+        settings,
+        title="Chattable",
+        version="0.1.0",
+        lifespan=lifespan,
+        redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
+        redirect_slashes=False,  # or a made-up Host would stand in a Location
+        generate_unique_id_function=openapi.operation_id,
+    )
     problems.install(app)
     for router in (
         health.router,
@@ -76,11 +117,15 @@ def create_app(settings: Settings) -> FastAPI:
         budgets_api.router,
         cache_api.router,
         rest.router,
+        errands.router,
+        model_protocol.router,
+        presets.router,
         seed.router,
     ):
         app.include_router(router)
     for prefix in openai.PREFIXES:
-        app.include_router(openai.router, prefix=prefix)
+        for router in (openai.router, files_api.router, batches_api.router, responses.router, conversations.router):
+            app.include_router(router, prefix=prefix)
     return app
 
 
@@ -95,16 +140,28 @@ class _Gated(FastAPI):
         """Serve (ASGI), past FastAPI's own look for OpenTelemetry, which costs as much as the gate."""
         await Starlette.__call__(self, scope, receive, send)
 
+    def openapi(self) -> dict[str, Any]:
+        """The OpenAPI document, made at the first look at it."""
+        return self.openapi_schema or openapi.complete(super().openapi())
+
     def build_middleware_stack(self) -> ASGIApp:
         """Starlette's stack behind the gate, which does the work of its outermost part: telling what nobody expected as 500."""
         inner: Any = super().build_middleware_stack()
         open_to_local = self._settings.auth == "open"
         shortcuts = {**seed.SHORTCUTS, **openai.SHORTCUTS}
-        gate = Gate(inner.app, platform=lambda: self.state.platform, open_to_local=open_to_local, shortcuts=shortcuts)
+        gate = Gate(
+            inner.app,
+            platform=lambda: self.state.platform,
+            open_to_local=open_to_local,
+            shortcuts=shortcuts,
+            uploads=uploads(files_api.UPLOAD_PATHS, self._settings.file_max_bytes),
+        )
         if not self._settings.cors_origins:
             return gate
         origins = self._settings.cors_origins
-        return CORSMiddleware(gate, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
+        return CORSMiddleware(
+            gate, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=SHOWN_TO_PAGES
+        )
 
 
 async def drain(app: FastAPI) -> None:
@@ -112,8 +169,17 @@ async def drain(app: FastAPI) -> None:
     await runs.drain(app.state.platform, DRAIN_SECONDS)
 
 
+def take_jobs(platform: Platform, settings: Settings, at_once: int) -> None:
+    """Do jobs in this process, so many at once, until the platform drains or closes."""
+    url = settings.database_direct_url or settings.database_url
+    assert url is not None  # noqa: S101 - the platform is open
+    consumer = Consumer(platform, plain_connector(url.get_secret_value()), kinds(batches_api.ask), at_once)
+    platform.tasks.start(consumer.run(), name="jobs")
+
+
 @asynccontextmanager
-async def _opened(settings: Settings, database_url: str) -> AsyncIterator[Platform]:
+async def opened(settings: Settings, database_url: str) -> AsyncIterator[Platform]:
+    """The platform, open while the block lasts; it beats as a replica, and reaps those of others."""
     async with AsyncExitStack() as stack:
         pooled = _is_pooled(settings)
         engine = connect(database_url, pooled=pooled)
@@ -139,6 +205,8 @@ async def _opened(settings: Settings, database_url: str) -> AsyncIterator[Platfo
         cache = Cache(RedisCache(client) if client else None)
         stack.push_async_callback(cache.close)
         reserver = Reserver(connecting)
+        store = objects(settings)
+        stack.push_async_callback(store.close)
         platform = Platform(
             engine=engine,
             writer=writer,
@@ -152,7 +220,10 @@ async def _opened(settings: Settings, database_url: str) -> AsyncIterator[Platfo
             proofs=Together(partial(logins.prove, engine), tasks, name="proofs"),
             resumes=Together(partial(runs.look, engine), tasks, name="resumes"),
             redis=client,
+            objects=store,
+            file_limits=FileLimits(settings.file_max_bytes, settings.user_max_files, settings.user_max_file_bytes),
             run_timeout=settings.run_timeout,
+            is_away=models.endpoints.is_away,
             tasks=tasks,
             live=live,
         )
@@ -175,6 +246,25 @@ def _keep_going(platform: Platform, heart: replicas.Heart) -> None:
     tasks.start(platform.agents.watch(), name="agents")
     tasks.repeat(platform.cache.flush, FLUSH_SECONDS, name="cache")
     tasks.repeat(partial(replicas.reap, platform, heart), replicas.REAP_SECONDS, name="reaper")
+    tasks.repeat(partial(files.sweep, platform), files.SWEEP_SECONDS, name="erased objects")
+
+
+def objects(settings: Settings) -> ObjectStore:
+    """Where files are kept: in the bucket of the settings, or in a folder of this machine."""
+    access, secret = settings.minio_access_key, settings.minio_secret_key
+    if settings.minio_endpoint and access and secret:
+        keys = (access.get_secret_value(), secret.get_secret_value())
+        return S3Objects(settings.minio_endpoint, *keys, settings.minio_bucket)
+    return LocalObjects(settings.data_dir.absolute() / "objects")
+
+
+async def check_objects(settings: Settings) -> None:
+    """Make sure that files can be kept; a `SettingsError` names the setting at fault."""
+    store = objects(settings)
+    try:
+        await store.check()
+    finally:
+        await store.close()
 
 
 def _is_pooled(settings: Settings) -> bool:

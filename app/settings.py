@@ -25,10 +25,11 @@ class Settings(BaseSettings):
 
     database_url: SecretStr | None = Field(None, description="PostgreSQL 15 or newer; without it one is started here")
     database_direct_url: SecretStr | None = Field(
-        None, description="the same database past a transaction pooler, for migrations; `DATABASE_URL` by default"
+        None,
+        description="the same database past a transaction pooler, for migrations and jobs; `DATABASE_URL` by default",
     )
     redis_url: SecretStr | None = Field(None, description="Redis 7 or Valkey; without it one is started here")
-    data_dir: Path = Field(Path("data"), description="where the embedded servers and the first key are kept")
+    data_dir: Path = Field(Path("data"), description="where the embedded servers, the first key and files are kept")
     agents_dir: Path = Field(Path("agents"), description="the folder of agent files")
     host: str = Field("127.0.0.1", description="the address to listen on")
     port: int = Field(8080, ge=0, le=65535, description="the port to listen on; 0 takes a free one")
@@ -50,7 +51,23 @@ class Settings(BaseSettings):
     )
     openai_model: str = Field("gpt-4o-mini", description="the model asked for when an agent or session names none")
     models_file: Path = Field(MODELS_FILE, description="the file of language models, where there is one")
+    minio_endpoint: str | None = Field(
+        None, description="the S3 or MinIO server that keeps files, as `HOST:PORT` or a URL; without it `DATA_DIR` does"
+    )
+    minio_access_key: SecretStr | None = Field(None, description="its access key")
+    minio_secret_key: SecretStr | None = Field(None, description="its secret key")
+    minio_bucket: str = Field("chattable", description="the bucket for files, made when it is missing")
+    file_max_bytes: int = Field(
+        512_000_000, ge=1, le=50_000_000_000, description="the largest file that is taken, in bytes"
+    )
+    user_max_files: int = Field(10_000, ge=0, le=1_000_000, description="how many files a user may keep")
+    user_max_file_bytes: int = Field(
+        10_000_000_000, ge=0, le=10**15, description="how many bytes of files a user may keep"
+    )
     run_timeout: float = Field(600, gt=0, le=86400, description="seconds an agent may take for one answer")
+    jobs: int = Field(
+        10, ge=0, le=1000, description="jobs a server process does at once; 0 leaves them to `chattable worker`"
+    )
     requests_per_minute: int = Field(
         0, ge=0, le=1_000_000, description="requests a user may make in a minute; 0 is no limit"
     )
@@ -86,6 +103,16 @@ class Settings(BaseSettings):
         if value != MODELS_FILE and not value.is_file():
             raise ValueError("there is no such file")
         return value
+
+    @model_validator(mode="after")
+    def _store_is_whole(self) -> Settings:
+        given = {name: getattr(self, name) for name in ("minio_endpoint", "minio_access_key", "minio_secret_key")}
+        missing = [name.upper() for name, value in given.items() if not value]
+        if 0 < len(missing) < len(given):
+            raise ValueError(
+                f"{missing[0]} is not set: MINIO_ENDPOINT, MINIO_ACCESS_KEY and MINIO_SECRET_KEY go together"
+            )
+        return self
 
     @model_validator(mode="after")
     def _open_stays_local(self) -> Settings:

@@ -18,12 +18,18 @@ import asyncpg
 import uvloop
 
 from bench import calls, large, measures
+from bench.completions import completions
 from bench.measures import QUICK, Figures, Measure, Size
 from bench.processes import many_files
 from bench.table import HEADER, Row, references, rendered, rows
 from bench.targets import ROOT, Stage, stage
 
-MEASURES: dict[str, Measure] = {**measures.MEASURES, "calls": calls.calls, "cached": calls.cached}
+MEASURES: dict[str, Measure] = {
+    **measures.MEASURES,
+    "calls": calls.calls,
+    "cached": calls.cached,
+    "completions": completions,
+}
 
 
 def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
@@ -52,7 +58,7 @@ async def measure(stage: Stage, options: argparse.Namespace) -> tuple[Figures, l
         await asyncio.sleep(2)
         await MEASURES["memory"](stage, size, figures)
         chosen.remove(MEASURES["memory"])
-    for name in ("whole", "streamed"):
+    for name in ("whole", "streamed", "completions"):
         if name in options.only:
             say("warming up")
             await MEASURES[name](stage, QUICK, Figures())

@@ -51,6 +51,8 @@ def rows(values: Values) -> list[Row]:
         found += [_lengths(kind, values, part, unit) for part, unit in (("CPU", "µs"), ("wall", "ms"))]
     found += [_stages(values), _hits(values)]
     found.append(_answered(values))
+    for kind, what in (("completions", "an answer"), ("completions, streamed", "a streamed chunk")):
+        found += [_by_completions(values, kind, what, how) for how in ("in a session", "by itself")]
     return [row for row in found if row]
 
 
@@ -75,6 +77,16 @@ def _answered(values: Values) -> Row | None:
         return None
     taken = median(values["cached"]["ours"])
     return Row("a cached answer over HTTP, one caller, p50", _shown(taken, "ms"), "", "", "≤ 2 ms", taken <= 2)
+
+
+def _by_completions(values: Values, kind: str, what: str, how: str) -> Row | None:
+    if kind not in values:
+        return None
+    ours, other = values[kind]["ours"], values[kind][how]
+    ratio = ratio_of(other, ours)
+    sent = f"(SendMessage: {_shown(median(ours), 'µs')})"
+    what = f"CPU of {what} by /v1/chat/completions, {how}"
+    return Row(what, _shown(median(other), "µs"), sent, f"{ratio:.2f}", "≤ 1.1", ratio <= 1.1)
 
 
 def _against(what: str, values: Values, key: str, unit: str, bar: float) -> Row | None:

@@ -45,7 +45,8 @@ class Target(Protocol):
         """`WrongAnswer` when it is not the whole answer of `chunks` chunks."""
 
 
-def _check_chunks(answer: Answer, chunks: int) -> None:
+def check_chunks(answer: Answer, chunks: int) -> None:
+    """All chunks, in order; `WrongAnswer` else."""
     if answer.status != 200:
         raise WrongAnswer(answer.raw[:600].decode(errors="replace") or "no answer")
     sent = [sent for sent, _ in answer.stamps()]
@@ -67,7 +68,7 @@ class Relay:
 
     def check(self, answer: Answer, chunks: int) -> None:
         """All chunks, in order."""
-        _check_chunks(answer, chunks)
+        check_chunks(answer, chunks)
 
 
 class Platform:
@@ -129,7 +130,7 @@ class Platform:
 
     def check(self, answer: Answer, chunks: int) -> None:
         """All chunks in order, the same again in the end, and as many tokens as the upstream counted."""
-        _check_chunks(answer, chunks)
+        check_chunks(answer, chunks)
         ending = json.loads(answer.body.rpartition(b"data: ")[2])
         said = b"".join(b"%017.6f " % sent for sent, _ in answer.stamps()).decode()
         if ending["content"] != said or ending["usage"]["completion"] != chunks:
@@ -192,6 +193,14 @@ class Stage:
         return {"ours": self.platform} | relays
 
 
+def _models(folder: Path, upstream: str) -> Path:
+    """A models file that lets as many calls go at once as the callers make: by itself the platform sends up to 100 to one server."""
+    file = folder / "models.toml"
+    endpoint = f'base_url = "{upstream}/v1", model = "bench", api_key_env = "OPENAI_API_KEY", max_concurrency = 10_000'
+    file.write_text(f"[models.default]\nendpoints = [{{ {endpoint} }}]\n")
+    return file
+
+
 @contextmanager
 def stage(folder: Path, tree: Path) -> Iterator[Stage]:
     """Start it all in `folder`, the platform from the source code in `tree`."""
@@ -213,14 +222,14 @@ def stage(folder: Path, tree: Path) -> Iterator[Stage]:
             "ours",
             "app.cli",
             "serve",
-            worker="app.cli.worker",
+            worker="app.cli.server",
             DATABASE_URL=postgres.url,
             REDIS_URL=valkey.url,
             DATA_DIR=str(folder / "data"),
             AGENTS_DIR=str(tree / "agents"),
             PORT="0",
             ADMIN_API_KEY=key,
-            OPENAI_BASE_URL=f"{upstream.url}/v1",
+            MODELS_FILE=str(_models(folder, upstream.url)),
             OPENAI_API_KEY="bench",
             LOG_LEVEL="warning",
         )

@@ -16,6 +16,7 @@ from app.store.migrations import upgrade
 from tests.engines import Engines, engines
 from tests.fakes.upstream import FakeUpstream, upstream
 from tests.house import House, open_house
+from tests.s3 import S3, s3_server
 
 
 @pytest.fixture(scope="session")
@@ -23,6 +24,13 @@ def running() -> Iterator[Engines]:
     """Real PostgreSQL and Redis or Valkey, for the whole session."""
     with engines() as found:
         yield found
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3]:
+    """A server that speaks S3's protocol, for the whole session."""
+    with s3_server() as server:
+        yield server
 
 
 def on(url: str, database: str) -> str:

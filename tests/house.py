@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -100,7 +101,14 @@ async def events(client: httpx2.AsyncClient, path: str, body: dict[str, Any]) ->
 @asynccontextmanager
 async def open_house(database_url: str, **settings: Any) -> AsyncIterator[House]:
     """Serve on a free port of the loopback address until the block ends."""
-    settings = {"database_url": database_url, "agents_dir": AGENTS, **settings}
+    with tempfile.TemporaryDirectory(prefix="chattable-house-") as folder:
+        settings = {"database_url": database_url, "agents_dir": AGENTS, "data_dir": folder, **settings}
+        async with _serving(settings) as house:
+            yield house
+
+
+@asynccontextmanager
+async def _serving(settings: dict[str, Any]) -> AsyncIterator[House]:
     app = create_app(Settings(_env_file=None, **settings))
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="on", timeout_graceful_shutdown=1))
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import msgspec
@@ -23,18 +24,20 @@ NOT_UNDERSTOOD = "I could not read your answer: {problem}. {question}"
 class Suspended(BaseException):
     """The run waits for a person. It is no `Exception`, so that an agent's own handlers let it pass."""
 
-    def __init__(self, question: str, schema: dict[str, Any], seconds: float, input: bytes, path: str) -> None:
+    def __init__(self, question: str, schema: dict[str, Any], seconds: float, seq: int) -> None:
         super().__init__(question)
         self.question = question
         self.schema = schema
         self.seconds = seconds
-        self.input = input
-        """What identifies the question in the journal, with its `path`."""
-        self.path = path
+        self.seq = seq
+        """The number of its step, which has no output yet."""
 
 
-def ask(recorder: Recorder, question: str, schema: type[T], seconds: float) -> T:
-    """The answer, when the journal has it; else `Suspended`. One that does not fit the schema is asked for again."""
+def ask(recorder: Recorder, show: Callable[[str, str], None], question: str, schema: type[T], seconds: float) -> T:
+    """The answer, when the journal has it; else `Suspended`. One that does not fit the schema is asked for again.
+
+    `show` shows question and answer beside what the agent says.
+    """
     if not question or len(question) > MAX_QUESTION:
         raise InvalidInput(f"question must have 1 to {MAX_QUESTION} characters.", param="question")
     if not 0 < seconds <= MAX_SECONDS:
@@ -44,11 +47,16 @@ def ask(recorder: Recorder, question: str, schema: type[T], seconds: float) -> T
     given = canonical({"question": question, "schema": shape}) or b""
     shown = question
     while True:
+        show("question", shown)
         recorded = recorder.served("ask", "ask", given)
         if recorded is None:
-            raise Suspended(shown, shape, seconds, given, recorder.path("ask"))
+            with recorder.step("ask", "ask", input=given) as step:
+                step.status = "partial"
+            raise Suspended(shown, shape, seconds, step.seq)
+        answer = msgspec.json.decode(recorded)
+        show("answer", answer if isinstance(answer, str) else recorded.decode())
         try:
-            return _read(adapter, schema, msgspec.json.decode(recorded))
+            return _read(adapter, schema, answer)
         except ValidationError as error:
             problem = error.errors(include_url=False, include_input=False)[0]["msg"]
             shown = NOT_UNDERSTOOD.format(problem=problem, question=question)

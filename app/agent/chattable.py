@@ -5,21 +5,24 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, Self, TypeVar, overload
 
 from pydantic import BaseModel
 
 from app.agent.asking import ask
 from app.agent.history import History
 from app.agent.plain import canonical, revived
-from app.agent.request import OpenAIRequest
 from app.agent.stream import Stream
 from app.agent.threads import Threads
 from app.domain import Message, Session
+from app.errors import AgentFailed
 from app.journal.recorder import Recorder
 
 if TYPE_CHECKING:
-    from app.llm.llm import LLM
+    from app.agent.memory import MemoryManager
+    from app.agent.request import OpenAIRequest
+    from app.llm.llm import LLM, Reply
+    from app.llm.messages import Messages
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -37,6 +40,8 @@ class Binding:
     state: Mapping[str, Any] | None = None
     """The agent's state as it was stored with the last answer of this branch."""
     request: OpenAIRequest | None = None
+    memory: MemoryManager | None = None
+    """What the agent remembers; without one it begins with nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +65,12 @@ class Chattable:
     shares_cache: ClassVar[bool] = False
     """Whether cached answers of language models are shared among the agent's users; else each has his own."""
 
+    tools: ClassVar[Sequence[Callable[..., Any] | str]] = ()
+    """The functions that `run_tools` offers the model."""
+
     session: Session
     history: History
+    memory: MemoryManager
     llm: LLM
     stream: Stream
     request: OpenAIRequest | None = None
@@ -82,6 +91,11 @@ class Chattable:
         Completion, a Reply, or anything with `.content`.
         """
         raise NotImplementedError(f"{type(self).__name__} has no chat")
+
+    @classmethod
+    def make(cls, binding: Binding) -> Self:
+        """The instance for one message; for the platform, which binds it then."""
+        return cls(binding.session)
 
     @classmethod
     def agent(cls) -> str:
@@ -112,13 +126,36 @@ class Chattable:
             step.output = canonical(result)
         return result
 
-    async def ask(self, question: str, schema: type[T] = str, /, *, timeout: float = 86_400) -> T:  # type: ignore[assignment]  # noqa: ASYNC109 - the default is the schema of text; nothing is cancelled here, the run ends
+    async def run_tools(
+        self, messages: Messages, *, tools: Sequence[Callable[..., Any] | str] | None = None, max_rounds: int = 8
+    ) -> Reply:
+        """The answer of the model after it has called tools as often as it wants, up to `max_rounds` times.
+
+        Without `tools` those of the class. The answer is live; what is called and what comes of it is shown beside it.
+        Each call is a recorded step.
+        """
+        from app.agent.tools import ToolExecutor, ToolRegistry, rounds
+        from app.llm.llm import Reply
+
+        registry = ToolRegistry(self.tools if tools is None else tools)
+        executor = ToolExecutor(registry, recorder=self._recorder, threads=self._threads)
+        return Reply(rounds(self.llm, messages, executor, max_rounds))
+
+    @overload
+    async def ask(self, question: str, /, *, timeout: float = ...) -> str: ...  # noqa: ASYNC109 - a time for a person
+    @overload
+    async def ask(self, question: str, schema: type[R], /, *, timeout: float = ...) -> R: ...  # noqa: ASYNC109 - as above
+    async def ask(self, question: str, schema: Any = str, /, *, timeout: float = 86_400) -> Any:  # noqa: ASYNC109 - a time for a person
         """Ask the person, who answers with the session's next message, or over REST, within `timeout` seconds.
 
         The run waits, over restarts too, and then `chat` starts again at its top, where all that was recorded is served from the
         journal. A pydantic model as `schema` is what the answer is read as; one that cannot be is asked for again.
         """
-        return ask(self._recorder, question, schema, timeout)
+        return ask(self._recorder, self.stream.append, question, schema, timeout)
+
+    async def delegate(self, agent_id: str, content: str, /, **params: Any) -> Reply:
+        """Have another agent of the server answer, in this session."""
+        raise AgentFailed("Only a running server has other agents to delegate to: this agent has none.")
 
     async def embed(self, texts: Sequence[str], *, model: str | None = None) -> list[list[float]]:
         """The embedding of each text, in order; by the model `embedding` where there is one and none is named."""
@@ -131,8 +168,16 @@ class Chattable:
         self.llm = binding.llm
         self.stream = stream
         self.request = binding.request
+        if binding.memory is not None or "memory" not in vars(self):
+            self.memory = binding.memory or _new_memory()
         self._recorder = binding.recorder
         self._threads = threads
         for name in ("params", "settings", "state"):
             if (value := getattr(own, name)) is not None:
                 setattr(self, name, value)
+
+
+def _new_memory() -> MemoryManager:
+    from app.agent.memory import MemoryManager
+
+    return MemoryManager()

@@ -34,7 +34,10 @@ OPTIONS = (
 
 
 class OpenAIRequest(BaseModel):
-    """Model, messages and options of one request. Fields that are not declared are kept under their names."""
+    """Model, messages and options of one request; `instructions` are a system message for it alone.
+
+    Fields that are not declared are kept under their names.
+    """
 
     model_config = ConfigDict(extra="allow")
 
@@ -46,6 +49,7 @@ class OpenAIRequest(BaseModel):
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     response_format: dict[str, Any] | None = None
+    instructions: str | None = None
     _headers: dict[str, str] = PrivateAttr(default_factory=dict)
 
     def get_user_query(self) -> str:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from msgspec import Struct, field
 
+from app.agent.asking import Suspended
 from app.agent.chattable import Binding, Chattable, Own
 from app.agent.plain import clean, plain
 from app.agent.stream import Stream
@@ -74,6 +75,8 @@ async def answer(
             if isinstance(binding.llm, RunLLM):
                 await binding.llm.close()
     outcome = task.result()
+    if isinstance(outcome, Suspended):
+        raise outcome
     if isinstance(outcome, BaseException):
         raise _fault(version, outcome)
     return outcome
@@ -127,7 +130,7 @@ async def _outcome(
 
 
 def _make(version: AgentVersion, binding: Binding, stream: Stream, own: Own) -> Chattable:
-    agent = version.cls(binding.session)
+    agent = version.cls.make(binding)
     agent.bind(binding, stream, own, version.threads)
     return agent
 
@@ -190,16 +193,18 @@ async def _send(stream: Stream, item: Any) -> None:
 async def _final(given: Any, stream: Stream) -> dict[str, Any]:
     """The answer rule: what `chat` returned is the answer if nothing that counts as one was sent before.
 
-    Gives the fields of the `Answer` that are not said in the log.
+    A completion that was sent as it came still tells how it ended. Gives the fields of the `Answer` that are not said in the log.
     """
     if stream.answered:
         if isinstance(given, Reply):
             await given.close()
-        return {}
+        return {"finish": _finish(given)}
     if isinstance(given, Reply):
         async for chunk in given:
             stream.append(chunk.content_type, chunk.content)
         return {"finish": _finish(given.response)}
+    if given is None and stream.called:
+        return {"finish": "tool_calls"}
     if given is None:
         raise AgentFailed("The agent gave no answer.")
     text = given if isinstance(given, str) else getattr(given, "content", None)

@@ -23,6 +23,8 @@ class Stream:
         self._closed = False
         self.answered = False
         """Whether a chunk that counts as the answer was sent."""
+        self.called = False
+        """Whether a tool was called, of which the client may have to tell the result."""
         self.stopped: str | None = None
         """The reason of the first `stop`."""
 
@@ -33,7 +35,7 @@ class Stream:
         `AgentFailed` after `stop`. Gives other tasks their turn.
         """
         if asyncio.get_running_loop() is self._loop:
-            _check(content_type, content)
+            check(content_type, content)
             if self.stopped is not None:
                 raise AgentFailed("The agent sent more after it had stopped its stream.")
             self.append(content_type, content)
@@ -58,6 +60,7 @@ class Stream:
         if self._closed:
             raise AgentFailed("The agent sent more after its run had ended.")
         self.answered = self.answered or content_type in ANSWER_TYPES
+        self.called = self.called or content_type == "tool_call"
         self._log.append(Chunk(clean(content), content_type))
 
     def close(self) -> None:
@@ -65,7 +68,8 @@ class Stream:
         self._closed = True
 
 
-def _check(content_type: object, content: object) -> None:
+def check(content_type: object, content: object) -> None:
+    """`InvalidInput` for what is no name of a type, and no text."""
     if not isinstance(content_type, str) or not CONTENT_TYPE.fullmatch(content_type):
         raise InvalidInput("A content type is a name of 1 to 64 of a-z, 0-9, _, . and -.", param="content_type")
     if not isinstance(content, str):

@@ -15,11 +15,14 @@ from pydantic_core import ErrorDetails
 from app.agent.chattable import Chattable
 from app.agent.plain import clean, plain
 from app.agent.threads import Threads
+from app.domain import PRESET_ID
 from app.errors import AgentFailed, InvalidInput, PluginError
 
 log = logging.getLogger(__name__)
 
 ID = re.compile(r"[a-z0-9_][a-z0-9_.-]{0,63}")
+RESERVED = re.compile(rf"mcp|tasks|{PRESET_ID}")
+"""Ids that are the platform's: paths below `/api/v1/agents`, and the ids of presets."""
 """What an agent's id may be."""
 THREADS = 16
 """Threads for one agent: so many messages a synchronous agent answers at once."""
@@ -74,6 +77,8 @@ class AgentVersion:
         self.threads = Threads(f"agent {self.id}", THREADS)
         if self.state_model:
             _default(self.state_model)
+        if cls.tools:
+            _check_tools(cls)
 
     def validate_params(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
         """The parameters as they are to be stored: what was given, as plain JSON.
@@ -135,6 +140,8 @@ def declared_in(module: str, namespace: Mapping[str, Any]) -> list[type[Chattabl
     for cls in found:
         if not isinstance(cls.id, str) or not ID.fullmatch(cls.id):
             raise PluginError(f"the id of {cls.__name__} must be 1 to 64 of a-z, 0-9, _, . and -, the first no . or -")
+        if RESERVED.fullmatch(cls.id):
+            raise PluginError(f"the id {cls.id} is taken by the platform")
         if cls.id in ids:
             raise PluginError(f"the id {cls.id} is given twice")
         ids.append(cls.id)
@@ -190,6 +197,15 @@ def _default(model: type[BaseModel]) -> None:
         model()
     except ValidationError:
         raise PluginError(f"every field of the state {model.__name__} needs a default") from None
+
+
+def _check_tools(cls: type[Chattable]) -> None:
+    from app.agent.tools import ToolRegistry
+
+    try:
+        ToolRegistry(tool for tool in cls.tools if not isinstance(tool, str))
+    except (TypeError, NameError, InvalidInput) as error:
+        raise PluginError(f"{cls.__name__}.tools: {error}") from error
 
 
 def _names(model: type[BaseModel] | None) -> list[str]:

@@ -10,6 +10,7 @@ from uuid import UUID
 from fastapi import APIRouter, Query
 from pydantic import (
     AfterValidator,
+    ConfigDict,
     Field,
     StringConstraints,
     TypeAdapter,
@@ -53,6 +54,8 @@ def _text(money: Decimal | None) -> str | None:
 
 class BudgetIn(In):
     """A new budget: tokens, money or both, for the user, group, agent, session or key with this `id`, in each period (UTC)."""
+
+    model_config = ConfigDict(json_schema_extra={"anyOf": [{"required": ["tokens"]}, {"required": ["money"]}]})
 
     scope: Scope
     id: Annotated[str, StringConstraints(min_length=1, max_length=100)] = Field(description="never a name")

@@ -48,6 +48,16 @@ def to_id(value: Any) -> UUID:
         return NOBODY
 
 
+def to_file_id(value: Any) -> UUID:
+    """The id in a file's name in OpenAI's protocol, `file-` and its hexadecimal digits; or `NOBODY`."""
+    return to_id(value.removeprefix("file-")) if isinstance(value, str) and value.startswith("file-") else NOBODY
+
+
+def file_ref(id: UUID) -> str:
+    """A file's name in OpenAI's protocol."""
+    return f"file-{id.hex}"
+
+
 def _to_user(value: Any) -> UUID | str:
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
@@ -62,7 +72,7 @@ def _to_user(value: Any) -> UUID | str:
         return name
 
 
-def _bounded_json(value: dict[str, Any]) -> dict[str, Any]:
+def _bounded_json(value: Any) -> Any:
     check_json(value)
     if len(msgspec.json.encode(value)) > MAX_JSON_BYTES:
         raise ValueError(f"must have at most {MAX_JSON_BYTES} bytes of JSON")
@@ -71,18 +81,23 @@ def _bounded_json(value: dict[str, Any]) -> dict[str, Any]:
 
 def check_json(value: Any, max_depth: int = MAX_JSON_DEPTH) -> None:
     """`ValueError` for what is nested too deep, has too many values, or holds text or numbers that cannot be stored."""
-    waiting: list[tuple[Any, int]] = [(value, 1)]
-    for nodes, (item, depth) in enumerate(iter_pop(waiting)):
+    level, depth, nodes = [value], 0, 0
+    while level:
+        depth, nodes = depth + 1, nodes + len(level)
         if depth > max_depth or nodes > MAX_JSON_NODES:
             raise ValueError("is nested too deep or has too many values")
-        if isinstance(item, dict):
-            waiting += [(part, depth + 1) for pair in item.items() for part in pair]
-        elif isinstance(item, list):
-            waiting += [(part, depth + 1) for part in item]
-        elif isinstance(item, str):
-            _no_control(item)
-        elif isinstance(item, int) and abs(item) > MAX_INTEGER:
-            raise ValueError("has a number that is too large")
+        below: list[Any] = []
+        for item in level:
+            if isinstance(item, str):
+                _no_control(item)
+            elif isinstance(item, dict):
+                below += item
+                below += item.values()
+            elif isinstance(item, list):
+                below += item
+            elif isinstance(item, int) and abs(item) > MAX_INTEGER:
+                raise ValueError("has a number that is too large")
+        level = below
 
 
 def is_crowded(body: bytes) -> bool:
@@ -93,12 +108,6 @@ def is_crowded(body: bytes) -> bool:
     pieces = bare.split(b'"', 4 * MAX_JSON_NODES)  # every other one is a string
     outside = b"".join(pieces[::2])
     return len(pieces) > 4 * MAX_JSON_NODES or sum(map(outside.count, (b",", b"[", b"{"))) > MAX_JSON_NODES
-
-
-def iter_pop(waiting: list[tuple[Any, int]]) -> Any:
-    """What waits, last first, with what is added meanwhile."""
-    while waiting:
-        yield waiting.pop()
 
 
 def checked_key(value: str | None) -> str | None:
@@ -112,6 +121,7 @@ Id = Annotated[UUID, BeforeValidator(to_id)]
 Content = Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT), AfterValidator(_no_control)]
 Text = Annotated[str, StringConstraints(max_length=4000), AfterValidator(_no_control)]
 Title = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(_no_control)]
+FileName = Annotated[str, StringConstraints(min_length=1, max_length=255), AfterValidator(_no_control)]
 Name = Annotated[
     str, StringConstraints(min_length=1, max_length=100), AfterValidator(_visible), AfterValidator(_no_control)
 ]
@@ -124,6 +134,7 @@ UserRef = Annotated[
     BeforeValidator(_to_user),
     WithJsonSchema({"anyOf": [{"type": "integer"}, {"type": "string", "maxLength": 100}]}),
 ]
+JsonValue = Annotated[Any, AfterValidator(_bounded_json)]
 JsonObject = Annotated[dict[str, Any], AfterValidator(_bounded_json)]
 Temperature = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
 Limit = Annotated[int, Query(ge=1, le=100, description="how many at most")]

@@ -7,8 +7,9 @@ import logging
 import os
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from functools import partial
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -20,7 +21,7 @@ from app.domain import Principal, Scope
 from app.errors import InvalidInput, NotAllowed, NotAuthenticated, TooLarge
 from app.reports import report
 from app.tasks import Deadline
-from app.usecases import accounts, logins
+from app.usecases import accounts, files, logins
 from app.usecases.platform import Platform
 
 Message = MutableMapping[str, Any]
@@ -37,19 +38,28 @@ PUBLIC = frozenset(
         "/readyz",
         "/health",
         "/api/v1/health",
+        "/api/v1/llm/health",
         "/api/v1/auth/token",
         "/api/v1/auth/refresh",
         "/docs",
         "/openapi.json",
     }
 )
+NOSNIFF = (b"x-content-type-options", b"nosniff")
+"""No answer is what its type does not say."""
+NO_STORE = (b"cache-control", b"no-store")
+"""What one caller was told, tokens above all (RFC 6749, section 5.1), is in no cache."""
 MAX_HEADER_BYTES = 32_768
 MAX_BODY_BYTES = 8_000_000
 """The largest body: a message of the greatest length in the widest characters, escaped or not, and some parameters."""
 MAX_PUBLIC_BODY_BYTES = 16_384
 """The largest body of a stranger: a name and a password, or a token."""
 BODY_SECONDS = 60.0
-"""How long a request's body may take to arrive."""
+"""How long a request's body may take to arrive; of a file's upload, how long its sender may be silent."""
+UPLOAD_BYTES_PER_SECOND = 8_000
+"""What an upload must bring on the average, after its first minute; the time that storing takes is not its sender's."""
+FORM_BYTES = 65_536
+"""What a form may have around its file."""
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -58,6 +68,24 @@ _LOOKS_AGAIN = re.compile(r"/api/v1/runs/[^/]+/events")
 _CALLER_SCOPES = frozenset({Scope.CHAT, Scope.ACCOUNT})
 
 log = logging.getLogger("app.access")
+
+
+class Allowance(NamedTuple):
+    """How many bytes a body may have, how one with more is refused, and whether it may take as long as it keeps its pace."""
+
+    room: int
+    refusal: Callable[[], TooLarge] = TooLarge
+    is_paced: bool = False
+
+
+PUBLIC_BODY = Allowance(MAX_PUBLIC_BODY_BYTES)
+BODY = Allowance(MAX_BODY_BYTES)
+
+
+def uploads(paths: Iterable[str], max_bytes: int) -> Mapping[str, Allowance]:
+    """What the bodies of uploads may be, for files of so many bytes."""
+    upload = Allowance(max_bytes + FORM_BYTES, partial(files.too_large, max_bytes), is_paced=True)
+    return dict.fromkeys(paths, upload)
 
 
 class BrokenOff(Exception):
@@ -74,8 +102,10 @@ class Gate:
         platform: Callable[[], Platform],
         open_to_local: bool = False,
         shortcuts: Mapping[str, Shortcut] | None = None,
+        uploads: Mapping[str, Allowance] | None = None,
     ) -> None:
         self._app = app
+        self._uploads = uploads or {}
         self._shortcuts = shortcuts or {}
         self._platform = platform
         self._open = open_to_local
@@ -89,8 +119,8 @@ class Gate:
         request_id = given if _REQUEST_ID.fullmatch(given) else os.urandom(16).hex()
         began = time.perf_counter()
         status = 0
-        extra: list[tuple[bytes, bytes]] = [(b"x-request-id", request_id.encode())]
-        room = MAX_PUBLIC_BODY_BYTES if scope["path"] in PUBLIC else MAX_BODY_BYTES
+        extra = _headers_of_all(scope, request_id)
+        allowance = self._allowance(scope)
 
         async def answer(message: Message) -> None:
             nonlocal status
@@ -102,16 +132,16 @@ class Gate:
         try:
             shortcut = self._shortcuts.get(scope["path"]) if scope["method"] == "POST" else None
             looks_again = shortcut is not None or _LOOKS_AGAIN.fullmatch(scope["path"]) is not None
-            principal = await self._admit(scope, headers, room, recent=looks_again)
+            principal = await self._admit(scope, headers, allowance, recent=looks_again)
             if principal and (rate := await self._platform().rates.take(principal.user.id)):
                 extra += [(name.encode(), value.encode()) for name, value in rate.headers.items()]
                 rate.check()
             if shortcut and principal:
-                body = await _body(_bounded(receive, room))
+                body = await _body(_bounded(receive, allowance))
                 response = await shortcut(self._platform(), principal, headers, body)
                 await response(scope, receive, answer)
             else:
-                await self._app(scope, _bounded(receive, room), answer)
+                await self._app(scope, _bounded(receive, allowance), answer)
         except ClientDisconnect:
             if status:
                 raise BrokenOff from None
@@ -122,21 +152,26 @@ class Gate:
             await problems.from_exception(error, scope["path"])(scope, receive, answer)
         finally:
             milliseconds = (time.perf_counter() - began) * 1000
-            log.debug("%s %s %d %.1f ms %s", scope["method"], scope["path"][:200], status, milliseconds, request_id)
+            log.debug("%s %r %d %.1f ms %s", scope["method"], scope["path"][:200], status, milliseconds, request_id)
 
-    async def _admit(self, scope: Any, headers: Headers, room: int, *, recent: bool) -> Principal | None:
+    def _allowance(self, scope: Any) -> Allowance:
+        if scope["path"] in PUBLIC:
+            return PUBLIC_BODY
+        return self._uploads.get(scope["path"], BODY) if scope["method"] == "POST" else BODY
+
+    async def _admit(self, scope: Any, headers: Headers, allowance: Allowance, *, recent: bool) -> Principal | None:
         if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADER_BYTES:
             raise TooLarge("The headers are too large.")
         length = headers.get("content-length", "0")
-        if not length.isdecimal() or int(length[:20]) > room:
-            raise TooLarge
+        if not length.isdecimal() or int(length[:20]) > allowance.room:
+            raise allowance.refusal()
         if scope["path"] in PUBLIC:
             return None
-        principal = await self._principal(scope, headers, recent)
+        principal = await self._principal(scope, headers, recent, takes_forms=allowance.is_paced)
         scope.setdefault("state", {})["principal"] = principal
         return principal
 
-    async def _principal(self, scope: Any, headers: Headers, recent: bool) -> Principal:
+    async def _principal(self, scope: Any, headers: Headers, recent: bool, *, takes_forms: bool) -> Principal:
         kind, _, secret = headers.get("authorization", "").partition(" ")
         secret = secret.strip()
         if secret and kind.lower() == "bearer":
@@ -144,12 +179,18 @@ class Gate:
             return await prove(self._platform(), secret)
         if not self._open:
             raise NotAuthenticated
-        refuse_strangers(scope, headers)
+        refuse_strangers(scope, headers, "multipart/form-data" if takes_forms else "application/json")
         user = await accounts.local_user(self._platform(), "local")
         return Principal(user, _CALLER_SCOPES, acts_for_all=True)
 
 
-def refuse_strangers(scope: Any, headers: Headers) -> None:
+def _headers_of_all(scope: Any, request_id: str) -> list[tuple[bytes, bytes]]:
+    headers = [(b"x-request-id", request_id.encode()), NOSNIFF]
+    is_open = scope["path"] in PUBLIC and scope["method"] == "GET"
+    return headers if is_open else [*headers, NO_STORE]
+
+
+def refuse_strangers(scope: Any, headers: Headers, content_type: str = "application/json") -> None:
     """Under `AUTH=open`: only programs and pages of this machine, never through a proxy, never a foreign page's form."""
     client = (scope.get("client") or ("", 0))[0]
     if client not in LOOPBACK or any(name in headers for name in FORWARDED):
@@ -159,8 +200,8 @@ def refuse_strangers(scope: Any, headers: Headers) -> None:
     if (origin := headers.get("origin")) and _host(origin) not in LOOPBACK:
         raise NotAllowed("AUTH=open does not serve other pages.")
     empty = headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers
-    if not empty and headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        raise InvalidInput("Send the header Content-Type: application/json.", param="content-type")
+    if not empty and headers.get("content-type", "").partition(";")[0].strip().lower() != content_type:
+        raise InvalidInput(f"Send the header Content-Type: {content_type}.", param="content-type")
 
 
 def _host(url: str) -> str | None:
@@ -182,23 +223,34 @@ async def _body(receive: Receive) -> bytes:
             return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-def _bounded(receive: Receive, room: int) -> Receive:
-    """`receive` with a deadline and a size in bytes for the whole body; after it, waiting for the client to leave has neither."""
-    deadline = asyncio.get_running_loop().time() + BODY_SECONDS
+def _bounded(receive: Receive, allowance: Allowance) -> Receive:
+    """`receive` with a size in bytes and a deadline for the body; after it, waiting for the client to leave has neither.
+
+    The deadline is for the whole body, or with a pace for the next piece of it.
+    """
+    now = asyncio.get_running_loop().time
+    deadline = now() + BODY_SECONDS
+    room = allowance.room
+    waited = 0.0
     whole = False
 
     async def receiving() -> Message:
-        nonlocal whole, room
+        nonlocal whole, room, waited, deadline
         if whole:
             return await receive()
+        began = now()
+        if allowance.is_paced:
+            earned = (allowance.room - room) / UPLOAD_BYTES_PER_SECOND
+            deadline = began + BODY_SECONDS + min(0.0, earned - waited)
         try:
             with Deadline(deadline):
                 message = await receive()
         except TimeoutError:
             raise InvalidInput("The body did not arrive in time.") from None
+        waited += now() - began
         room -= len(message.get("body", b""))
         if room < 0:
-            raise TooLarge
+            raise allowance.refusal()
         whole = not message.get("more_body", False)
         return message
 

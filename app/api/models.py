@@ -10,7 +10,20 @@ from uuid import UUID
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from app import domain
-from app.api.fields import AgentId, Content, Id, JsonObject, ModelName, Name, Secret, Temperature, Text, Title, UserRef
+from app.api.fields import (
+    AgentId,
+    Content,
+    Id,
+    JsonObject,
+    JsonValue,
+    ModelName,
+    Name,
+    Secret,
+    Temperature,
+    Text,
+    Title,
+    UserRef,
+)
 from app.domain import Role, RunStatus, Scope
 
 T = TypeVar("T", bound=BaseModel)
@@ -154,6 +167,8 @@ class GroupOut(Out):
 
 # Sessions and messages
 
+Mode = Literal["realtime", "background"]
+
 
 class SessionParamsIn(In):
     """What holds for one session, whichever agent answers."""
@@ -161,6 +176,7 @@ class SessionParamsIn(In):
     model: ModelName | None = None
     temperature: Temperature | None = None
     busy: Literal["reject", "queue", "interrupt"] | None = None
+    mode: Mode | None = None
 
     def to_domain(self) -> domain.SessionParams:
         """The same as a domain value."""
@@ -173,6 +189,7 @@ class SessionParamsOut(Out):
     model: str | None
     temperature: float | None
     busy: Literal["reject", "queue", "interrupt"] | None
+    mode: Mode | None
 
 
 class AgentChoice(In):
@@ -217,10 +234,16 @@ class SessionChange(In):
 
 
 class AgentOfSession(BaseModel):
-    """The session's agent and its parameters."""
+    """The session's agent and its parameters; and the preset that they were copied from, if there was one."""
 
     id: str
     params: dict[str, Any]
+    preset_id: UUID | None = Field(None, exclude_if=lambda value: value is None)
+
+    @classmethod
+    def of(cls, session: domain.Session) -> AgentOfSession:
+        """The agent of a session."""
+        return cls(id=session.agent_id, params=dict(session.agent_params), preset_id=session.preset_id)
 
 
 class SessionOut(BaseModel):
@@ -244,7 +267,7 @@ class SessionOut(BaseModel):
             id=session.id,
             user_id=session.user.id,
             title=session.title,
-            agent=AgentOfSession(id=session.agent_id, params=dict(session.agent_params)),
+            agent=AgentOfSession.of(session),
             session_params=SessionParamsOut.model_validate(session.params),
             leaf_id=session.leaf_id,
             created_at=session.created_at,
@@ -261,6 +284,12 @@ class SendIn(In):
     stream: bool = False
     additional_kwargs: JsonObject = Field(default_factory=dict)
     parent_id: Id | None = None
+    mode: Mode | None = Field(None, description="`background` leaves it to a job; the session's mode by default")
+
+    @property
+    def background(self) -> bool | None:
+        """Whether a job is to answer; None leaves it to the session."""
+        return None if self.mode is None else self.mode == "background"
 
 
 class RegenerateIn(In):
@@ -291,6 +320,8 @@ class MessageOut(Out):
 class FeedbackIn(In):
     """A thumb and a comment; what is left out stays, null takes it back."""
 
+    model_config = ConfigDict(json_schema_extra={"minProperties": 1})
+
     rating: Literal[-1, 1] | None = None
     comment: Text | None = None
 
@@ -306,6 +337,22 @@ class AnswerOut(BaseModel):
     usage: UsageOut
 
 
+class AcceptedOut(BaseModel):
+    """A message that is answered in the background: its run, which tells how it goes."""
+
+    run_id: UUID
+    session_id: UUID
+    message_id: UUID
+    status: RunStatus
+
+
+class AnswerIn(In):
+    """A person's answer: text, or JSON that fits the question's schema."""
+
+    answer: JsonValue
+    stream: bool = False
+
+
 class RunOut(Out):
     """A message being answered, or answered."""
 
@@ -316,14 +363,17 @@ class RunOut(Out):
     kind: str
     status: RunStatus
     usage: UsageOut
+    background: bool
+    question: dict[str, Any] | None = Field(description="what a waiting run asks: `question`, `schema`, `expires_at`")
     error: dict[str, Any] | None
     created_at: datetime | None
     ended_at: datetime | None
 
 
 class AgentOut(BaseModel):
-    """An agent that can be picked; or, with `error`, a file that could not be loaded (an older version may still be in use)."""
+    """An agent of a file; or, with `error`, a file that could not be loaded (an older version may still be in use)."""
 
+    kind: Literal["plugin"] = "plugin"
     id: str | None
     description: str
     params_schema: dict[str, Any] | None

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import base64
 from array import array
-from collections.abc import Mapping
 from typing import Annotated, Any
 from uuid import UUID
 
 import msgspec
 from fastapi import APIRouter, Header, Request
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from starlette.datastructures import Headers
 from starlette.responses import Response
 
 from app.api import openai_errors, openai_wire
 from app.api.callers import Chat, Here, StrictRoute, need, strict_json
 from app.api.fields import Id, Key, checked_key, to_id
+from app.api.openai_answers import CHAT_STREAM, TEXT_STREAM, ChatCompletion, Embeddings, TextCompletion
 from app.api.openai_models import MAX_CHOICES, ChatBody, ChatIn, CompletionBody, EmbeddingsIn
 from app.api.openai_wire import Form
 from app.api.problems import sentence
@@ -41,12 +41,13 @@ class ModelOut(BaseModel):
     created: int = 0
     owned_by: str
     description: str
+    name: str | None = Field(None, description="of a preset, whose id is no name")
 
     @classmethod
     def of(cls, listed: Listed) -> ModelOut:
         """A model as this edge gives it."""
         owner = "agents" if listed.is_agent else "models"
-        return cls(id=listed.id, owned_by=owner, description=listed.description)
+        return cls(id=listed.id, owned_by=owner, description=listed.description, name=listed.name)
 
 
 class ModelsOut(BaseModel):
@@ -68,29 +69,7 @@ async def get_model(here: Here, caller: Chat, model: str) -> ModelOut:
     return ModelOut.of(await completions.get_model(here, caller, model))
 
 
-def _example(kind: str, choice: Mapping[str, Any]) -> dict[int | str, dict[str, Any]]:
-    """How an answer looks, whole and streamed."""
-    whole = {"id": "…", "object": kind, "created": 0, "model": "fake_echo_agent", "choices": [choice]}
-    return {
-        200: {
-            "content": {
-                "application/json": {"schema": {"type": "object"}, "example": whole},
-                "text/event-stream": {
-                    "schema": {"type": "string"},
-                    "example": 'data: {"choices":[…]}\n\ndata: [DONE]\n\n',
-                },
-            }
-        }
-    }
-
-
-CHAT = _example(
-    "chat.completion", {"index": 0, "message": {"role": "assistant", "content": "Hello"}, "finish_reason": "stop"}
-)
-TEXT = _example("text_completion", {"index": 0, "text": "Hello", "finish_reason": "stop"})
-
-
-@router.post("/chat/completions", response_class=Response, responses=CHAT)
+@router.post("/chat/completions", response_model=ChatCompletion, responses=CHAT_STREAM)
 async def complete_chat(
     here: Here,
     caller: Chat,
@@ -131,7 +110,7 @@ async def _complete_chat(
         here,
         caller,
         [body.request()] * (body.n or 1),
-        _told(headers),
+        told(headers),
         session_id=body.session_id or session_id,
         key=key,
     )
@@ -144,7 +123,7 @@ async def _complete_chat(
     return await openai_wire.respond(here, begun, form, stream=bool(body.stream))
 
 
-@router.post("/completions", response_class=Response, responses=TEXT)
+@router.post("/completions", response_model=TextCompletion, responses=TEXT_STREAM)
 async def complete_text(
     here: Here,
     caller: Chat,
@@ -161,7 +140,7 @@ async def complete_text(
         here,
         caller,
         [body.request_of(prompt) for prompt in prompts],
-        _told(request.headers),
+        told(request.headers),
         session_id=body.session_id or x_session_id,
         key=idempotency_key,
     )
@@ -170,10 +149,10 @@ async def complete_text(
     return await openai_wire.respond(here, begun, form, stream=bool(body.stream))
 
 
-@router.post("/embeddings", response_class=Response)
+@router.post("/embeddings", response_model=Embeddings)
 async def make_embeddings(here: Here, caller: Chat, body: EmbeddingsIn) -> Response:
     """The embedding of each text, by an alias of a language model: numbers, or with `base64` their bytes as 32-bit floats."""
-    vectors, outcome = await completions.embed(here, caller, body.input, body.model)
+    vectors, outcome = await completions.embed(here, caller, body.input, body.model, dimensions=body.dimensions)
     if error := openai_wire.failure(outcome):
         return openai_errors.response(error, from_run=True)
     data = [
@@ -199,5 +178,6 @@ def _base64(vector: Any) -> str:
     return base64.b64encode(numbers.tobytes()).decode()
 
 
-def _told(headers: Headers) -> dict[str, str]:
+def told(headers: Headers) -> dict[str, str]:
+    """The headers that an agent is told of."""
     return {name: value for name, value in headers.items() if name not in WITHHELD}

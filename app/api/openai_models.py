@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from app.agent.request import OpenAIRequest
 from app.api.fields import Id, ModelName, check_json
@@ -26,7 +26,8 @@ MAX_DEPTH = 64
 Json: TypeAlias = dict[str, Any]
 
 
-def _checked(value: Any) -> Any:
+def checked(value: Any) -> Any:
+    """A body that is not nested too deep, and of which all can be stored."""
     check_json(value, MAX_DEPTH)
     return value
 
@@ -35,7 +36,7 @@ def _message(message: Json, index: int) -> Json:
     """One message in the form that agents and servers are given."""
     role, content = message.get("role"), message.get("content")
     role = {"developer": "system", "function": "tool"}.get(str(role), role)
-    if role not in ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         raise ValueError(f"[{index}].role must be one of {', '.join(sorted((*ROLES, 'function')))}")
     kept: Json = {"role": role, "content": _content(content, index)}
     if isinstance(name := message.get("name"), str) and name and role != "tool":
@@ -75,7 +76,8 @@ def _calls(message: Json, index: int) -> list[Json]:
     return calls
 
 
-def _messages(messages: list[Json]) -> list[Json]:
+def messages_of(messages: list[Json]) -> list[Json]:
+    """Messages in the form that agents and servers are given; `ValueError` names the first bad one by its place."""
     return [_message(message, index) for index, message in enumerate(messages)]
 
 
@@ -92,9 +94,67 @@ def _prompts(value: Any) -> list[str]:
     return texts
 
 
-Messages = Annotated[list[Json], Field(min_length=1, max_length=MAX_MESSAGES), AfterValidator(_messages)]
-Prompts = Annotated[list[str], Field(min_length=1, max_length=MAX_CHOICES), BeforeValidator(_prompts)]
-Inputs = Annotated[list[str], Field(min_length=1, max_length=MAX_INPUTS), BeforeValidator(_prompts)]
+_MESSAGE: Json = {
+    "type": "object",
+    "required": ["role"],
+    "properties": {
+        "role": {"enum": ["developer", "system", "user", "assistant", "tool", "function"]},
+        "content": {
+            "anyOf": [
+                {"type": "string"},
+                {
+                    "type": "array",
+                    "items": {"type": "object", "required": ["type"], "properties": {"type": {"type": "string"}}},
+                },
+                {"type": "null"},
+            ]
+        },
+        "name": {"type": ["string", "null"]},
+        "tool_calls": {"type": ["array", "null"], "items": {"type": "object"}},
+        "tool_call_id": {"type": ["string", "null"]},
+    },
+}
+
+
+_FUNCTION: Json = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string"},
+        "description": {"type": ["string", "null"]},
+        "parameters": {"type": ["object", "null"], "description": "a JSON Schema"},
+    },
+}
+_TOOL: Json = {"type": "object", "properties": {"type": {"const": "function"}, "function": _FUNCTION}}
+_NAMED: Json = {"type": "object", "properties": {"name": {"type": "string"}}}
+_CHOSEN: Json = {"type": "object", "properties": {"type": {"const": "function"}, "function": _NAMED}}
+_FORMAT: Json = {
+    "type": "object",
+    "properties": {
+        "type": {"enum": ["text", "json_object", "json_schema"]},
+        "json_schema": {
+            "type": "object",
+            "properties": {"name": {"type": "string"}, "schema": {"type": "object"}, "strict": {"type": "boolean"}},
+        },
+    },
+}
+Function = Annotated[Json, WithJsonSchema(_FUNCTION)]
+Tool = Annotated[Json, WithJsonSchema(_TOOL)]
+
+
+def _texts(maximum: int) -> WithJsonSchema:
+    text = {"type": "string", "minLength": 1, "maxLength": MAX_TEXT}
+    return WithJsonSchema({"anyOf": [text, {"type": "array", "items": text, "minItems": 1, "maxItems": maximum}]})
+
+
+Messages = Annotated[
+    list[Annotated[Json, WithJsonSchema(_MESSAGE)]],
+    Field(min_length=1, max_length=MAX_MESSAGES),
+    AfterValidator(messages_of),
+]
+Prompts = Annotated[
+    list[str], Field(min_length=1, max_length=MAX_CHOICES), BeforeValidator(_prompts), _texts(MAX_CHOICES)
+]
+Inputs = Annotated[list[str], Field(min_length=1, max_length=MAX_INPUTS), BeforeValidator(_prompts), _texts(MAX_INPUTS)]
 Stop = Annotated[
     Annotated[str, Field(max_length=1000)]
     | Annotated[list[Annotated[str, Field(max_length=1000)]], Field(max_length=4)]
@@ -134,9 +194,15 @@ class _Sampling(BaseModel):
 
     def request(self) -> Json:
         """The request in its one form, as JSON, without what was null."""
-        return self.model_dump(mode="json", exclude_none=True, exclude={"n", "stream_options"}) | {
-            "stream": bool(self.stream)
-        }
+        given = {**self.__dict__, **(self.__pydantic_extra__ or {}), "stream": bool(self.stream), **self._session()}
+        return {name: value for name, value in given.items() if value is not None and name not in _ABOUT_THE_FORM}
+
+    def _session(self) -> Json:
+        return {} if self.session_id is None else {"session_id": str(self.session_id)}
+
+
+_ABOUT_THE_FORM = frozenset({"n", "stream_options"})
+"""What is no affair of the agent's."""
 
 
 class ChatIn(_Sampling):
@@ -144,13 +210,13 @@ class ChatIn(_Sampling):
 
     messages: Messages
     max_completion_tokens: int | None = Field(None, ge=1, le=10_000_000)
-    tools: list[Json] | None = Field(None, max_length=MAX_TOOLS)
-    tool_choice: Literal["none", "auto", "required"] | Json | None = None
+    tools: list[Tool] | None = Field(None, max_length=MAX_TOOLS)
+    tool_choice: Literal["none", "auto", "required"] | Annotated[Json, WithJsonSchema(_CHOSEN)] | None = None
     parallel_tool_calls: bool | None = None
-    response_format: Json | None = None
+    response_format: Annotated[Json, WithJsonSchema(_FORMAT)] | None = None
     reasoning_effort: str | None = Field(None, min_length=1, max_length=20)
-    functions: list[Json] | None = Field(None, max_length=MAX_TOOLS, description="the old form of tools")
-    function_call: Literal["none", "auto"] | Json | None = None
+    functions: list[Function] | None = Field(None, max_length=MAX_TOOLS, description="the old form of tools")
+    function_call: Literal["none", "auto"] | Annotated[Json, WithJsonSchema(_NAMED)] | None = None
 
     @property
     def speaks_of_functions(self) -> bool:
@@ -197,9 +263,11 @@ class EmbeddingsIn(BaseModel):
     model: ModelName
     input: Inputs
     encoding_format: Literal["float", "base64"] | None = None
-    dimensions: None = Field(None, description="not supported: a model has its own number")
+    dimensions: int | None = Field(
+        None, ge=1, le=100_000, description="how long a vector is to be, where the model can"
+    )
     user: str | None = Field(None, max_length=200)
 
 
-ChatBody = Annotated[ChatIn, BeforeValidator(_checked)]
-CompletionBody = Annotated[CompletionIn, BeforeValidator(_checked)]
+ChatBody = Annotated[ChatIn, BeforeValidator(checked)]
+CompletionBody = Annotated[CompletionIn, BeforeValidator(checked)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -18,13 +17,13 @@ from app.api.wire import GOES_ON, HEARTBEAT, HEARTBEAT_SECONDS, EventStream
 from app.domain import ANSWER_TYPES, Chunk, Outcome, Run, RunStatus, Usage
 from app.journal.log import Event, Log, LogFull
 from app.usecases import runs
+from app.usecases.calls import Call, Calls
 from app.usecases.live import LiveRun
 from app.usecases.platform import Platform
 
 BROKEN_OFF = {"code": "llm_error", "message": "The language model's answer broke off.", "status": 502}
 DONE = b"data: [DONE]\n\n"
 _encoder = msgspec.json.Encoder()
-_decoder = json.JSONDecoder()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +46,7 @@ class Choice:
     def __init__(self, form: Form, index: int, run_id: UUID) -> None:
         self._form = form
         self._index = index
-        self._run_id = run_id
-        self._calls = 0
-        self._pending = ""
+        self._calls = Calls(run_id, form.tools)
 
     def opening(self) -> dict[str, Any]:
         """The first delta."""
@@ -62,48 +59,27 @@ class Choice:
 
     def _of(self, chunk: Chunk) -> list[dict[str, Any]]:
         kind = chunk.content_type
-        if kind in ANSWER_TYPES:
+        if kind in ANSWER_TYPES or kind == "question":  # which is all that a run says which waits for a person
             return [{"content": chunk.content, "content_type": kind}]
         if not self._form.is_chat:
             return []
         if kind == "thinking":
             return [{"reasoning_content": chunk.content, "content_type": kind}]
         if kind == "tool_call":
-            return self._called(chunk.content)
+            return [self._called(text, call) for text, call in self._calls.read(chunk.content)]
         return [{"aside": chunk.content, "content_type": kind}]
 
-    def _called(self, text: str) -> list[dict[str, Any]]:
-        """Calls of tools, which may have been joined in a log, or cut."""
-        self._pending += text
-        found = []
-        while self._pending:
-            try:
-                call, end = _decoder.raw_decode(self._pending)
-            except (ValueError, RecursionError):
-                if self._pending.startswith("{"):
-                    break
-                call, end = None, len(self._pending)
-            found.append(self._call(call, self._pending[:end]))
-            self._pending = self._pending[end:].lstrip()
-        return found
-
-    def _call(self, call: Any, text: str) -> dict[str, Any]:
-        name = call.get("name") if isinstance(call, dict) else None
-        if not isinstance(name, str) or name not in self._form.tools:
-            return {"aside": text, "content_type": "tool_call"}
-        given = call.get("arguments")
-        arguments = given if isinstance(given, str) else json.dumps(given or {}, ensure_ascii=False)
-        function = {"name": name, "arguments": arguments}
-        index, self._calls = self._calls, self._calls + 1
+    def _called(self, text: str, call: Call | None) -> dict[str, Any]:
+        if call is None:
+            return {"aside": text.strip(), "content_type": "tool_call"}
         if self._form.speaks_of_functions:
+            function = {"name": call.name, "arguments": call.arguments}
             return {"function_call": function, "content_type": "tool_call"}
-        made = f"call_{self._run_id.hex}_{index}"
-        known = {"index": index, "id": str(call.get("id") or made), "type": "function", "function": function}
-        return {"tool_calls": [known], "content_type": "tool_call"}
+        return {"tool_calls": [{"index": call.index, **call.to_openai()}], "content_type": "tool_call"}
 
     def finish(self, outcome: Outcome) -> str:
         """The reason of the end."""
-        if self._calls:
+        if self._calls.count:
             return "function_call" if self._form.speaks_of_functions else "tool_calls"
         if outcome.run.error and outcome.run.error["code"] == LogFull.code:
             return "length"
@@ -119,6 +95,8 @@ def failure(outcome: Outcome) -> Mapping[str, Any] | None:
     that was cancelled is all that was wanted of it.
     """
     run = outcome.run
+    if run.question:
+        return None
     if not run.status.is_final:
         return run.error or GOES_ON
     if run.status is RunStatus.FAILED:
@@ -153,12 +131,13 @@ async def respond(platform: Platform, begun: Sequence[LiveRun | Run], form: Form
 async def _whole(platform: Platform, begun: Sequence[LiveRun | Run], form: Form, frame: _Frame) -> Response:
     choices, spent = [], []
     for index, each in enumerate(begun):
-        async with _log(platform, each) as said:
+        async with log_of(platform, each) as said:
             outcome = await said.ended()
         if error := failure(outcome):
             return openai_errors.response(error, from_run=True)
         choice = Choice(form, index, said.run_id)
-        message = _joined([choice.opening(), *choice.deltas(said.events)], is_chat=form.is_chat)
+        new = said.since(shown(each))
+        message = _joined([choice.opening(), *choice.deltas(new)], is_chat=form.is_chat)
         choices.append({"index": index, **message, "logprobs": None, "finish_reason": choice.finish(outcome)})
         spent.append(outcome.run.usage)
     body = {**frame.head, "object": frame.kind, "choices": choices, "usage": usage(spent)}
@@ -222,10 +201,10 @@ async def _frames(
     spent: list[Usage] = []
     said_something = False
     for index, each in enumerate(begun):
-        async with _log(platform, each) as said:
+        async with log_of(platform, each) as said:
             choice = Choice(form, index, said.run_id)
             opening: bytes = frame.delta(index, choice.opening())
-            async for events in said.read(patience=HEARTBEAT_SECONDS):
+            async for events in said.read(shown(each), patience=HEARTBEAT_SECONDS):
                 frames = b"".join(frame.delta(index, delta) for delta in choice.deltas(events))
                 yield opening + frames if events else HEARTBEAT
                 opening = b"" if events else opening
@@ -264,8 +243,14 @@ class _Frame:
         return self.event({**value, "usage": None} if self._form.include_usage else value)
 
 
+def shown(begun: LiveRun | Run) -> int:
+    """Where the log of a run begins that goes on after a person's answer."""
+    return begun.shown if isinstance(begun, LiveRun) else 0
+
+
 @asynccontextmanager
-async def _log(platform: Platform, begun: LiveRun | Run) -> AsyncIterator[Log]:
+async def log_of(platform: Platform, begun: LiveRun | Run) -> AsyncIterator[Log]:
+    """The log of a run that was begun here, or of one that is followed."""
     if isinstance(begun, LiveRun):
         yield begun.log
     else:

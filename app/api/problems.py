@@ -16,6 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import BaseRoute, Match
 
 from app.api import openai_errors
 from app.errors import AppError, InvalidInput, QuotaExceeded, TooLarge, Unavailable
@@ -44,14 +45,19 @@ def problem(error: Mapping[str, Any], *, retry_after: float | None = None, **ext
     return Response(content, error["status"], headers, media_type="application/problem+json")
 
 
-def from_exception(error: Exception, path: str = "") -> Response:
-    """The answer for anything that was raised; what nobody expected is logged and told as 500. The path tells the form."""
-    if not isinstance(error, AppError):
-        if is_passing(error):
-            error = Unavailable("The database is not available at the moment.", retry_after=1)
-        else:
-            report(log, "unexpected error", error)
-            error = AppError("Something went wrong in the server.")
+def known(error: Exception) -> AppError:
+    """Anything that was raised as one of our errors; what nobody expected is logged and told as 500."""
+    if isinstance(error, AppError):
+        return error
+    if is_passing(error):
+        return Unavailable("The database is not available at the moment.", retry_after=1)
+    report(log, "unexpected error", error)
+    return AppError("Something went wrong in the server.")
+
+
+def from_exception(raised: Exception, path: str = "") -> Response:
+    """The answer for anything that was raised. The path tells the form."""
+    error = known(raised)
     return _shaped(error.to_dict(), path, retry_after=error.retry_after)
 
 
@@ -96,4 +102,13 @@ def install(app: FastAPI) -> None:
         code = STATUS_CODES.get(error.status_code, "http_error")
         answer = _shaped({"code": code, "status": error.status_code, "message": str(error.detail)[:200]}, path)
         answer.headers.update(error.headers or {})
+        if error.status_code == 405:
+            answer.headers["allow"] = ", ".join(_allowed(request))
         return answer
+
+
+def _allowed(request: Request) -> list[str]:
+    """What may be done at this path, by all of its routes; the first of them alone is what the router looks at."""
+    scopes = [(method, {**request.scope, "method": method}) for method in ("DELETE", "GET", "PATCH", "POST", "PUT")]
+    routes: Sequence[BaseRoute] = request.app.routes
+    return [method for method, scope in scopes if any(route.matches(scope)[0] is Match.FULL for route in routes)]

@@ -1,4 +1,4 @@
-"""REST: sessions, messages, runs and agents under `/api/v1`."""
+"""REST: sessions, messages and runs under `/api/v1`."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Query
 from starlette.responses import Response
 
-from app.agent.loader import Listed
 from app.api import wire
 from app.api.callers import Chat, Here, StrictRoute
 from app.api.fields import After, Id, Key, Limit, Text, Title
 from app.api.models import (
-    AgentOut,
+    AcceptedOut,
+    AnswerIn,
     AnswerOut,
     FeedbackIn,
     ListOf,
@@ -25,10 +25,11 @@ from app.api.models import (
     SessionOut,
     page,
 )
-from app.usecases import agents, messages, runs, sessions
+from app.usecases import messages, runs, sessions
 
 router = APIRouter(prefix="/api/v1", route_class=StrictRoute)
 EVENTS: dict[int | str, dict[str, Any]] = {200: {"content": wire.EVENT_STREAM}}
+SENT = {**EVENTS, 202: {"model": AcceptedOut}}
 
 
 @router.post("/sessions", status_code=201, tags=["sessions"])
@@ -38,7 +39,14 @@ async def create_session(here: Here, caller: Chat, body: SessionIn, idempotency_
     params = body.session_params.to_domain()
     agent = body.agent
     created = await sessions.create(
-        here, user, agent_id=agent.id, agent_params=agent.params, params=params, title=body.title, key=idempotency_key
+        here,
+        user,
+        agent_id=agent.id,
+        agent_params=agent.params,
+        params=params,
+        title=body.title,
+        key=idempotency_key,
+        sees_all=caller.acts_for_all,
     )
     return SessionOut.of(created)
 
@@ -72,9 +80,9 @@ async def delete_session(here: Here, caller: Chat, session_id: Id) -> None:
     await sessions.delete(here, caller, session_id)
 
 
-@router.post("/sessions/{session_id}/messages", response_model=AnswerOut, responses=EVENTS, tags=["messages"])
+@router.post("/sessions/{session_id}/messages", response_model=AnswerOut, responses=SENT, tags=["messages"])
 async def send_message(here: Here, caller: Chat, session_id: Id, body: SendIn, idempotency_key: Key = None) -> Response:
-    """Send a message and get its answer: whole, or as server-sent events with `stream`."""
+    """Send a message and get its answer: whole, or as server-sent events with `stream`; in the background, 202 and the run."""
     live = await messages.send(
         here,
         caller,
@@ -84,6 +92,7 @@ async def send_message(here: Here, caller: Chat, session_id: Id, body: SendIn, i
         parent_id=body.parent_id,
         at_leaf="parent_id" not in body.model_fields_set,
         key=idempotency_key,
+        background=body.background,
     )
     return await wire.respond(here, live, stream=body.stream)
 
@@ -147,24 +156,13 @@ async def follow_run(
     return wire.EventStream(wire.sse(log, run, last_event_id) if log else wire.followed(here, run, last_event_id))
 
 
+@router.post("/runs/{run_id}/answer", tags=["runs"], response_model=AnswerOut, responses=EVENTS)
+async def answer_run(here: Here, caller: Chat, run_id: Id, body: AnswerIn) -> Response:
+    """Answer what a waiting run asks: it goes on, and its answer comes as that of a message does."""
+    return await wire.respond(here, await runs.answer(here, caller, run_id, body.answer), stream=body.stream)
+
+
 @router.post("/runs/{run_id}/cancel", tags=["runs"])
 async def cancel_run(here: Here, caller: Chat, run_id: Id) -> RunOut:
     """End an answer early; what was said so far is kept."""
     return RunOut.model_validate(await runs.cancel(here, caller, run_id))
-
-
-@router.get("/agents", tags=["agents"])
-async def list_agents(here: Here, caller: Chat) -> list[AgentOut]:
-    """The agents that can be picked, with the schema of their parameters."""
-    return [agent_out(item) for item in await agents.list_all(here, caller)]
-
-
-def agent_out(listed: Listed) -> AgentOut:
-    """An agent as the edge gives it."""
-    return AgentOut(
-        id=listed.id,
-        description=listed.description,
-        params_schema=listed.params_schema,
-        source=listed.source,
-        error=listed.error,
-    )

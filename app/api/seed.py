@@ -15,23 +15,25 @@ from starlette.responses import Response
 from app import domain
 from app.api import wire
 from app.api.callers import Chat, Here, StrictRoute, need, strict_json
-from app.api.fields import Content, Id, JsonObject, Key, UserRef, checked_key
+from app.api.fields import Id, Key, UserRef, checked_key
 from app.api.models import (
+    AcceptedOut,
     AgentOfSession,
     AgentOut,
     AnswerOut,
     In,
     MessageOut,
     RunOut,
+    SendIn,
     SessionChange,
     SessionIn,
     UsageOut,
 )
+from app.api.presets import PresetOut, listed
 from app.api.problems import sentence
-from app.api.rest import agent_out
 from app.domain import Principal, Scope
 from app.errors import InvalidInput
-from app.usecases import agents, messages, runs, sessions
+from app.usecases import messages, runs, sessions
 from app.usecases.platform import Platform
 
 router = APIRouter(route_class=StrictRoute, tags=["verbs"])
@@ -70,14 +72,10 @@ class ListMessagesIn(ListIn):
     limit: int = Field(50, ge=1, le=100)
 
 
-class SendMessageIn(In):
+class SendMessageIn(SendIn):
     """A message. With `parent_id` it follows that message (null: nothing) instead of the active branch's last."""
 
     session_id: Id
-    content: Content
-    stream: bool = False
-    additional_kwargs: JsonObject = Field(default_factory=dict)
-    parent_id: Id | None = None
 
 
 class UpdateSessionIn(SessionChange):
@@ -114,7 +112,7 @@ class SessionItem(BaseModel):
             id=session.id,
             user_id=_user_id(session.user.name),
             session_params={name: value for name, value in params.items() if value is not None},
-            agent=AgentOfSession(id=session.agent_id, params=dict(session.agent_params)),
+            agent=AgentOfSession.of(session),
             title=session.title,
             leaf_id=session.leaf_id,
             create_at=session.created_at,
@@ -149,9 +147,10 @@ class MessageItems(BaseModel):
 
 
 class AgentItems(BaseModel):
-    """Agents that can be picked, and files that failed to load."""
+    """Agents that can be picked, and files that failed to load; presets by the page, after all of these."""
 
-    items: list[AgentOut]
+    items: list[AgentOut | PresetOut]
+    has_more: bool
 
 
 def _user_id(name: str) -> int | str:
@@ -170,6 +169,7 @@ async def create_session(here: Here, caller: Chat, body: SessionIn, idempotency_
         params=body.session_params.to_domain(),
         title=body.title,
         key=idempotency_key,
+        sees_all=caller.acts_for_all,
     )
     return Created(id=session.id)
 
@@ -200,9 +200,13 @@ async def delete_session(here: Here, caller: Chat, body: SessionId) -> None:
     await sessions.delete(here, caller, body.session_id)
 
 
-@router.post("/SendMessage", response_model=AnswerOut, responses={200: {"content": wire.EVENT_STREAM}})
+@router.post(
+    "/SendMessage",
+    response_model=AnswerOut,
+    responses={200: {"content": wire.EVENT_STREAM}, 202: {"model": AcceptedOut}},
+)
 async def send_message(here: Here, caller: Chat, body: SendMessageIn, idempotency_key: Key = None) -> Response:
-    """Send a message and get its answer: whole, or as server-sent events with `stream`.
+    """Send a message and get its answer: whole, or as server-sent events with `stream`; in the background, 202 and the run.
 
     Requests with the same `Idempotency-Key` are one message with one answer, for a day.
     """
@@ -215,6 +219,7 @@ async def send_message(here: Here, caller: Chat, body: SendMessageIn, idempotenc
         parent_id=body.parent_id,
         at_leaf="parent_id" not in body.model_fields_set,
         key=idempotency_key,
+        background=body.background,
     )
     return await wire.respond(here, live, stream=body.stream)
 
@@ -243,9 +248,11 @@ async def list_messages(here: Here, caller: Chat, body: ListMessagesIn) -> Messa
 
 
 @router.post("/ListAgents")
-async def list_agents(here: Here, caller: Chat) -> AgentItems:
-    """The agents that can be picked, with the schema of their parameters."""
-    return AgentItems(items=[agent_out(item) for item in await agents.list_all(here, caller)])
+async def list_agents(here: Here, caller: Chat, body: ListIn | None = None) -> AgentItems:
+    """The agents that can be picked, with the schema of their parameters; `limit` and `after` are about presets."""
+    wanted = body or ListIn(limit=100, after=None)
+    found = await listed(here, caller, after=wanted.after, limit=wanted.limit)
+    return AgentItems(items=found.data, has_more=found.has_more)
 
 
 @router.post("/CancelRun")

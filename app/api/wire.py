@@ -28,10 +28,18 @@ WRITE_SECONDS = 30.0
 GOES_ON = {"code": "goes_on_elsewhere", "message": "The run goes on at another server.", "status": 503}
 log = logging.getLogger(__name__)
 _encoder = msgspec.json.Encoder()
-SSE_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+SSE_HEADERS = {"x-accel-buffering": "no"}
 EVENT_STREAM = {
     "text/event-stream": {
-        "schema": {"type": "string"},
+        "itemSchema": {
+            "type": "object",
+            "required": ["event", "data"],
+            "properties": {
+                "event": {"enum": ["run", "chunk", "snapshot", "waiting", "error", "end"]},
+                "id": {"type": "string", "description": "of a chunk: its position, for `Last-Event-ID`"},
+                "data": {"type": "string", "contentMediaType": "application/json"},
+            },
+        },
         "example": 'event: run\ndata: {"run_id":"…","session_id":"…","message_id":"…"}\n\nid: 1\nevent: chunk\n'
         'data: {"content":"Hello","content_type":"text"}\n\nevent: end\ndata: {"status":"completed","content":"Hello"}\n\n',
     }
@@ -39,17 +47,31 @@ EVENT_STREAM = {
 
 
 async def respond(platform: Platform, begun: LiveRun | Run, *, stream: bool) -> Response:
-    """The answer of a run that was begun here, or of one that is followed: its events as they come, or the whole at its end."""
+    """The answer of a run that was begun here, or of one that is followed: its events as they come, or the whole at its end.
+
+    Of one in the background only that it is accepted, unless its events are wanted.
+    """
     if isinstance(begun, LiveRun):
-        return EventStream(sse(begun.log, begun.run)) if stream else whole(await begun.log.ended())
+        return EventStream(sse(begun.log, begun.run, begun.shown)) if stream else whole(await begun.log.ended())
     if stream:
         return EventStream(followed(platform, begun, 0))
+    if begun.background:
+        return accepted(begun)
     async with runs.following(platform, begun) as said:
         return whole(await said.ended())
 
 
+def accepted(run: Run) -> Response:
+    """Where to ask for a run that goes on by itself (RFC 9110, section 15.3.3)."""
+    body = {"run_id": run.id, "session_id": run.session_id, "message_id": run.message_id, "status": run.status}
+    headers = {"location": f"/api/v1/runs/{run.id}"}
+    return Response(_encoder.encode(body), 202, headers, media_type="application/json")
+
+
 def whole(outcome: Outcome) -> Response:
     """The answer, or the problem that a failed run ended with, or why a run cannot be followed here any longer."""
+    if outcome.run.question:
+        return Response(_encoder.encode(asked(outcome.run)), media_type="application/json")
     if not outcome.run.status.is_final:
         return problem(outcome.run.error or GOES_ON, retry_after=1, run_id=outcome.run.id)
     if outcome.run.status is RunStatus.FAILED:
@@ -57,23 +79,42 @@ def whole(outcome: Outcome) -> Response:
     return Response(_encoder.encode(answer(outcome)), media_type="application/json")
 
 
+def asked(run: Run) -> dict[str, Any]:
+    """What a run asks a person, in the place of an answer."""
+    assert run.question  # noqa: S101 - it waits
+    return {
+        "content": run.question["question"],
+        "type": "ai",
+        "additional_kwargs": {"status": run.status, "question": run.question},
+        "run_id": run.id,
+        "message_id": None,
+        "usage": usage(run.usage),
+    }
+
+
 async def sse(said: Log, run: Run, after: int = 0) -> AsyncGenerator[bytes, None]:
     """`run`, then `chunk`s whose ids are their positions, then `end`; a run that failed or was broken off has an `error` before it.
+
+    A run that asks a person ends with `waiting`; what follows the answer is to be asked for by the run's id then.
 
     An `error` without an `end` tells that the run goes on, and that the rest of it is to be asked for elsewhere.
 
     Who asks for what follows a position beyond the end of an ended log (its server crashed before it was kept) gets one `snapshot`
-    of the whole answer instead.
+    of the whole answer instead; so does who heard what a background run said before it was begun anew.
     """
     yield _event("run", {"run_id": run.id, "session_id": run.session_id, "message_id": run.message_id})
     async for events in said.read(after, patience=HEARTBEAT_SECONDS):
         yield b"".join(map(_chunk, events)) or HEARTBEAT
     outcome = await said.ended()
+    if outcome.run.question:
+        yield _event("waiting", asked(outcome.run))
+        return
     if not outcome.run.status.is_final:
         yield _event("error", outcome.run.error or GOES_ON)
         return
-    if after > said.position:
-        yield b"id: %d\n%b" % (said.position, _event("snapshot", {"content": said.answer()}))
+    if after > said.position or said.strayed:
+        content = answer(outcome)["content"] if said.strayed else said.answer()
+        yield b"id: %d\n%b" % (said.position, _event("snapshot", {"content": content}))
     if outcome.run.error:
         yield _event("error", outcome.run.error)
     yield _event("end", {"status": outcome.run.status, **answer(outcome)})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 
@@ -28,6 +29,17 @@ def serve() -> None:
     from app.settings import load
 
     raise typer.Exit(run(load()))
+
+
+@commands.command()
+def worker(
+    at_once: Annotated[int, typer.Option(min=1, max=1000, help="How many jobs at once.")] = 10,
+) -> None:
+    """Do jobs of the servers that share DATABASE_URL, until Ctrl-C or SIGTERM."""
+    from app.cli.worker import run
+    from app.settings import load
+
+    run(load(), at_once)
 
 
 @commands.command()

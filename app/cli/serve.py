@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import http.client
 import signal
@@ -137,6 +138,7 @@ def _serve(settings: Settings, stack: ExitStack, signals: Signals) -> None:
     stack.callback(workers.stop, lambda: signals.hurried)
     workers.watch()  # they import the application while the engines start
     _check_models(settings)
+    _check_objects(settings)
     engines.start()
     with checking("DATABASE_DIRECT_URL" if engines.is_pooled else "DATABASE_URL"):
         _upgrade(engines.direct_url)
@@ -202,6 +204,13 @@ def _check_models(settings: Settings) -> None:
     from app.main import models_file
 
     models_file(settings, lambda _: None, strict=True)  # operators' own classes are imported by workers only
+
+
+def _check_objects(settings: Settings) -> None:
+    """As with the database: a wrong address or key is told at once."""
+    from app.main import check_objects
+
+    asyncio.run(check_objects(settings))
 
 
 def _secret_key(settings: Settings, data_dir: Path) -> dict[str, str]:

@@ -12,7 +12,6 @@ import typer
 from app.errors import SettingsError
 
 PAGE = 100
-REACHED_AT = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}  # noqa: S104 - listened to, not listened on
 COLUMNS = ("calls", "prompt", "completion", "cached", "reasoning", "cost", "saved")
 
 
@@ -34,10 +33,11 @@ def show_usage(
     """Print the tokens and the cost of everybody's calls of language models, as the server that runs here has them."""
     import json
 
+    from app.cli.banner import address
     from app.settings import load
 
     settings = load()
-    url = f"http://{REACHED_AT.get(settings.host, settings.host)}:{settings.port}"
+    url = address(settings.host, settings.port)
     given = settings.admin_api_key
     key = given.get_secret_value() if given else _kept_key(settings.data_dir / "admin.key")
     lines = list(_report(url, key, by))

@@ -1,4 +1,4 @@
-"""The worker processes of `serve`: started, started again when they die, and stopped together."""
+"""The server processes of `serve`, as many as `WORKERS` says: started, started again when they die, and stopped together."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class Workers:
         ours, theirs = socket.socketpair()
         files = (self._listener.fileno(), theirs.fileno(), self._presence.file)
         with theirs:
-            command = [sys.executable, "-m", "app.cli.worker", *map(str, files)]
+            command = [sys.executable, "-m", "app.cli.server", *map(str, files)]
             child = process.start("worker", command, log=None, pass_fds=files)
         ours.setblocking(False)
         _send(ours, self._told)

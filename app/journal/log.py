@@ -43,6 +43,8 @@ class Log:
         self.run_id = run_id
         self.events: list[Event] = []
         self.outcome: Outcome | None = None
+        self.strayed = False
+        """Whether what it says is not what the run says now, which began anew: its readers are to be given the whole."""
         self._room = max_bytes
         self._waiting: list[asyncio.Future[bool]] = []
 

@@ -53,11 +53,14 @@ class OpenStep(Step, kw_only=True):
 
 
 class Recorder:
-    """The steps of one run in the order they began. Those of `replay` were recorded before, and are served from there."""
+    """The steps of one run in the order they began. Those of its earlier attempts have the numbers up to `after`, and are served from
+    `replay`.
+    """
 
-    def __init__(self, replay: Replay | None = None) -> None:
+    def __init__(self, after: int = 0, replay: Replay | None = None) -> None:
+        self._after = after
         self._replay = replay
-        self._opened = replay.last if replay else 0
+        self._opened = after
         self._bytes = 0
         self._steps: list[Step] = []
         self._open: dict[int, OpenStep] = {}
@@ -68,10 +71,18 @@ class Recorder:
         return sorted(self._steps, key=lambda step: step.seq)
 
     @property
+    def marks(self) -> int:
+        """How many steps have begun and how many have ended, together: whether there is news for the bill."""
+        return self._opened + len(self._steps)
+
+    @property
     def usage(self) -> Usage:
         """The sum over all LLM calls."""
-        before = self._replay.usage if self._replay else Usage()
-        return sum((step.usage for step in self._steps), before)
+        return sum((step.usage for step in self._steps), Usage())
+
+    def serve(self, replay: Replay) -> None:
+        """From now on steps that are in the journal are served from there."""
+        self._replay = replay
 
     def path(self, name: str) -> str:
         """Where a step of this name would stand: its own name after those of the steps around it."""
@@ -90,7 +101,7 @@ class Recorder:
 
         `nested` makes it the parent of the steps begun inside; not for generators, whose context is their caller's.
         """
-        if self._opened >= MAX_STEPS or self._bytes > MAX_BYTES:
+        if self._opened - self._after >= MAX_STEPS or self._bytes > MAX_BYTES:
             raise JournalFull
         self._opened += 1
         opened = OpenStep(self._opened, self.path(name), kind, name, "completed", now(), input=input, parts=parts)

@@ -11,8 +11,6 @@ from collections.abc import Iterable
 
 from msgspec import Struct
 
-from app.domain import Usage
-
 
 class Done(Struct, frozen=True):
     """A step that was recorded as completed. `output` is None where its result has no form in JSON: it has to happen again."""
@@ -23,21 +21,14 @@ class Done(Struct, frozen=True):
     input: bytes
     """The SHA-256 of its input, or nothing where that has no form in JSON."""
     output: bytes | None
-    usage: Usage = Usage()
 
 
 class Replay:
     """The completed steps of a run, each to be served once."""
 
     def __init__(self, steps: Iterable[Done] = ()) -> None:
-        self.last = 0
-        """The number of the last step there was."""
-        self.usage = Usage()
-        """What they came to."""
         self._steps: dict[tuple[str, str, bytes], deque[Done]] = {}
         for step in sorted(steps, key=lambda step: step.seq):
-            self.last = step.seq
-            self.usage += step.usage
             if step.output is not None:
                 self._steps.setdefault((step.kind, step.path, step.input), deque()).append(step)
 

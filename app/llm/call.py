@@ -24,7 +24,7 @@ from app.llm.catalog import DEFAULT, FREE, Catalog, Model, Price
 from app.llm.embed import embed
 from app.llm.entries import CachedAnswer
 from app.llm.llm import Finish, Items
-from app.llm.messages import Prompt, encoded
+from app.llm.messages import Prompt, encoded, named
 from app.llm.route import Attempt, Request, Router, chain, fitting
 from app.llm.stages import PROMPT_FACTOR, Caller, Reservations, Stages
 from app.llm.tokens import count, count_json
@@ -181,10 +181,16 @@ class CallPath:
         return self._cascaded(list(zip(first, calls, strict=True)), answer)
 
     async def embed(
-        self, texts: Sequence[str], alias: str | None, caller: Caller, recorder: Recorder
+        self,
+        texts: Sequence[str],
+        alias: str | None,
+        caller: Caller,
+        recorder: Recorder,
+        *,
+        dimensions: int | None = None,
     ) -> list[list[float]]:
-        """The embedding of each text, in order."""
-        return await embed(self._stages, texts, alias, caller, recorder)
+        """The embedding of each text, in order; of so many `dimensions`, where the model's server can."""
+        return await embed(self._stages, texts, alias, caller, recorder, dimensions)
 
     async def _cascaded(
         self, tried: Sequence[tuple[Model, _Call]], last: AsyncGenerator[Items, None]
@@ -202,9 +208,9 @@ class CallPath:
 
         All that comes of an answer passes here, chunk by chunk: every further generator in between would cost as much as all of this.
         """
-        model, values = models[0], call.prompt.values
+        model = models[0]
         options = {**model.defaults, **call.options}
-        names = [value.digest.hex() for value in values]
+        names, values = named(call.prompt.values)
         asked = encoded({"model": model.alias, "options": options, "messages": names}, "options")
         if (recorded := call.recorder.served("llm", model.alias, asked)) is not None:
             yield call.recall(recorded)

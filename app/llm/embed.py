@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 from msgspec.structs import replace
@@ -27,7 +27,12 @@ TEXTS_PER_REQUEST = 100
 
 
 async def embed(
-    stages: Stages, texts: Sequence[str], alias: str | None, caller: Caller, recorder: Recorder
+    stages: Stages,
+    texts: Sequence[str],
+    alias: str | None,
+    caller: Caller,
+    recorder: Recorder,
+    dimensions: int | None = None,
 ) -> list[list[float]]:
     """The embedding of each text, in order."""
     if isinstance(texts, str) or not all(isinstance(text, str) and text for text in texts):
@@ -36,20 +41,22 @@ async def embed(
     parts = {text: text.encode(errors="surrogatepass") for text in texts}
     if not parts:
         return []
-    questions = {text: stages.question(model, caller, "", b"embedding " + part) for text, part in parts.items()}
+    options = {} if dimensions is None else {"dimensions": dimensions}
+    kind = b"embedding %s" % (b"" if dimensions is None else b"%d " % dimensions)
+    questions = {text: stages.question(model, caller, "", kind + part) for text, part in parts.items()}
     found = dict(zip(questions, await stages.cache.find(list(questions.values())), strict=True))
     known = {text: entry for text, entry in found.items() if isinstance(entry, CachedVector)}
     vectors = {text: list(array("d", entry.numbers)) for text, entry in known.items()}
     missing = [text for text in questions if text not in known]
     values = [Value.of(parts[text]) for text in missing]
-    asked = encoded({"model": model.alias, "texts": [value.digest.hex() for value in values]}, "texts")
+    asked = encoded({"model": model.alias, "texts": [value.digest.hex() for value in values], **options}, "texts")
     with recorder.step("llm", model.alias, input=asked, parts=values) as step:
         step.model = model.name
         step.from_cache = not missing
         step.usage = Usage(saved=model.price.cost(Usage(sum(entry.tokens for entry in known.values()))))
         step.output = msgspec.json.encode({"embeddings": len(questions), "from_cache": len(known)})
         if missing:
-            vectors |= await _embedded(stages, model, missing, caller, step)
+            vectors |= await _embedded(stages, model, missing, options, caller, step)
     for text in missing:
         stages.cache.keep(questions[text], CachedVector(array("d", vectors[text]).tobytes(), count(text)))
     return [vectors[text] for text in texts]
@@ -63,7 +70,12 @@ def _model(catalog: Catalog, alias: str | None) -> Model:
 
 
 async def _embedded(
-    stages: Stages, model: Model, texts: Sequence[str], caller: Caller, step: OpenStep
+    stages: Stages,
+    model: Model,
+    texts: Sequence[str],
+    options: Mapping[str, int],
+    caller: Caller,
+    step: OpenStep,
 ) -> dict[str, list[float]]:
     """Reserve, have them embedded some at a time, and settle what that took, however far it came."""
     reservation = await stages.reserve(caller, sum(map(count, texts)), 1, model.price)
@@ -72,7 +84,7 @@ async def _embedded(
     try:
         for first in range(0, len(texts), TEXTS_PER_REQUEST):
             part = texts[first : first + TEXTS_PER_REQUEST]
-            request = Request(NO_PROMPT, {}, caller.owner, sum(map(count, part)), batch=caller.batch, texts=part)
+            request = Request(NO_PROMPT, options, caller.owner, sum(map(count, part)), batch=caller.batch, texts=part)
             try:
                 spent += await stages.router.embed(model, request)
             except asyncio.CancelledError:

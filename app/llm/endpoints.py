@@ -124,9 +124,10 @@ class Endpoints:
 
     def ordered(self, models: Sequence[Model]) -> Sequence[Model]:
         """These models, but those at the end whose endpoints all failed a moment ago."""
-        return models if len(models) == 1 else sorted(models, key=self._is_away)
+        return models if len(models) == 1 else sorted(models, key=self.is_away)
 
-    def _is_away(self, model: Model) -> bool:
+    def is_away(self, model: Model) -> bool:
+        """Whether all of a model's endpoints failed a moment ago."""
         now, known = _time(), [self.of(spec) for spec in model.endpoints]
         return bool(known) and all(endpoint.is_down(now) or endpoint.is_refused(now) for endpoint in known)
 

@@ -119,16 +119,15 @@ class Limiter:
 
     async def _wait(self, lease: Lease) -> None:
         self._refuse_if_full(lease)
-        turn = Turn(lease.owner, lease.tokens, lease.batch, self._loop.create_future())
-        self._line.add(turn)
-        late = self._loop.call_at(lease.deadline, self._late, turn)
+        self._line.add(lease)
+        late = self._loop.call_at(lease.deadline, self._late, lease)
         if len(self._line) == 1 and self._slices is not None:
             self._slices.wake()
         self._grant()
         try:
-            granted = await turn.granted
+            granted = await lease.granted
         except asyncio.CancelledError:
-            self._abandon(turn)
+            self._abandon(lease)
             raise
         finally:
             late.cancel()
@@ -318,17 +317,15 @@ class Limiter:
         self._grant()
 
 
-class Lease:
+class Lease(Turn):
     """The right to one call: from entering to leaving `async with`."""
 
-    __slots__ = ("_limiter", "batch", "deadline", "owner", "tokens")
+    __slots__ = ("_limiter", "deadline")
 
     def __init__(self, limiter: Limiter, owner: UUID | str, tokens: int, deadline: float, batch: bool) -> None:
+        super().__init__(owner, tokens, batch)
         self._limiter = limiter
-        self.owner = owner
-        self.tokens = tokens
         self.deadline = deadline
-        self.batch = batch
 
     async def __aenter__(self) -> Lease:
         if not self._limiter._goes(self):

@@ -14,15 +14,15 @@ Owner: TypeAlias = UUID | str
 
 
 class Turn:
-    """One call that waits. `granted` becomes true at its turn and false at its deadline."""
+    """One call that waits, or would if it had to. `granted` becomes true at its turn and false at its deadline."""
 
     __slots__ = ("batch", "granted", "owner", "tokens", "waits")
+    granted: asyncio.Future[bool]
 
-    def __init__(self, owner: Owner, tokens: int, batch: bool, granted: asyncio.Future[bool]) -> None:
+    def __init__(self, owner: Owner, tokens: int, batch: bool) -> None:
         self.owner = owner
         self.tokens = tokens
         self.batch = batch
-        self.granted = granted
         self.waits = False
 
 
@@ -46,7 +46,7 @@ class Line:
     def add(self, turn: Turn) -> None:
         """Join the line."""
         self._round(turn).add(turn)
-        turn.waits = True
+        turn.granted, turn.waits = asyncio.get_running_loop().create_future(), True
         self._count += 1
         self.tokens += turn.tokens
 

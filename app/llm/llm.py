@@ -11,8 +11,10 @@ import copy
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Coroutine, Iterator, Mapping, Sequence
+from itertools import takewhile
 from typing import Any, NoReturn, Self, TypeAlias, TypeVar
 
+import msgspec
 from msgspec import Struct
 
 from app.domain import ANSWER_TYPES, Chunk, Usage
@@ -39,31 +41,59 @@ Items: TypeAlias = Sequence[Chunk | Finish]
 """What has come at once of an answer; the last of the last is its `Finish`."""
 
 
-class Completion(str):
-    """A whole answer: its text, and what is known about it. Cannot be changed."""
+class ToolCall(Struct, frozen=True):
+    """A model's wish to have a tool called. `arguments` are JSON as the model wrote it."""
 
-    __slots__ = ("finish_reason", "reasoning", "usage")
+    id: str
+    name: str
+    arguments: str = "{}"
+
+    def to_openai(self) -> dict[str, Any]:
+        """The call as the OpenAI protocol has it."""
+        return {"id": self.id, "type": "function", "function": {"name": self.name, "arguments": self.arguments}}
+
+
+_call_decoder = msgspec.json.Decoder(ToolCall)
+
+
+class Completion(str):
+    """A whole answer: its text, and what is known about it. Cannot be changed.
+
+    `value` is what a schema, JSON or a post-processor made of the text; `error` is set where one of several calls failed.
+    """
+
+    __slots__ = ("error", "finish_reason", "reasoning", "usage", "value")
     reasoning: str
     finish_reason: str | None
     usage: Usage
+    value: Any
+    error: Exception | None
 
     def __new__(
-        cls, text: str = "", *, reasoning: str = "", finish_reason: str | None = None, usage: Usage | None = None
+        cls,
+        text: str = "",
+        *,
+        reasoning: str = "",
+        finish_reason: str | None = None,
+        usage: Usage | None = None,
+        value: Any = None,
+        error: Exception | None = None,
     ) -> Completion:
         self = super().__new__(cls, text)
-        for name, value in (("reasoning", reasoning), ("finish_reason", finish_reason), ("usage", usage or Usage())):
-            object.__setattr__(self, name, value)
+        known = zip(cls.__slots__, (error, finish_reason, reasoning, usage or Usage(), value), strict=True)
+        for name, given in known:
+            object.__setattr__(self, name, given)
         return self
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError(f"a Completion cannot be changed: {name}")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _completion, (str(self), self.reasoning, self.finish_reason, self.usage)
+        return _completion, (str(self), {name: getattr(self, name) for name in self.__slots__})
 
 
-def _completion(text: str, reasoning: str, finish_reason: str | None, usage: Usage) -> Completion:
-    return Completion(text, reasoning=reasoning, finish_reason=finish_reason, usage=usage)
+def _completion(text: str, known: Mapping[str, Any]) -> Completion:
+    return Completion(text, **known)
 
 
 class Reply:
@@ -72,6 +102,9 @@ class Reply:
     Whoever needs the next chunk fetches it, so there is no task behind a reply. A reader that is cancelled while
     fetching ends the answer. An answer that is not read to its end is ended by `close`.
     """
+
+    schema: Any = None
+    """What makes the `value` of the whole answer."""
 
     def __init__(self, source: AsyncIterator[Items]) -> None:
         self._source = source
@@ -97,7 +130,20 @@ class Reply:
         text = "".join([chunk.content for chunk in self._chunks if chunk.content_type in ANSWER_TYPES])
         reasoning = "".join([chunk.content for chunk in self._chunks if chunk.content_type == "thinking"])
         finish = self._finish or Finish("stop", Usage())
-        return Completion(text, reasoning=reasoning, finish_reason=finish.reason, usage=finish.usage)
+        value = self._value(text)
+        return Completion(text, reasoning=reasoning, finish_reason=finish.reason, usage=finish.usage, value=value)
+
+    @property
+    def tool_calls(self) -> list[ToolCall]:
+        """The calls of tools that wait for their results, as far as the answer has been read."""
+        last = takewhile(lambda chunk: chunk.content_type != "tool", reversed(self._chunks))
+        found = [_call_decoder.decode(chunk.content) for chunk in last if chunk.content_type == "tool_call"]
+        return found[::-1]
+
+    @property
+    def has_tool_calls(self) -> bool:
+        """Whether there are any."""
+        return bool(self.tool_calls)
 
     async def text(self) -> Completion:
         """Read to the end and give the whole answer."""
@@ -157,6 +203,13 @@ class Reply:
     def _end(self, error: Exception | None) -> None:
         self._ended, self._error = True, error
 
+    def _value(self, text: str) -> Any:
+        if self.schema is None or self.has_tool_calls:
+            return None
+        from app.llm.reading import fit, read_json
+
+        return fit(read_json(text), self.schema)
+
 
 class LLM(ABC):
     """Something that streams chunks for messages.
@@ -170,6 +223,10 @@ class LLM(ABC):
     """The loop synchronous verbs run on; without one they start their own."""
     _thread: LoopThread | None = None
 
+    def __init__(self, **given: Any) -> None:
+        """A subclass without a constructor of its own has what it is made with as attributes."""
+        vars(self).update(given)
+
     @abstractmethod
     def generate(self, messages: list[dict[str, Any]], **options: Any) -> Any:
         """Answer `messages`, which are OpenAI dictionaries.
@@ -178,10 +235,30 @@ class LLM(ABC):
         `Finish`.
         """
 
+    def begin(self, messages: Messages, **options: Any) -> Reply:
+        """The live answer at once: nothing is asked before it is read.
+
+        `tools` are dictionaries of the protocol, or have `to_openai`. With a `schema` (a pydantic model, another type, a
+        JSON Schema) the model is asked for JSON, and the answer's `value` is what the schema makes of it.
+        """
+        given = {**self._defaults, **options}
+        if (schema := given.pop("schema", None)) is not None:
+            from app.llm.reading import response_format
+
+            given["response_format"] = response_format(schema)
+        if tools := given.get("tools"):
+            given["tools"] = [tool.to_openai() if hasattr(tool, "to_openai") else tool for tool in tools]
+        reply = self._open(messages, given)
+        reply.schema = schema
+        return reply
+
     async def acall(self, messages: Messages, **options: Any) -> Reply:
-        """The live answer, returned at its first chunk: a call that fails before it raises here."""
-        reply = self._open(messages, {**self._defaults, **options})
-        await reply.since(0)
+        """The live answer, returned at its first chunk, or with `tools` when complete. A call that fails before that raises here."""
+        reply = self.begin(messages, **options)
+        if options.get("tools") or self._defaults.get("tools"):
+            await reply.text()
+        else:
+            await reply.since(0)
         return reply
 
     async def ainvoke(self, messages: Messages, **options: Any) -> Completion:
@@ -190,7 +267,7 @@ class LLM(ABC):
 
     async def astream(self, messages: Messages, **options: Any) -> AsyncIterator[Chunk]:
         """The chunks of the answer as they come; leaving the loop ends the call."""
-        reply = await self.acall(messages, **options)
+        reply = self.begin(messages, **options)
         try:
             async for chunk in reply:
                 yield chunk

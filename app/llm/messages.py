@@ -17,6 +17,12 @@ Messages = str | Message | Sequence[Message | Mapping[str, Any]]
 """What the verbs of an LLM accept: a text is one message of the user."""
 
 
+MANY = 32
+"""With no more messages, a call's record names each."""
+RUN_ENDS = 16
+"""A run of names ends with one whose first byte is less: with every sixteenth, as a rule."""
+
+
 class Prompt(NamedTuple):
     """The messages of one call, each encoded as it is sent and recorded, and about how many tokens they are together."""
 
@@ -45,6 +51,26 @@ class Prompt(NamedTuple):
     def messages(self) -> list[dict[str, Any]]:
         """The messages as dictionaries, which belong to the caller."""
         return [msgspec.json.decode(value.body) for value in self.values]
+
+
+def named(values: Sequence[Value]) -> tuple[list[str], Sequence[Value]]:
+    """The names of a prompt's messages for the record of the call, and all the values that these names lead to.
+
+    Of more than `MANY`, runs of names are values of their own: JSON arrays, which are named in their messages' place. Where a run ends
+    depends on a name alone, so a conversation that grows at its end, or loses its beginning, has the same runs from turn to turn.
+    """
+    names = [value.digest.hex() for value in values]
+    if len(names) <= MANY:
+        return names, values
+    short: list[str] = []
+    runs: list[Value] = []
+    first = 0
+    for at, value in enumerate(values, 1):
+        if value.digest[0] < RUN_ENDS and at - first > 1:
+            runs.append(Value.of(canonical(names[first:at])))
+            short.append(runs[-1].digest.hex())
+            first = at
+    return short + names[first:], [*values, *runs]
 
 
 def normalise(messages: Messages) -> list[dict[str, Any]]:

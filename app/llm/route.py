@@ -230,11 +230,13 @@ def _answer(upstream: Upstream, spec: EndpointSpec, model: Model, request: Reque
 
 
 async def _vectors(upstream: Upstream, spec: EndpointSpec, request: Request) -> AsyncGenerator[Items, None]:
-    request.vectors, tokens = await upstream.embed(spec.model, request.texts)
+    request.vectors, tokens = await upstream.embed(spec.model, request.texts, request.options)
     yield _embedded(request, tokens)
 
 
 async def _own_vectors(llm: LLM, request: Request) -> Items:
+    if request.options:
+        raise LLMRejected("This language model's embeddings have a length of their own.")
     try:
         request.vectors = await llm.embed(request.texts)
     except NotImplementedError:

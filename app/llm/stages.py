@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Protocol
 from uuid import UUID
@@ -60,7 +60,7 @@ class Stages:
     router: Router
     cache: Cache
     reservations: Reservations | None
-    secret: bytes
+    secret: bytes = field(repr=False)
     """Keys the names of cached answers."""
 
     def question(self, model: Model, caller: Caller, version: str, body: bytes) -> Question:

@@ -126,10 +126,12 @@ class Upstream:
             call.close()
             response.close()  # does nothing to a connection whose response was read to its end
 
-    async def embed(self, model: str, texts: Sequence[str]) -> tuple[list[list[float]], int | None]:
+    async def embed(
+        self, model: str, texts: Sequence[str], options: Mapping[str, Any] | None = None
+    ) -> tuple[list[list[float]], int | None]:
         """The embedding of each text, in order, and how many tokens they were, if it says; errors as of `stream`."""
         call = _Call(self._deadlines)
-        data = _encode({"model": model, "input": texts, "encoding_format": "float"})
+        data = _encode({"model": model, "input": texts, "encoding_format": "float", **(options or {})})
         response = await self._post(self._embed_url, data, call)
         try:
             body = b"".join([piece async for piece in call.rest(response.content, self._max_bytes)])

@@ -13,8 +13,8 @@ from uuid import UUID
 import asyncpg
 from msgspec.structs import replace
 
-from app.store import beginnings, budgets, endings, ephemeral, turns
-from app.store.operations import BeginRun, Finished, FinishRun, Op, Promote, Result
+from app.store import asked, beginnings, budgets, endings, ephemeral, jobs, turns
+from app.store.operations import AnswerRun, BeginRun, Finished, FinishRun, Op, Promote, Result
 from app.store.rows import Rows, ValueKey, store
 
 
@@ -30,19 +30,26 @@ async def write(
     await ephemeral.make(db, ops)
     locked = await turns.lock(db, [op.session_id for op in ops])
     results: dict[UUID, Result] = {}
-    due = [op.session_id for op in ops if isinstance(op, Promote)]
+    promotes = [op for op in ops if isinstance(op, Promote)]
+    due = [op.session_id for op in promotes]
     if begins := [op for op in ops if isinstance(op, BeginRun)]:
         results |= await beginnings.decide(db, replica, begins, locked, rows)
         await ephemeral.drop(db, begins, results)
+    if answers := [op for op in ops if isinstance(op, AnswerRun)]:
+        refused, resumed = await asked.decide(db, answers)
+        results |= refused
+        due += resumed
     if finishes := [op for op in ops if isinstance(op, FinishRun)]:
         ended, waiting = await endings.decide(db, replica, finishes, locked, rows)
         results |= ended
         due += waiting
     spent = await store(db, rows)
+    await jobs.settle_runs(db, endings.of_jobs(finishes, results))
     if due:
-        for session_id, begun in (await turns.promote(db, replica, due)).items():
+        wanted = {op.session_id: op.job for op in promotes if op.job}
+        for session_id, begun in (await turns.promote(db, replica, due, wanted)).items():
             result = results.get(session_id)
             results[session_id] = replace(result, promoted=begun) if isinstance(result, Finished) else begun
-    if finishes:  # last, for nothing is locked after budgets
+    if finishes and spent is not None:  # last, for nothing is locked after budgets
         await budgets.charge(db, spent, [op.run.id for op in finishes])
     return [results.get(op.session_id) for op in ops], rows.values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from uuid import UUID
 
@@ -19,28 +20,34 @@ from app.errors import (
     NotFound,
     SessionBusy,
 )
-from app.store import budgets
-from app.store.operations import BeginRun, Begun, Repeated, Result
+from app.store import budgets, jobs
+from app.store.messages import chained
+from app.store.operations import Asks, BeginRun, Begun, Repeated, Result
 from app.store.rows import Row, Rows
 from app.store.runs import run_of
 from app.store.turns import pending, session_of, stored
 
 MAX_QUEUED = 20
 """How many messages may wait in one session."""
+MAX_BACKGROUND = 100
+"""How many background messages of one user may wait for a worker."""
 
+AGENT = "coalesce(w.agent_id, s.agent_id)"
 CHECK = f"""
 SELECT (SELECT r.id FROM runs r WHERE r.session_id = s.id AND r.kind = 'chat' AND r.status IN ('running', 'waiting')
           AND r.id <> w.run_id) AS active,
+       EXISTS (SELECT FROM runs r WHERE r.session_id = s.id AND r.kind = 'chat' AND r.status = 'waiting'
+          AND r.id <> w.run_id) AS asks,
        (SELECT count(*) FROM runs r WHERE r.session_id = s.id AND r.status = 'queued') AS queued,
        EXISTS (SELECT FROM runs r WHERE r.id = w.run_id) AS stored,
        w.credential_id IS NULL OR EXISTS (
          SELECT FROM credentials c WHERE c.id = w.credential_id AND c.revoked_at IS NULL
            AND (c.expires_at IS NULL OR c.expires_at > now())) AS good,
-       {budgets.applying(user="s.user_id", agent="s.agent_id", session="s.id", credential="w.credential_id")} AS budgets,
+       {budgets.applying(user="s.user_id", agent=AGENT, session="s.id", credential="w.credential_id")} AS budgets,
        EXISTS (SELECT FROM grants g JOIN groups o ON o.id = g.group_id
-               WHERE g.agent_id IN ('*', s.agent_id) AND (o.name = 'everyone' OR EXISTS (
+               WHERE g.agent_id IN ('*', {AGENT}) AND (o.name = 'everyone' OR EXISTS (
                  SELECT FROM group_members m WHERE m.group_id = o.id AND m.user_id = s.user_id))) AS may_use
-FROM unnest($1::uuid[], $2::uuid[], $3::uuid[]) WITH ORDINALITY AS w(session_id, run_id, credential_id, number)
+FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[]) WITH ORDINALITY AS w(session_id, run_id, credential_id, agent_id, number)
 LEFT JOIN sessions s ON s.id = w.session_id ORDER BY w.number"""  # noqa: S608 - names of columns only
 
 LOCK_KEYS = "SELECT pg_advisory_xact_lock(hashtextextended(name, 0)) FROM unnest($1::text[]) WITH ORDINALITY AS k(name, n) ORDER BY n"
@@ -57,10 +64,11 @@ async def decide(
     rows: Rows,
 ) -> dict[UUID, Result]:
     """The result of each message, by its session. What is to be stored goes to `rows`."""
-    ids = ([op.session_id for op in ops], [op.run_id for op in ops], [op.principal.credential_id for op in ops])
-    checks = await db.fetch(CHECK, *ids)
+    asked = [(op.session_id, op.run_id, op.principal.credential_id, op.agent_id) for op in ops]
+    checks = await db.fetch(CHECK, *map(list, zip(*asked, strict=True)))
     repeated = await _repeated(db, ops, locked)
     known = await _known(db, ops, checks, repeated)
+    crowd = await _crowd(db, ops, locked)
     results: dict[UUID, Result] = {}
     for op, check in zip(ops, checks, strict=True):
         session = locked.get(op.session_id)
@@ -70,6 +78,7 @@ async def decide(
             if session is None:
                 raise NotFound("session", param="session_id")
             _admit(op, session, check)
+            _admit_background(op, session, check, crowd)
             results[op.session_id] = _begin(op, session, check, known, repeated.get(op.session_id), replica, rows)
         except AppError as error:
             results[op.session_id] = error
@@ -83,16 +92,42 @@ def _admit(op: BeginRun, session: asyncpg.Record, check: asyncpg.Record) -> None
         raise NotFound("session", param="session_id")
     if not check["good"] or session["status"] != "active":
         raise NotAuthenticated
-    if session["ephemeral"] and not op.ephemeral:
+    if session["ephemeral"] and not op.ephemeral and op.echo is None:
         raise Conflict("This session was made for one request; it cannot be continued.", param="session_id")
-    if op.agent_id and session["agent_id"] != op.agent_id:
+    agent_id = op.agent_id or session["agent_id"]
+    is_others = op.preset is not None and session["preset_id"] != op.preset.id
+    if is_others or (session["agent_id"] != agent_id and op.echo is None):
         raise InvalidInput("model: another agent answers in this session.", param="model")
-    if session["agent_id"] not in op.agents:
+    if agent_id not in op.agents:
         raise NotFound("agent", param="agent.id")
     if not check["may_use"] and session["role"] != Role.ADMIN:
         raise NotAllowed("You may not use this agent.", param="agent.id")
     if session["archived_at"] is not None:
         raise Conflict("The session is archived.", param="session_id")
+
+
+def _is_background(op: BeginRun, session: asyncpg.Record) -> bool:
+    return session["params"].get("mode") == "background" if op.background is None else op.background
+
+
+async def _crowd(
+    db: asyncpg.Connection, ops: Sequence[BeginRun], locked: Mapping[UUID, asyncpg.Record]
+) -> Counter[UUID]:
+    """How many background messages of each user who sends one now wait already."""
+    sessions = [
+        locked[op.session_id] for op in ops if op.session_id in locked and _is_background(op, locked[op.session_id])
+    ]
+    owners = {session["user_id"] for session in sessions}
+    return Counter(await jobs.count_waiting(db, list(owners)) if owners else {})
+
+
+def _admit_background(op: BeginRun, session: asyncpg.Record, check: asyncpg.Record, crowd: Counter[UUID]) -> None:
+    """Refuse a background message when too many wait already; other writers may add some at the same time."""
+    if check["stored"] or not _is_background(op, session):
+        return
+    if crowd[session["user_id"]] >= MAX_BACKGROUND:
+        raise LimitExceeded(f"{MAX_BACKGROUND} of your background messages are waiting already.", retry_after=30)
+    crowd[session["user_id"]] += 1
 
 
 def _begin(
@@ -103,50 +138,65 @@ def _begin(
     repeated: asyncpg.Record | None,
     replica: UUID,
     rows: Rows,
-) -> Begun | Repeated:
-    """A run that begins, one that waits, or one that there is already."""
+) -> Begun | Repeated | Asks:
+    """A run that begins, one that waits, one that there is already, or one that the message answers."""
     if repeated and not check["stored"]:
         if op.key and repeated["fingerprint"] != op.key.fingerprint:
             raise Conflict("Idempotency-Key: it was used for another request.", param="idempotency-key")
         if repeated["status"] != RunStatus.FAILED:
             return Repeated(run_of(Row(repeated)))
+    if check["asks"] and op.at_leaf and not (op.again or check["stored"]):
+        return Asks(check["active"])
         if not op.ephemeral:  # which brings all that it needs
             op = replace(op, again=True, message=replace(op.message, id=repeated["message_id"]))
     if not check["stored"] and (refusal := budgets.refusal(check["budgets"])):
         raise refusal
-    policy = session["params"].get("busy", "reject")
-    waits = (check["active"] is not None or check["queued"] > 0) and not check["stored"]
-    if waits and policy == "reject":
-        raise SessionBusy
-    if waits and check["queued"] >= MAX_QUEUED:
-        raise LimitExceeded(f"{MAX_QUEUED} messages are waiting in this session already.", retry_after=5)
-    placed = _place(op, session, check, known)
-    message = op.message if waits else placed
+    waits = _waits(session, check)
+    background = _is_background(op, session)
+    later = waits or background
+    placed = [op.message] if background and check["stored"] else _placed(op, session, check, known)
+    message = op.message if later else placed[-1]
+    agent_id = op.agent_id or session["agent_id"]
     run = Run(
         op.run_id,
         op.session_id,
         session["user_id"],
-        session["agent_id"],
+        agent_id,
         message.id or op.run_id,
-        RunStatus.QUEUED if waits else RunStatus.RUNNING,
+        RunStatus.QUEUED if later else RunStatus.RUNNING,
         created_at=now(),
+        background=background,
     )
     if not check["stored"]:
-        _store(rows, replica, op, session, message, run)
-    interrupts = check["active"] if waits and policy == "interrupt" else None
+        _store(rows, replica, op, session, placed, run)
+        if background:
+            rows.jobs.append((run.id, run.user_id, not waits))
+    interrupts = check["active"] if waits and session["params"].get("busy") == "interrupt" else None
     if interrupts:
         rows.interrupted.append(interrupts)
     return Begun(
-        session_of(session),
+        session_of(session, agent_id),
         message,
         run,
         op.principal.credential_id,
         interrupts,
         budgets.ids(check["budgets"]),
         op.again,
-        op.ephemeral,
+        op.ephemeral and op.echo is None,
         op.request,
+        gives_way=op.principal.gives_way,
     )
+
+
+def _waits(session: asyncpg.Record, check: asyncpg.Record) -> bool:
+    """Whether the message has to wait for others in its session, which may refuse it then."""
+    if check["stored"] or not (check["active"] or check["queued"]):
+        return False
+    if session["params"].get("busy", "reject") == "reject":
+        raise SessionBusy
+    if check["queued"] >= MAX_QUEUED:
+        raise LimitExceeded(f"{MAX_QUEUED} messages are waiting in this session already.", retry_after=5)
+    return True
 
 
 async def _repeated(
@@ -180,29 +230,33 @@ async def _known(
     return await stored(db, [id for id in wanted if id])
 
 
-def _place(op: BeginRun, session: asyncpg.Record, check: asyncpg.Record, known: Mapping[UUID, Message]) -> Message:
-    """The message at its place in the tree, or the stored one that is answered again."""
+def _placed(
+    op: BeginRun, session: asyncpg.Record, check: asyncpg.Record, known: Mapping[UUID, Message]
+) -> list[Message]:
+    """The message at its place in the tree, after what is said before it; or the stored one that is answered again."""
     if op.again or check["stored"]:
         stored = known.get(op.message.id or op.run_id)
-        if stored is None or stored.session_id != op.session_id or stored.role != "user":
+        if stored is None or stored.session_id != op.session_id or stored.run_id is not None:
             raise NotFound("message", param="message_id")
-        return stored
+        return [stored]
     parent_id = session["leaf_id"] if op.at_leaf else op.message.parent_id
     if not op.at_leaf and parent_id:
         parent = known.get(parent_id)
         if parent is None or parent.session_id != op.session_id:
             raise InvalidInput("parent_id: there is no such message in this session.", param="parent_id")
-    return replace(op.message, session_id=op.session_id, parent_id=parent_id, seq=session["next_seq"], created_at=now())
+    return chained([*op.before, op.message], op.session_id, session["next_seq"], parent_id)
 
 
-def _store(rows: Rows, replica: UUID, op: BeginRun, session: asyncpg.Record, message: Message, run: Run) -> None:
+def _store(
+    rows: Rows, replica: UUID, op: BeginRun, session: asyncpg.Record, placed: Sequence[Message], run: Run
+) -> None:
     waiting = pending(op) if run.status is RunStatus.QUEUED else None
     if not waiting:
-        next_seq = session["next_seq"]
-        if not op.again:
-            rows.add_message(session["user_id"], message, is_found=not op.ephemeral)
-            next_seq += 1
-        rows.advance(op.session_id, next_seq, message.id, now())
-    rows.add_run(run, replica=replica, credential_id=op.principal.credential_id, pending=waiting)
+        new = [] if op.again else placed
+        for message in new:
+            rows.add_message(session["user_id"], message, is_found=not session["ephemeral"])
+        rows.advance(op.session_id, session["next_seq"] + len(new), placed[-1].id, now())
+    credential_id = op.principal.credential_id
+    rows.add_run(run, replica=replica, credential_id=credential_id, pending=waiting, echo=op.echo)
     if op.key:
         rows.keys.append((session["user_id"], op.key.key, op.key.fingerprint, run.id))

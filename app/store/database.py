@@ -107,6 +107,17 @@ def connector(url: str, *, pooled: bool = False) -> Callable[[], Awaitable[async
     return open_connection
 
 
+def plain_connector(url: str) -> Callable[[], Awaitable[asyncpg.Connection]]:
+    """A function that opens a connection as asyncpg makes it, past any pooler: one that can listen."""
+    dsn = asyncpg_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+
+    async def open_connection() -> asyncpg.Connection:
+        connection: asyncpg.Connection = await asyncpg.connect(dsn, **_options(False))
+        return connection
+
+    return open_connection
+
+
 PASSING = frozenset({"57P01", "57P02", "57P03", "25P03", "53300", "40001", "40P01"})
 """States that pass (PostgreSQL, appendix A): shutting down, starting up, idle in a transaction, too many connections,
 serialisation failure, deadlock."""

@@ -8,7 +8,7 @@ from uuid import UUID
 import asyncpg
 from msgspec.structs import replace
 
-from app.domain import Message, Outcome, RunStatus, now
+from app.domain import Message, Outcome, Run, RunStatus, now
 from app.store.operations import Finished, FinishRun, Result
 from app.store.rows import Rows
 from app.store.turns import stored
@@ -37,7 +37,9 @@ async def decide(
         if session is None or state is None or state["replica"] != replica:
             _charge(op, rows)  # what was spent is spent
             results[op.session_id] = None
-        elif RunStatus(state["status"]).is_final:  # written before, when the commit was not heard of
+        elif (
+            RunStatus(state["status"]).is_final or state["status"] == op.run.status
+        ):  # written before, when the commit was not heard of
             results[op.session_id] = await _ended_before(db, op)
         else:
             results[op.session_id] = _end(op, session, replica, rows)
@@ -52,14 +54,19 @@ async def _ended_before(db: asyncpg.Connection, op: FinishRun) -> Finished:
     return Finished(Outcome(replace(op.run, ended_at=now()), answers))
 
 
+def of_jobs(ops: Sequence[FinishRun], results: Mapping[UUID, Result]) -> list[tuple[Run, bool]]:
+    """The background runs among those that ended, and whether their worker died."""
+    return [(op.run, op.lost) for op in ops if op.run.background and isinstance(results[op.session_id], Finished)]
+
+
 def _end(op: FinishRun, session: asyncpg.Record, replica: UUID, rows: Rows) -> Finished:
-    run = replace(op.run, ended_at=now())
+    run = replace(op.run, ended_at=now() if op.run.status.is_final else None)
     answers = _numbered(op, session["next_seq"])
-    rows.end_run(run, replica=replica)
+    rows.end_run(run, replica=replica, pending=op.pending)
     for answer in answers:
         rows.add_message(run.user_id, answer, is_found=not session["ephemeral"])
     leaf_id = answers[-1].id if answers else session["leaf_id"]
-    rows.advance(run.session_id, session["next_seq"] + len(answers), leaf_id, run.ended_at)
+    rows.advance(run.session_id, session["next_seq"] + len(answers), leaf_id, run.ended_at or now())
     for step in op.steps:
         rows.add_step(run, step)
     _charge(op, rows)

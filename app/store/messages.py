@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, FromClause, Row, and_, func, literal, not_, null, or_, select, update
+from msgspec.structs import replace
+from sqlalchemy import ColumnElement, FromClause, Row, and_, func, insert, literal, not_, null, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.domain import Message, Page
+from app.domain import Message, Page, now
 from app.store import search
 from app.store.tables import messages
 
@@ -42,6 +43,16 @@ def message_of(row: Row[Any] | Any) -> Message:
         comment=row.comment,
         created_at=row.created_at,
     )
+
+
+def chained(said: Sequence[Message], session_id: UUID, next_seq: int, parent_id: UUID | None) -> list[Message]:
+    """New messages of a session, each under the one before it, the first under `parent_id`."""
+    chain: list[Message] = []
+    for seq, message in enumerate(said, next_seq):
+        placed = replace(message, session_id=session_id, parent_id=parent_id, seq=seq, created_at=now())
+        chain.append(placed)
+        parent_id = placed.id
+    return chain
 
 
 async def get(db: AsyncConnection, id: UUID, *, owner: UUID | None) -> Message | None:
@@ -87,6 +98,47 @@ async def list_page(db: AsyncConnection, session_id: UUID, *, after: UUID | None
     return await _page(db, chosen, messages.c.seq.asc(), limit)
 
 
+async def branch_page(
+    db: AsyncConnection, leaf_id: UUID, *, after: UUID | None, limit: int, newest_first: bool
+) -> Page[Message]:
+    """The branch that ends with `leaf_id`, complete with `parts`; a page is bounded as `PAGE_BYTES` says.
+
+    `after` is the id of a message, or of the run that gave it, with which the page begins.
+    """
+    parent = messages.alias("parent")
+    branch = select(messages.c.id, messages.c.parent_id).where(messages.c.id == leaf_id).cte("branch", recursive=True)
+    branch = branch.union_all(select(parent.c.id, parent.c.parent_id).join(branch, parent.c.id == branch.c.parent_id))
+    chosen: ColumnElement[bool] = messages.c.id.in_(select(branch.c.id))
+    order = messages.c.seq.desc() if newest_first else messages.c.seq.asc()
+    if after:
+        place = select(func.min(messages.c.seq)).where(named(after), messages.c.id.in_(select(branch.c.id)))
+        seq = place.scalar_subquery()
+        chosen = and_(chosen, messages.c.seq <= seq if newest_first else messages.c.seq >= seq)
+    return await _page(db, chosen, order, limit, shown=_COLUMNS, sized=("parts", "additional_kwargs"))
+
+
+def named(id: UUID) -> ColumnElement[bool]:
+    """A message by its own id, or by that of the run that gave it."""
+    return or_(messages.c.id == id, messages.c.run_id == id)
+
+
+async def by_ids(db: AsyncConnection, ids: Sequence[UUID], *, owner: UUID | None) -> Sequence[Message]:
+    """Messages of `owner` by their own ids."""
+    query = select(*_COLUMNS).where(messages.c.id.in_(ids))
+    return [message_of(row) for row in await db.execute(query.where(messages.c.user_id == owner) if owner else query)]
+
+
+async def add(db: AsyncConnection, owner: UUID, new: Sequence[Message]) -> None:
+    """Insert messages that have their places, so that searches find them."""
+    names = ("id", "session_id", "parent_id", "seq", "role", "content", "parts", "name", "additional_kwargs", "tokens")
+    rows = [
+        {name: getattr(message, name) for name in names}
+        | {"user_id": owner, "terms": search.terms(owner, message.content)}
+        for message in new
+    ]
+    await db.execute(insert(messages), rows)
+
+
 async def window(db: AsyncConnection, leaf_id: UUID, *, max_tokens: int, max_messages: int) -> Sequence[Message]:
     """The newest messages of the branch that ends with `leaf_id`, oldest first: as many as fit, but always the last one.
 
@@ -120,19 +172,25 @@ def _size(table: FromClause, *json: str) -> ColumnElement[int]:
 
 
 async def _page(
-    db: AsyncConnection, chosen: ColumnElement[bool], order: ColumnElement[Any], limit: int
+    db: AsyncConnection,
+    chosen: ColumnElement[bool],
+    order: ColumnElement[Any],
+    limit: int,
+    *,
+    shown: Sequence[Any] = _SHOWN,
+    sized: Sequence[str] = ("additional_kwargs",),
 ) -> Page[Message]:
-    size = _size(messages, "additional_kwargs")
+    size = _size(messages, *sized)
     total = func.sum(size).over(order_by=order, rows=(None, 0))
-    sized = (
+    measured = (
         select(messages.c.id, size.label("size"), total.label("total")).where(chosen).order_by(order).limit(limit + 1)
     )
-    found = sized.cte("sized")
+    found = measured.cte("sized")
     fits = or_(
         found.c.total <= PAGE_BYTES, found.c.total == found.c.size
     )  # the second for a first one that is too large
     count = select(func.count()).select_from(found).scalar_subquery().label("found")
-    query = select(*_SHOWN, count).join(found, found.c.id == messages.c.id).where(fits).order_by(order).limit(limit)
+    query = select(*shown, count).join(found, found.c.id == messages.c.id).where(fits).order_by(order).limit(limit)
     rows = (await db.execute(query)).all()
     return Page([message_of(row) for row in rows], bool(rows) and rows[0].found > len(rows))
 

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from msgspec import Struct
 
-from app.domain import Message, Outcome, Principal, Run, Session, Step
+from app.domain import Message, Outcome, Preset, Principal, Run, Session, Step
 from app.errors import AppError
 
 
@@ -16,7 +16,8 @@ class BeginRun(Struct, frozen=True):
     """A message to be answered.
 
     `message` is new and joins the branch at its `parent_id`, or at the active leaf when `at_leaf`; with `again` it is stored
-    already and is answered once more. `agents` are the ids of the agents that are loaded.
+    already and is answered once more. What is said `before` it in the same request stands above it in the branch. `agents` are the ids
+    of the agents that are loaded.
     """
 
     principal: Principal
@@ -28,11 +29,18 @@ class BeginRun(Struct, frozen=True):
     again: bool = False
     key: IdempotencyKey | None = None
     agent_id: str | None = None
-    """The agent that is to answer; a session of another refuses the message."""
+    """The agent that is to answer; a session of another refuses the message, unless it came through the Responses API."""
     ephemeral: bool = False
-    """Whether the session is made with the message, of `agent_id` and for this one run."""
+    """Whether the session is made with the message, of `agent_id` and for this request."""
+    preset: Preset | None = None
+    """The preset that `agent_id` was chosen by; an ephemeral session copies it."""
     request: Mapping[str, Any] | None = None
     """What came with the message through the OpenAI protocol, as JSON; for whoever conducts the run."""
+    before: Sequence[Message] = ()
+    echo: Mapping[str, Any] | None = None
+    """What a stored response repeats of its request; None for a run that is no response to be found again."""
+    background: bool | None = None
+    """Whether a job conducts the run; None leaves it to the session."""
 
 
 class IdempotencyKey(Struct, frozen=True):
@@ -55,7 +63,14 @@ class Begun(Struct, frozen=True):
     again: bool = False
     """Whether its message was answered before."""
     ephemeral: bool = False
+    """Whether the request brings its own history, of which the session has but the message."""
     request: Mapping[str, Any] | None = None
+    attempt: int = 1
+    """How often it was begun, this time included: a worker has taken it up, or a person has answered it."""
+    said: Sequence[tuple[str, str]] = ()
+    """What it had said before it asked a person: content types and texts."""
+    gives_way: bool = False
+    """Whether its calls may wait while others are answered."""
 
 
 class Repeated(Struct, frozen=True):
@@ -74,19 +89,40 @@ class Finished(Struct, frozen=True):
 
 
 class Promote(Struct, frozen=True):
-    """Begin the session's next queued run, whose turn it should have been already."""
+    """Begin the session's next queued run, whose turn it should have been already; or only that of a `job`, if it is the next."""
 
     session_id: UUID
+    job: UUID | None = None
+
+
+class AnswerRun(Struct, frozen=True):
+    """A person's answer, as JSON, to the question for which a run waits: the run has its turn again."""
+
+    session_id: UUID
+    run_id: UUID
+    answer: Any
+
+
+class Asks(Struct, frozen=True):
+    """The session's run waits for a person, so that the message is to be its answer."""
+
+    run_id: UUID
 
 
 class FinishRun(Struct, frozen=True):
-    """The end of a run: its final state, its answers in order, its steps; and whether to `promote` the session's next run."""
+    """The end of a run: its final state, its answers in order, its steps; and whether to `promote` the session's next run.
+
+    A background run may be queued again instead. `lost` says that the worker that conducted it died.
+    """
 
     run: Run
     answers: Sequence[Message]
     steps: Sequence[Step] = ()
     credential_id: UUID | None = None
     promote: bool = True
+    lost: bool = False
+    pending: Mapping[str, Any] | None = None
+    """What a run keeps that waits for a person: its question, and what is needed to begin it anew."""
 
     @property
     def session_id(self) -> UUID:
@@ -94,5 +130,5 @@ class FinishRun(Struct, frozen=True):
         return self.run.session_id
 
 
-Op = BeginRun | FinishRun | Promote
-Result = Begun | Repeated | Finished | AppError | None
+Op = BeginRun | FinishRun | Promote | AnswerRun
+Result = Begun | Repeated | Asks | Finished | AppError | None

@@ -6,7 +6,7 @@ Every insert names its ids and does nothing when they are there: a batch whose c
 from __future__ import annotations
 
 import zlib
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -16,21 +16,21 @@ import asyncpg
 import msgspec
 
 from app.domain import Message, Run, Step, Value
-from app.store import search
+from app.store import jobs, search
 from app.store.runs import usage_columns
 
 ValueKey = bytes
 """A value's scope and, after `SCOPE_BYTES`, its digest: in one piece, which is found and sorted faster than a pair."""
 SCOPE_BYTES = 16
-TINY = 500
-"""Values of so few bytes are not compressed: it would save some hundred of them for the time of three hashes."""
+TINY = 1000
+"""Values of so few bytes are not compressed: the names and options of a short conversation's calls are hardly smaller for it."""
 
 _USAGE = "prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens, cost, estimated, saved"
 _MESSAGE = (
     "id, session_id, user_id, parent_id, seq, role, content, parts, name, additional_kwargs, run_id, agent_id, tokens, "
     "state, terms, created_at"
 )
-_RUN = "id, session_id, user_id, agent_id, message_id, credential_id, kind, status, replica, pending, created_at"
+_RUN = "id, session_id, user_id, agent_id, message_id, credential_id, kind, status, replica, pending, background, echo, created_at"
 _STEP = (
     "run_id, seq, started_at, scope_id, path, kind, name, input_hash, output_hash, model, ended_at, status, error, from_cache, "
     + _USAGE
@@ -41,8 +41,9 @@ WITH new_messages AS (INSERT INTO messages ({_MESSAGE}) SELECT {_MESSAGE}
        FROM json_populate_recordset(NULL::messages, $1) ON CONFLICT DO NOTHING),
      new_runs AS (INSERT INTO runs ({_RUN}) SELECT {_RUN}
        FROM json_populate_recordset(NULL::runs, $2) ON CONFLICT DO NOTHING),
-     ended_runs AS (UPDATE runs r SET ({_USAGE}, status, error, layout, ended_at) =
-         ({", ".join("e." + name for name in _USAGE.split(", "))}, e.status, e.error, e.layout, e.ended_at)
+     ended_runs AS (UPDATE runs r SET ({_USAGE}, status, error, layout, ended_at, pending, replica) =
+         ({", ".join("e." + name for name in _USAGE.split(", "))}, e.status, e.error, e.layout, e.ended_at,
+          CASE e.status WHEN 'queued' THEN r.pending ELSE e.pending END, CASE WHEN e.status <> 'waiting' THEN r.replica END)
        FROM json_populate_recordset(NULL::runs, $3) e
        WHERE r.id = e.id AND r.replica = e.replica AND r.status IN ('running', 'waiting') RETURNING r.id),
      advanced AS (UPDATE sessions s SET next_seq = a.next_seq, leaf_id = a.leaf_id, updated_at = a.updated_at
@@ -54,7 +55,7 @@ WITH new_messages AS (INSERT INTO messages ({_MESSAGE}) SELECT {_MESSAGE}
      new_ledger AS (INSERT INTO ledger ({_LEDGER}) SELECT {_LEDGER}
        FROM json_populate_recordset(NULL::ledger, $7) ON CONFLICT DO NOTHING RETURNING run_id, seq)
 SELECT (SELECT count(*) FROM ended_runs) AS ended, (SELECT array_agg(run_id) FROM new_ledger) AS spent_by,
-  (SELECT array_agg(seq) FROM new_ledger) AS spent_in"""  # noqa: S608 - names of columns only
+  (SELECT array_agg(seq) FROM new_ledger) AS spent_in, EXISTS (SELECT FROM budgets) AS budgeted"""  # noqa: S608 - names of columns only
 
 SET_KEY = """
 INSERT INTO idempotency_keys (owner_id, key, fingerprint, run_id) SELECT * FROM unnest($1::uuid[], $2::text[], $3::bytea[], $4::uuid[])
@@ -76,6 +77,8 @@ class Rows:
     ledger: list[dict[str, Any]] = field(default_factory=list)
     keys: list[tuple[UUID, str, bytes, UUID]] = field(default_factory=list)
     interrupted: list[UUID] = field(default_factory=list)
+    jobs: list[tuple[UUID, UUID, bool]] = field(default_factory=list)
+    """Of new background runs: id, owner, and whether it is its turn."""
 
     def add_message(self, owner: UUID, message: Message, *, is_found: bool = True) -> None:
         """A new message, which searches find or not."""
@@ -101,7 +104,13 @@ class Rows:
         )
 
     def add_run(
-        self, run: Run, *, replica: UUID, credential_id: UUID | None, pending: dict[str, Any] | None = None
+        self,
+        run: Run,
+        *,
+        replica: UUID,
+        credential_id: UUID | None,
+        pending: dict[str, Any] | None = None,
+        echo: Mapping[str, Any] | None = None,
     ) -> None:
         """A run that begins; one that waits its turn is nobody's yet."""
         self.runs.append(
@@ -116,12 +125,14 @@ class Rows:
                 "status": run.status,
                 "replica": None if pending else replica,
                 "pending": pending,
+                "background": run.background,
+                "echo": echo,
                 "created_at": run.created_at,
             }
         )
 
-    def end_run(self, run: Run, *, replica: UUID) -> None:
-        """The final state of a run of this replica."""
+    def end_run(self, run: Run, *, replica: UUID, pending: Mapping[str, Any] | None = None) -> None:
+        """The final state of a run of this replica; or that it is nobody's, and what it keeps, while it waits for a person."""
         self.ends.append(
             {
                 "id": run.id,
@@ -130,6 +141,7 @@ class Rows:
                 "error": run.error,
                 "layout": run.layout,
                 "ended_at": run.ended_at,
+                "pending": pending,
                 **usage_columns(run.usage),
             }
         )
@@ -192,10 +204,11 @@ class Rows:
         return _hex(value.digest)
 
 
-async def store(db: asyncpg.Connection, rows: Rows) -> list[tuple[UUID, int]]:
+async def store(db: asyncpg.Connection, rows: Rows) -> list[tuple[UUID, int]] | None:
     """Store all rows of a batch. A run that was lost between the batch's look and its writing fails the batch, to be written again.
 
-    Gives the run and step of the calls that were charged now, and not before.
+    Gives the run and step of the calls that were charged now, and not before; None where there is no budget to be charged. One that is
+    made meanwhile waits for this transaction, because it locks the ledger before it counts.
     """
     if not (rows.sessions or rows.ledger or rows.runs or rows.interrupted):
         return []
@@ -211,6 +224,10 @@ async def store(db: asyncpg.Connection, rows: Rows) -> list[tuple[UUID, int]]:
         await db.execute(SET_KEY, *map(list, zip(*rows.keys, strict=True)))
     if rows.interrupted:
         await db.execute(INTERRUPT, rows.interrupted)
+    if rows.jobs:
+        await jobs.add_runs(db, rows.jobs)
+    if not stored["budgeted"]:
+        return None
     return list(zip(stored["spent_by"] or (), stored["spent_in"] or (), strict=True))
 
 
@@ -220,7 +237,18 @@ def _hex(body: bytes) -> str:
 
 def _packed(body: bytes) -> str:
     """A value as it is stored: zlib's format (RFC 1950), so that it needs no mark of its own; tiny ones uncompressed in it."""
-    return _hex(zlib.compress(body, 1 if len(body) > TINY else 0))
+    return _hex(zlib.compress(body, 1) if len(body) > TINY else _uncompressed(body))
+
+
+def _uncompressed(body: bytes) -> bytes:
+    """zlib's format with one block that is stored as it is (RFC 1951, section 3.2.4): made without the memory that zlib asks for."""
+    length = len(body).to_bytes(2, "little")
+    return b"\x78\x01\x01%b%b%b%b" % (
+        length,
+        (~len(body) & 0xFFFF).to_bytes(2, "little"),
+        body,
+        zlib.adler32(body).to_bytes(4, "big"),
+    )
 
 
 class Row:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Row, Select, delete, func, insert, select, tuple_, update
+from msgspec.structs import asdict
+from sqlalchemy import ColumnElement, Row, Select, delete, func, insert, null, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.domain import Page, Role, Session, SessionParams, Usage, User, now
+from app.domain import Message, Page, Role, Session, SessionParams, Usage, User, now
+from app.store import messages
+from app.store.messages import chained
 from app.store.runs import usage_of
-from app.store.tables import runs, sessions, step_values, steps, users
+from app.store.tables import jobs, runs, sessions, step_values, steps, users
 
 _USER = [users.c.name, users.c.role, users.c.status]
 
@@ -30,7 +33,14 @@ def session_of(row: Row[Any] | Any) -> Session:
         created_at=row.created_at,
         updated_at=row.updated_at,
         archived_at=row.archived_at,
+        metadata=row.metadata or {},
+        preset_id=row.preset_id,
     )
+
+
+def params_row(params: SessionParams) -> Mapping[str, Any]:
+    """The parameters as they are stored: those that were set."""
+    return {name: value for name, value in asdict(params).items() if value is not None}
 
 
 def with_user() -> Select[Any]:
@@ -49,6 +59,8 @@ async def add(db: AsyncConnection, session: Session, params: Mapping[str, Any]) 
             agent_id=session.agent_id,
             agent_params=session.agent_params,
             params=params,
+            metadata=session.metadata or null(),
+            preset_id=session.preset_id,
             created_at=moment,
             updated_at=moment,
         )
@@ -86,6 +98,17 @@ async def list_page(
     return Page([session_of(row) for row in rows[:limit]], len(rows) > limit)
 
 
+async def append(db: AsyncConnection, session: Session, said: Sequence[Message]) -> Sequence[Message]:
+    """Add messages that nobody is to answer to the active branch of a session that is locked."""
+    next_seq = select(sessions.c.next_seq, sessions.c.leaf_id).where(sessions.c.id == session.id)
+    row = (await db.execute(next_seq)).one()
+    placed = chained(said, session.id, row.next_seq, row.leaf_id)
+    await messages.add(db, session.user.id, placed)
+    changes = {"next_seq": row.next_seq + len(placed), "leaf_id": placed[-1].id, "updated_at": now()}
+    await change(db, session.id, changes)
+    return placed
+
+
 async def change(db: AsyncConnection, id: UUID, changes: Mapping[str, Any]) -> None:
     """Change columns of a session; this does not count as activity."""
     await db.execute(update(sessions).where(sessions.c.id == id).values(**changes))
@@ -103,6 +126,7 @@ async def erase(
         chosen = sessions.c.id == session_id if session_id else sessions.c.user_id == user_id
     scope = select(sessions.c.id).where(chosen)
     of_run = select(runs.c.id).where(runs.c.session_id.in_(scope))
+    await db.execute(delete(jobs).where(jobs.c.subject_id.in_(of_run)))
     await db.execute(delete(steps).where(steps.c.run_id.in_(of_run)))
     await db.execute(delete(step_values).where(step_values.c.scope_id.in_(scope)))
     await db.execute(delete(sessions).where(chosen))

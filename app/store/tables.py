@@ -86,9 +86,25 @@ grants = Table(
     "grants",
     metadata,
     Column("group_id", Uuid, ForeignKey("groups.id", ondelete="CASCADE"), primary_key=True),
-    Column("agent_id", Text, primary_key=True),
+    Column("agent_id", Text, primary_key=True, index=True),
 )
-"""Which agents a group may use; `*` stands for all. Everybody is in the group `everyone`."""
+"""Which agents a group may use; `*` stands for all but presets, which are granted by their ids. Everybody is in the group `everyone`."""
+
+presets = Table(
+    "presets",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("owner_id", Uuid, ForeignKey("users.id", ondelete="CASCADE"), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("description", Text, nullable=False),
+    Column("agent_id", Text, nullable=False),
+    Column("agent_params", JSONB, nullable=False),
+    Column("params", JSONB, nullable=False),
+    _created(),
+    _time("updated_at"),
+    Index("uq_presets_name", "owner_id", text("lower(name)"), unique=True),
+)
+"""Named configurations of agents. Sessions copy them, so that nothing is looked up for a message; `grants` tells who else may use them."""
 
 credentials = Table(
     "credentials",
@@ -130,12 +146,29 @@ sessions = Table(
     _time("updated_at"),
     _time("archived_at", nullable=True),
     Column("ephemeral", Boolean, nullable=False, server_default=text("false")),
+    Column("metadata", JSONB),
+    Column("preset_id", Uuid),
     Index("ix_sessions_user_id_updated_at", "user_id", "ephemeral", text("updated_at DESC"), text("id DESC")),
     Index("ix_sessions_ephemeral", "created_at", postgresql_where=text("ephemeral")),
 )
 """`next_seq` numbers the next message; `leaf_id` is the last message of the active branch.
 
-An `ephemeral` one was made for one request that named none: it is in no list and no search, cannot be continued, and goes after a while."""
+An `ephemeral` one was made for a request that named none: it is in no list and no search, goes when it was not used for a while, and is
+continued by nothing but the id of a response. `metadata` is what a client of the Conversations API keeps with it.
+`preset_id` is the preset whose copy it has, which may be gone: no foreign key, or every new session would lock its row."""
+
+errands = Table(
+    "errands",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("user_id", Uuid, ForeignKey("users.id", ondelete="CASCADE"), nullable=False),
+    Column("session_id", Uuid, ForeignKey("sessions.id", ondelete="CASCADE"), index=True),
+    Column("name", Text, nullable=False),
+    Column("content", Text, nullable=False),
+    _created(),
+    Index("ix_errands_user_id", "user_id", "id"),
+)
+"""What agents are to do in the background. A session is made when an agent is assigned; its runs of the message `id` are the attempts."""
 
 messages = Table(
     "messages",
@@ -191,9 +224,11 @@ runs = Table(
     Column("error", JSONB),
     Column("layout", JSONB),
     Column("pending", JSONB),
+    Column("echo", JSONB),
     *_usage(),
     _created(),
     _time("ended_at", nullable=True),
+    Column("background", Boolean, nullable=False, server_default=text("false")),
     Index("ix_runs_replica", "replica", postgresql_where=text("status IN ('running', 'waiting')")),
     Index("ix_runs_session_id", "session_id", "id"),
     Index("ix_runs_user_id", "user_id", "id"),
@@ -326,6 +361,123 @@ reservations = Table(
 """What an LLM call may still use of each of its budgets; once the call has ended, what it did use, in the period that `starts_at` then.
 
 They end with their run, whose ledger rows take their place. No foreign key to runs: it would lock them after the budgets."""
+
+files = Table(
+    "files",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("user_id", Uuid, ForeignKey("users.id"), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("purpose", Text, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("sha256", LargeBinary, nullable=False),
+    Column("media_type", Text, nullable=False),
+    _created(),
+    _time("expires_at", nullable=True),
+    Index("ix_files_user_id", "user_id", "id"),
+    Index("ix_files_expires_at", "expires_at", postgresql_where=text("expires_at IS NOT NULL")),
+)
+"""Files, whose content is an object under their id. They do not go with their user by themselves: their objects have to go too."""
+
+loose_objects = Table(
+    "loose_objects",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column(
+        "state",
+        Text,
+        CheckConstraint("state IN ('uploading', 'abandoned', 'erased')", name="state"),
+        nullable=False,
+    ),
+    Column("user_id", Uuid),
+    Column("size", BigInteger, nullable=False, server_default=text("0")),
+    _time("due_at"),
+    Index("ix_loose_objects_due_at", "due_at"),
+    Index("ix_loose_objects_user_id", "user_id", postgresql_where=text("user_id IS NOT NULL")),
+)
+"""Objects that may be in the store and belong to no file. When they are due they are removed from it.
+
+An `uploading` one is there before its object, with the bytes that are kept free for it, and is put off for as long as it goes on. It
+becomes a file, or `abandoned`. What a file leaves is `erased`. No foreign keys: they outlive users."""
+
+batches = Table(
+    "batches",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("user_id", Uuid, ForeignKey("users.id", ondelete="CASCADE"), nullable=False),
+    Column("credential_id", Uuid),
+    Column("endpoint", Text, nullable=False),
+    Column("input_file_id", Uuid, nullable=False),
+    Column("metadata", JSONB, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("times", JSONB, nullable=False, server_default=text("'{}'")),
+    Column("total", Integer, nullable=False, server_default=text("0")),
+    Column("completed", Integer, nullable=False, server_default=text("0")),
+    Column("failed", Integer, nullable=False, server_default=text("0")),
+    Column("usage", JSONB),
+    Column("errors", JSONB, nullable=False, server_default=text("'[]'")),
+    Column("output_file_id", Uuid),
+    Column("error_file_id", Uuid),
+    Column("output_expires_seconds", Integer),
+    _created(),
+    _time("expires_at"),
+    Index("ix_batches_user_id", "user_id", "id"),
+    CheckConstraint(
+        "status IN ('validating', 'failed', 'in_progress', 'finalizing', 'completed', 'expired', 'cancelling', 'cancelled')",
+        name="status",
+    ),
+)
+
+batch_shards = Table(
+    "batch_shards",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("batch_id", Uuid, ForeignKey("batches.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("after", Integer, nullable=False),
+)
+"""What of a batch is still to be answered: each a job of its own, for some of the lines after that one."""
+
+batch_items = Table(
+    "batch_items",
+    metadata,
+    Column("batch_id", Uuid, ForeignKey("batches.id", ondelete="CASCADE"), primary_key=True),
+    Column("line", Integer, primary_key=True),
+    Column("custom_id", Text, nullable=False),
+    Column("request", LargeBinary, nullable=False),
+    Column("status", SmallInteger),
+    Column("request_id", Uuid),
+    Column("answer", LargeBinary),
+    UniqueConstraint("batch_id", "custom_id"),
+)
+"""The requests of batches, and each one's answer with its HTTP status, until they are in the batch's files."""
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("kind", Text, nullable=False),
+    Column("owner_id", Uuid, ForeignKey("users.id", ondelete="CASCADE"), nullable=False),
+    Column("subject_id", Uuid, nullable=False),
+    Column(
+        "state",
+        Text,
+        CheckConstraint("state IN ('waiting', 'queued', 'running', 'completed', 'failed', 'cancelled')", name="state"),
+        nullable=False,
+    ),
+    Column("attempt", Integer, nullable=False, server_default=text("0")),
+    Column("lost", Integer, nullable=False, server_default=text("0")),
+    Column("replica", Uuid),
+    Column("error", JSONB),
+    _created(),
+    _time("started_at", nullable=True),
+    _time("ended_at", nullable=True),
+    Index("ix_jobs_owner_id", "owner_id", "kind", postgresql_where=text("state IN ('waiting', 'queued')")),
+    Index("ix_jobs_queued", "id", postgresql_where=text("state = 'queued'")),
+    Index("ix_jobs_replica", "replica", postgresql_where=text("state = 'running'")),
+    Index("ix_jobs_subject_id", "subject_id"),
+    Index("ix_jobs_ended_at", "ended_at", postgresql_where=text("ended_at IS NOT NULL")),
+)
+"""What any worker may do, of which kind and for what. The truth about jobs: PgQueuer's tables (`store/queue.py`) only wake workers up."""
 
 replicas = Table(
     "replicas",

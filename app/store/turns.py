@@ -10,8 +10,8 @@ import asyncpg
 from msgspec.structs import replace
 
 from app.domain import Message, Role, RunStatus, Session, SessionParams, User, now
-from app.store import budgets
-from app.store.messages import message_of
+from app.store import budgets, jobs
+from app.store.messages import chained, message_of
 from app.store.operations import BeginRun, Begun
 from app.store.rows import Row, Rows, store
 from app.store.runs import run_of
@@ -26,7 +26,8 @@ FROM runs r WHERE r.session_id = ANY($1::uuid[]) AND r.status = 'queued'
   AND NOT EXISTS (SELECT FROM runs a WHERE a.session_id = r.session_id AND a.kind = 'chat' AND a.status IN ('running', 'waiting'))
 ORDER BY r.session_id, r.id"""  # noqa: S608 - names of columns only
 PROMOTE = """
-UPDATE runs r SET status = 'running', pending = NULL, replica = $1, message_id = p.message_id
+UPDATE runs r SET status = 'running', replica = $1, message_id = p.message_id,
+  pending = CASE WHEN background THEN (pending - '{content,additional_kwargs,parts,before}'::text[]) || '{"stored": true}' END
 FROM unnest($2::uuid[], $3::uuid[]) AS p(id, message_id)
 WHERE r.id = p.id AND r.status = 'queued' RETURNING r.id"""
 KNOWN = "SELECT * FROM messages WHERE id = ANY($1::uuid[])"
@@ -42,83 +43,112 @@ async def stored(db: asyncpg.Connection, ids: Sequence[UUID]) -> Mapping[UUID, M
     return {row["id"]: message_of(Row(row)) for row in await db.fetch(KNOWN, ids)} if ids else {}
 
 
-async def promote(db: asyncpg.Connection, replica: UUID, session_ids: Sequence[UUID]) -> Mapping[UUID, Begun]:
-    """Give each session's next queued run its turn, when nothing else runs there; this replica conducts it."""
-    queued = await db.fetch(NEXT_QUEUED, session_ids)
-    if not queued:
-        return {}
+async def promote(
+    db: asyncpg.Connection, replica: UUID, session_ids: Sequence[UUID], wanted: Mapping[UUID, UUID]
+) -> Mapping[UUID, Begun]:
+    """Give each session's next queued run its turn, when nothing else runs there; this replica conducts it.
+
+    A background run is left to a worker, who may be this one: `wanted` are the jobs that it has come for, by session.
+    """
+    due = await db.fetch(NEXT_QUEUED, session_ids)
+    queued = [row for row in due if wanted.get(row["session_id"]) == (row["id"] if row["background"] else None)]
+    await jobs.give_turns(db, [row["id"] for row in due if row["background"] and row not in queued])
+    begun = await _begin(db, replica, queued) if queued else {}
+    attempts = await jobs.take_runs(
+        db, replica, list(wanted.values()), [each.run.id for each in begun.values() if each.run.background]
+    )
+    return {id: replace(each, attempt=attempts.get(each.run.id, each.attempt)) for id, each in begun.items()}
+
+
+async def _begin(db: asyncpg.Connection, replica: UUID, queued: Sequence[asyncpg.Record]) -> Mapping[UUID, Begun]:
     sessions = await lock(db, [row["session_id"] for row in queued])
-    known = await stored(db, [UUID(row["pending"]["id"]) for row in queued if row["pending"]["again"]])
+    known = await stored(db, [UUID(row["pending"]["id"]) for row in queued if _is_stored(row["pending"])])
     turns: dict[UUID, Begun] = {}
+    before: dict[UUID, Sequence[Message]] = {}
     for row in queued:
         session, waiting = sessions[row["session_id"]], row["pending"]
-        message = known.get(UUID(waiting["id"])) if waiting["again"] else _unpacked(session, waiting)
+        chain = [] if _is_stored(waiting) else _unpacked(session, waiting)
+        message = chain[-1] if chain else known.get(UUID(waiting["id"]))
+        before[row["id"]] = chain[:-1]
         if message is not None and session["status"] == "active":
             run = replace(run_of(Row(row)), status=RunStatus.RUNNING, message_id=message.id or row["id"])
             turns[run.id] = Begun(
-                session_of(session),
+                session_of(session, run.agent_id),
                 message,
                 run,
                 row["credential_id"],
                 budgets=budgets.ids(row["budgets"]),
                 again=waiting["again"],
+                ephemeral=session["ephemeral"] and row["echo"] is None,
                 request=waiting.get("request"),
+                attempt=waiting.get("attempt", 1),
+                said=waiting.get("said", ()),
             )
     ids = [begun.run.message_id for begun in turns.values()]
     taken = {row["id"] for row in await db.fetch(PROMOTE, replica, list(turns), ids)}  # one may be cancelled meanwhile
     rows = Rows()
     for begun in (begun for id, begun in turns.items() if id in taken):
         session, message = sessions[begun.session.id], begun.message
-        is_new = message.id not in known
-        if is_new:
-            rows.add_message(session["user_id"], message)
-        rows.advance(begun.session.id, session["next_seq"] + is_new, message.id, now())
+        new = [] if message.id in known else [*before[begun.run.id], message]
+        for each in new:
+            rows.add_message(session["user_id"], each, is_found=not session["ephemeral"])
+        rows.advance(begun.session.id, session["next_seq"] + len(new), message.id, now())
     await store(db, rows)
     return {begun.session.id: begun for id, begun in turns.items() if id in taken}
 
 
+def _is_stored(waiting: Mapping[str, Any]) -> bool:
+    """Whether the message is in its place already: it is answered again, or was taken up before by a worker that is gone."""
+    return bool(waiting["again"] or waiting.get("stored"))
+
+
 def pending(op: BeginRun) -> dict[str, Any]:
     """A message that waits for its place, which it gets when its turn comes."""
-    message = op.message
     return {
-        "id": message.id,
-        "content": message.content,
-        "additional_kwargs": message.additional_kwargs,
-        "tokens": message.tokens,
-        "parent_id": message.parent_id,
+        **_packed(op.message),
+        "parent_id": op.message.parent_id,
         "at_leaf": op.at_leaf,
         "again": op.again,
-        "parts": message.parts,
+        "before": [_packed(message) for message in op.before],
         "request": op.request,
     }
 
 
-def _unpacked(session: asyncpg.Record, pending: Mapping[str, Any]) -> Message:
+def _packed(message: Message) -> dict[str, Any]:
+    names = ("id", "role", "content", "parts", "name", "additional_kwargs", "tokens")
+    return {name: getattr(message, name) for name in names}
+
+
+def _unpacked(session: asyncpg.Record, pending: Mapping[str, Any]) -> list[Message]:
+    """What waited, at its place."""
     parent_id = UUID(pending["parent_id"]) if pending["parent_id"] else None
-    return Message.user(
-        pending["content"],
-        parts=pending.get("parts", ()),
-        id=UUID(pending["id"]),
-        additional_kwargs=pending["additional_kwargs"],
-        tokens=pending["tokens"],
-        session_id=session["id"],
-        parent_id=session["leaf_id"] if pending["at_leaf"] else parent_id,
-        seq=session["next_seq"],
-        created_at=now(),
-    )
+    waiting = [
+        Message(
+            each.get("role", "user"),
+            each["content"],
+            parts=each.get("parts", ()),
+            name=each.get("name"),
+            id=UUID(each["id"]),
+            additional_kwargs=each["additional_kwargs"],
+            tokens=each["tokens"],
+        )
+        for each in (*pending.get("before", ()), pending)
+    ]
+    return chained(waiting, session["id"], session["next_seq"], session["leaf_id"] if pending["at_leaf"] else parent_id)
 
 
-def session_of(row: asyncpg.Record) -> Session:
-    """The session in a row that `lock` gave."""
+def session_of(row: asyncpg.Record, agent_id: str) -> Session:
+    """The session in a row that `lock` gave, as the agent sees it that answers: parameters are those of the session's own."""
     return Session(
         id=row["id"],
         user=User(row["user_id"], row["name"], Role(row["role"]), row["status"]),
-        agent_id=row["agent_id"],
-        agent_params=row["agent_params"],
+        agent_id=agent_id,
+        agent_params=row["agent_params"] if agent_id == row["agent_id"] else {},
         params=SessionParams(**row["params"]),
         title=row["title"],
-        participants=(row["agent_id"],),
+        participants=tuple({row["agent_id"]: None, agent_id: None}),
         leaf_id=row["leaf_id"],
         created_at=row["created_at"],
         updated_at=row["updated_at"],
+        preset_id=row["preset_id"],
     )

@@ -11,9 +11,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.domain import Credential, Page, Principal, Role, User, new_id, now
 from app.errors import Conflict, InvalidInput, NotFound, Unavailable
-from app.store import accounts, credentials, runs, sessions
+from app.store import accounts, credentials, files, presets, runs, sessions
 from app.usecases.conduct import stop_all
 from app.usecases.creations import claim
+from app.usecases.files import sweep_soon
 from app.usecases.logins import ALL_SCOPES, digest, require_admin
 from app.usecases.platform import Platform
 
@@ -100,7 +101,7 @@ async def change_password(platform: Platform, principal: Principal, *, old: str,
 
 
 async def delete_user(platform: Platform, principal: Principal, id: UUID) -> None:
-    """Erase a user with his sessions, messages, runs, steps and credentials. The ledger keeps its counts.
+    """Erase a user with his sessions, messages, runs, steps, files and credentials. The ledger keeps its counts.
 
     Another replica finds at its next beat that it has lost the runs of his that it conducts, and ends them.
     """
@@ -112,8 +113,11 @@ async def delete_user(platform: Platform, principal: Principal, id: UUID) -> Non
         erased = await accounts.lock_sessions(db, id)
         ending = await accounts.unended_runs(db, id)
         await sessions.erase(db, user_id=id)
+        await presets.erase(db, owner_id=id)
+        await files.erase_of(db, id)
         await accounts.delete_user(db, id)
     stop_all(platform, ending)
+    sweep_soon(platform)
     for session_id in erased:
         platform.windows.forget(session_id)
     with suppress(Unavailable):  # it is done when the store is back

@@ -5,26 +5,32 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from datetime import timedelta
 from typing import Any, TypeVar
+from uuid import UUID
 
 from msgspec.structs import replace
 
+from app.agent.asking import Suspended
 from app.agent.chattable import Binding
 from app.agent.history import History
 from app.agent.runner import Answer, answer
-from app.domain import ANSWER_TYPES, Chunk, Message, Outcome, Run, RunStatus, new_id
+from app.domain import ANSWER_TYPES, Chunk, Message, Outcome, Run, RunStatus, Usage, new_id, now
 from app.errors import AppError, NotFound, Unavailable
 from app.journal.log import Log, LogFull, joined
+from app.journal.recorder import MAX_STEPS, Recorder
+from app.journal.replay import Done, Replay
 from app.llm.run import RunLLM
 from app.llm.stages import Caller
 from app.llm.tokens import count
 from app.reports import report
-from app.store import messages, runs
+from app.store import journal, messages, runs
 from app.store.database import is_passing
-from app.store.operations import Begun, Finished, FinishRun
+from app.store.operations import AnswerRun, Begun, Finished, FinishRun
+from app.usecases.calls import called, names_of, paired
 from app.usecases.live import LiveRun
 from app.usecases.platform import Platform
-from app.usecases.requests import asked_in, history_of, record, request_of
+from app.usecases.requests import asked_in, history_of, record, request_of, told
 from app.usecases.windows import MAX_MESSAGES, MAX_TOKENS, trim
 
 log = logging.getLogger(__name__)
@@ -36,23 +42,36 @@ WRONG = "Something went wrong in the server."
 SHUTDOWN = {"code": "shutdown", "message": "The server is shutting down.", "status": 503}
 
 
+UNANSWERED = {"code": "unanswered", "message": "Nobody has answered the agent's question in time.", "status": 504}
+
 Work = Callable[[Platform, Begun, LiveRun], Awaitable[Answer]]
 
 
 def start(platform: Platform, begun: Begun, work: Work | None = None) -> LiveRun:
     """Begin to answer, in a task that belongs to the platform and not to the caller. Without other `work`, the agent answers."""
-    live = LiveRun(begun.run, Log(begun.run.id), credential_id=begun.credential_id)
+    recorder = Recorder(steps_before(begun.attempt))
+    live = LiveRun(begun.run, Log(begun.run.id), recorder, begun.credential_id, begun.attempt)
+    live.shown = sum(len(content) for _, content in begun.said)
     platform.live[begun.run.id] = live
     platform.tasks.start(_conduct(platform, begun, live, work or _answer), name="run")
     return live
 
 
+def steps_before(attempt: int) -> int:
+    """The numbers that the steps of earlier attempts may have: no two attempts share one, so that each is charged for its own."""
+    return (attempt - 1) * MAX_STEPS
+
+
 async def _conduct(platform: Platform, begun: Begun, live: LiveRun, work: Work) -> None:
-    """Have the agent answer, store the answer, and only then end the log."""
+    """Have the agent answer, store the answer, and only then end the log. What a server that ends leaves undone, another job does."""
     finished: Finished | None = None
     try:
         result = await _result(platform, begun, live, work)
-        finished = await finish(platform, _ending(live, result, promote=not platform.draining.is_set()))
+        if isinstance(result, Suspended):
+            ending = _waiting(live, begun, result)
+        else:
+            ending = _ending(live, result, promote=not platform.draining.is_set())
+        finished = await finish(platform, ending)
         live.stored = finished.stored
         if live.history and finished.outcome.messages and not begun.ephemeral:
             platform.windows.put(live.run.session_id, [*live.history, *finished.outcome.messages])
@@ -63,7 +82,7 @@ async def _conduct(platform: Platform, begun: Begun, live: LiveRun, work: Work) 
         start(platform, finished.promoted)
 
 
-async def _result(platform: Platform, begun: Begun, live: LiveRun, work: Work) -> Answer | AppError | None:
+async def _result(platform: Platform, begun: Begun, live: LiveRun, work: Work) -> Answer | Suspended | AppError | None:
     """What the agent's work came to; None when it was ended early, which binds only until here."""
     task = asyncio.current_task()
     assert task is not None  # noqa: S101 - a coroutine always runs in a task
@@ -77,8 +96,8 @@ async def _result(platform: Platform, begun: Begun, live: LiveRun, work: Work) -
             raise
         task.uncancel()
         return None
-    except AppError as error:
-        return error
+    except (AppError, Suspended) as ended:
+        return ended
     except Exception as error:
         if is_passing(error):
             return Unavailable("The database is not available at the moment.")
@@ -94,12 +113,16 @@ async def _answer(platform: Platform, begun: Begun, live: LiveRun) -> Answer:
     live.history = history = (
         history_of(begun, request) if request and begun.ephemeral else await _history(platform, begun)
     )
-    if request:
-        record(live.recorder, request, history if begun.ephemeral else history[-1:])
+    if begun.attempt > 1:
+        live.recorder.serve(Replay(await _done(platform, begun.run.id)))
+    if begun.request and request:
+        live.tools = names_of(request.tools)
+        record(live.recorder, begun.request["body"], history if begun.ephemeral else history[-1:])
+    shown = told(request, history if begun.ephemeral else paired(history))
     with platform.agents.lease(session.agent_id) as version:
         binding = Binding(
             session=session,
-            history=History(history),
+            history=History(shown),
             llm=RunLLM(
                 platform.calls,
                 live.recorder,
@@ -111,7 +134,17 @@ async def _answer(platform: Platform, begun: Begun, live: LiveRun) -> Answer:
             request=request,
             state=await _state(platform, history, session.agent_id) if version.state_model else None,
         )
-        return await answer(version, binding, asked_in(history), live.log, timeout=platform.run_timeout)
+        return await answer(version, binding, asked_in(shown), live.log, timeout=platform.run_timeout)
+
+
+async def _done(platform: Platform, run_id: UUID) -> Sequence[Done]:
+    """What the run has done before it was begun anew."""
+
+    async def read() -> Sequence[Done]:
+        async with platform.engine.connect() as db:
+            return await journal.completed(db, run_id)
+
+    return await patiently(read)
 
 
 def caller_of(begun: Begun, version: str = "", shares_cache: bool = False) -> Caller:
@@ -126,6 +159,7 @@ def caller_of(begun: Begun, version: str = "", shares_cache: bool = False) -> Ca
         begun.budgets,
         shares_cache,
         begun.again,
+        begun.gives_way or begun.run.background,
     )
 
 
@@ -138,7 +172,12 @@ async def _history(platform: Platform, begun: Begun) -> Sequence[Message]:
 
     async def read() -> Sequence[Message]:
         async with platform.engine.connect() as db:
-            return await messages.window(db, begun.run.message_id, max_tokens=MAX_TOKENS, max_messages=MAX_MESSAGES)
+            found = await messages.window(db, begun.run.message_id, max_tokens=MAX_TOKENS, max_messages=MAX_MESSAGES)
+            above = found
+            while above and above[0].role == "tool" and above[0].parent_id:  # a result needs its call
+                above = await messages.window(db, above[0].parent_id, max_tokens=0, max_messages=1)
+                found = [*above, *found]
+            return found
 
     return await patiently(read)
 
@@ -164,9 +203,37 @@ def _ending(live: LiveRun, result: Answer | AppError | None, *, promote: bool) -
     status, error = _verdict(live, result)
     given = result if isinstance(result, Answer) else None
     chunks = joined(event.chunk for event in live.log.events)
-    run = replace(live.run, status=status, error=error, usage=live.recorder.usage, layout=layout(chunks))
-    answers = [stored_answer(chunks, status, given)] if chunks or status is RunStatus.COMPLETED else []
+    if live.run.background and result is None and live.ended_by == "shutdown":
+        return FinishRun(given_back(live.run, live.recorder.usage), [], live.recorder.steps, live.credential_id, False)
+    usage = live.run.usage + live.recorder.usage
+    run = replace(live.run, status=status, error=error, usage=usage, layout=layout(chunks))
+    calls = called(chunks, run.id, live.tools) if live.tools else []
+    answers = [stored_answer(chunks, status, given, calls)] if chunks or status is RunStatus.COMPLETED else []
     return FinishRun(run, answers, live.recorder.steps, live.credential_id, promote)
+
+
+def _waiting(live: LiveRun, begun: Begun, asked: Suspended) -> FinishRun:
+    """The run until a person answers: nobody conducts it, and it keeps what is needed to begin it anew."""
+    expires_at = now() + timedelta(seconds=asked.seconds)
+    question = {"question": asked.question, "schema": asked.schema, "expires_at": expires_at.isoformat()}
+    usage = live.run.usage + live.recorder.usage
+    run = replace(live.run, status=RunStatus.WAITING, usage=usage, question=question)
+    chunks = joined(event.chunk for event in live.log.events)
+    kept = {
+        "id": begun.message.id,
+        "stored": True,
+        "again": begun.again,
+        "request": begun.request,
+        "attempt": begun.attempt + 1,
+        "ask": question | {"seq": asked.seq},
+        "said": [(chunk.content_type, chunk.content) for chunk in chunks],
+    }
+    return FinishRun(run, [], live.recorder.steps, live.credential_id, False, pending=kept)
+
+
+def given_back(run: Run, spent: Usage) -> Run:
+    """A background run for another worker, with what it has cost so far."""
+    return replace(run, status=RunStatus.QUEUED, usage=run.usage + spent)
 
 
 def _verdict(live: LiveRun, result: Answer | AppError | None) -> tuple[RunStatus, Mapping[str, Any] | None]:
@@ -184,9 +251,16 @@ def layout(chunks: Sequence[Chunk]) -> list[tuple[str, int]] | None:
     return [(chunk.content_type, len(chunk.content)) for chunk in chunks]
 
 
-def stored_answer(chunks: Sequence[Chunk], status: RunStatus, given: Answer | None = None) -> Message:
+def stored_answer(
+    chunks: Sequence[Chunk],
+    status: RunStatus,
+    given: Answer | None = None,
+    calls: Sequence[Mapping[str, Any]] = (),
+) -> Message:
     """The message that a run leaves. What was shown beside the answer is in `additional_kwargs.asides`."""
     extra = dict(given.additional_kwargs) if given else {}
+    if calls:
+        extra["tool_calls"] = calls
     if asides := joined(chunk for chunk in chunks if chunk.content_type not in ANSWER_TYPES):
         extra["asides"] = [{"content_type": aside.content_type, "content": aside.content} for aside in asides]
     if status is not RunStatus.COMPLETED:
@@ -251,3 +325,23 @@ def stop_all(platform: Platform, ids: Iterable[Any]) -> None:
     for id in ids:
         if live := platform.live.get(id):
             live.end("cancel")
+
+
+async def answer_question(platform: Platform, session_id: UUID, run_id: UUID, answer: Any) -> LiveRun | Run:
+    """Let a run go on that waits for a person, here unless a worker is to. `Conflict` when it does not wait any more."""
+    if begun := await platform.writer.answer(AnswerRun(session_id, run_id, answer)):
+        return start(platform, begun)
+    async with platform.engine.connect() as db:
+        run = await runs.get(db, run_id, owner=None)
+    if run is None:
+        raise NotFound("run", param="run_id")
+    return run
+
+
+async def unanswered(platform: Platform, run: Run, credential_id: UUID | None) -> FinishRun:
+    """The end of a run whose question nobody has answered in time; or that was cancelled while it waited."""
+    async with platform.engine.connect() as db:
+        chunks = [Chunk(content, content_type) for content_type, content in await runs.said(db, run.id)]
+    status, error = (RunStatus.CANCELLED, None) if run.cancel_requested else (RunStatus.PARTIAL, UNANSWERED)
+    ended = replace(run, status=status, error=error, layout=layout(chunks), question=None)
+    return FinishRun(ended, [stored_answer(chunks, status)] if chunks else [], (), credential_id)

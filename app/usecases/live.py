@@ -13,6 +13,9 @@ from app.domain import Message, Run
 from app.journal.log import Log
 from app.journal.recorder import Recorder
 
+YOUNG_SECONDS = 0.3
+"""How old a run is when its log is first copied: most end before."""
+
 EndedBy = Literal["cancel", "shutdown", "lost"]
 
 
@@ -29,20 +32,27 @@ class Seen:
 class LiveRun:
     """The run, its log and record, and the way to end it early. `answering` is the task that waits for the agent, while it does.
 
-    `flushed` is how much of the log is in Redis; None while the run is too young to be there.
+    `flushed` is how much of the log is in Redis, and `billed` how much of the bill; `due` is when they are copied next, by the
+    monotonic clock.
     """
 
     run: Run
     log: Log
     recorder: Recorder = field(default_factory=Recorder)
     credential_id: UUID | None = None
+    attempt: int = 1
     history: Sequence[Message] = ()
+    tools: frozenset[str] = frozenset()
+    """The tools of the request, whose calls are for its sender."""
     answering: asyncio.Task[object] | None = None
     ended_by: EndedBy | None = None
-    flushed: int | None = None
+    shown: int = 0
+    """How much of the log was shown before a person was asked: it is said again, and need not be read again."""
+    flushed: int = 0
+    billed: int = 0
+    due: float = field(default_factory=lambda: time.monotonic() + YOUNG_SECONDS)
     stored: bool = False
     """Whether its end is stored: until then what Redis has of it must stay."""
-    began: float = field(default_factory=time.monotonic)
 
     def end(self, by: EndedBy) -> None:
         """Stop the agent; what it has said so far is kept, unless the run is lost to another replica."""

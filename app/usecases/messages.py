@@ -14,7 +14,7 @@ from app.domain import Message, Page, Principal, Run, RunStatus, new_id
 from app.errors import InvalidInput, NotFound, Unavailable
 from app.llm.tokens import count
 from app.store import messages, sessions
-from app.store.operations import BeginRun, IdempotencyKey, Repeated
+from app.store.operations import Asks, BeginRun, IdempotencyKey, Repeated
 from app.usecases import conduct
 from app.usecases.live import LiveRun
 from app.usecases.platform import Platform
@@ -30,18 +30,22 @@ async def send(
     parent_id: UUID | None = None,
     at_leaf: bool = True,
     key: str | None = None,
+    background: bool | None = None,
 ) -> LiveRun | Run:
     """Store a message and begin to answer it. When this returns both are on disk.
 
     A message follows the active branch's last one. With `at_leaf` false it follows `parent_id` instead (None: it begins the
     conversation anew), which is how a message is edited: its new version becomes a sibling.
 
-    Gives the run that is conducted here; or one to follow, which waits its turn in a busy session, or which the idempotency `key`
-    stands for already.
+    A `background` message, or one in a session of that mode, is left to a job.
+
+    Gives the run that is conducted here; or one to follow, which waits its turn in a busy session or for a worker, or which the
+    idempotency `key` stands for already.
     """
     extra = additional_kwargs or {}
     message = Message.user(content, id=new_id(), parent_id=parent_id, tokens=count(content), additional_kwargs=extra)
-    wanted = BeginRun(principal, session_id, new_id(), message, platform.agents.ids, at_leaf=at_leaf)
+    ids = platform.agents.ids
+    wanted = BeginRun(principal, session_id, new_id(), message, ids, at_leaf=at_leaf, background=background)
     if key is not None:
         wanted = replace(wanted, key=IdempotencyKey(key, _fingerprint(wanted)))
     return await begin(platform, wanted)
@@ -81,6 +85,8 @@ async def begin(platform: Platform, wanted: BeginRun, work: conduct.Work | None 
     if len(platform.live) >= platform.max_runs:
         raise Unavailable("The server is answering as many messages as it can.", retry_after=1)
     begun = await platform.writer.begin(wanted)
+    if isinstance(begun, Asks):
+        return await conduct.answer_question(platform, wanted.session_id, begun.run_id, wanted.message.content)
     if isinstance(begun, Repeated):
         return begun.run
     if begun.interrupts:

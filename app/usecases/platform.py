@@ -10,16 +10,17 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.agent.loader import Agents
-from app.domain import Principal
+from app.domain import FileLimits, Principal
 from app.llm.cache import Cache
 from app.llm.call import CallPath
-from app.llm.catalog import Catalog
+from app.llm.catalog import Catalog, Model
 from app.store.redis import Client
 from app.store.reserve import Reserver
 from app.store.runs import Sought
 from app.store.writer import Writer
 from app.tasks import Tasks
 from app.usecases.live import LiveRun, Seen
+from app.usecases.objects import ObjectStore
 from app.usecases.passwords import Passwords
 from app.usecases.principals import Principals
 from app.usecases.rates import Rates
@@ -47,7 +48,11 @@ class Platform:
     proofs: Together[bytes, Principal]
     resumes: Together[Sought, Seen]
     redis: Client | None
+    objects: ObjectStore
+    file_limits: FileLimits
     run_timeout: float
+    is_away: Callable[[Model], bool]
+    """Whether all endpoints of a language model failed a moment ago."""
     passwords: Passwords = field(default_factory=Passwords)
     tasks: Tasks = field(default_factory=Tasks)
     live: dict[UUID, LiveRun] = field(default_factory=dict)

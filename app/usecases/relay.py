@@ -12,12 +12,14 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from itertools import islice
+from math import ceil
 from uuid import UUID
 
 from redis.exceptions import RedisError
 
 from app.domain import Chunk, Outcome
-from app.journal.log import Log, joined
+from app.journal.log import Event, Log, joined
 from app.store import redis as store
 from app.store.database import is_passing
 from app.store.redis import Client, Entry
@@ -27,11 +29,11 @@ log = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 0.1
 RUNS_PER_FLUSH = 200
-"""With more live runs, each is flushed less often: a thousand every half second."""
+"""With more live runs, each has its turn less often, a thousand of them every half second: all at once would hold the event loop up."""
 LONGEST_FLUSH = 0.6
-YOUNG_SECONDS = 0.3
-"""How old a run is when its log is first copied. With the pause it is less than the second that a crash may cost."""
+"""A log is copied so often at least. With `YOUNG_SECONDS` it is less than the second that a crash may cost."""
 RUNS_PER_TRIP = 25
+"""Between two trips other tasks have their turn."""
 ASK_SECONDS = 1.0
 """How often followed runs are looked up in PostgreSQL."""
 
@@ -46,6 +48,8 @@ class _Mirror:
     log: Log
     readers: int = 0
     last_id: bytes = b"0"
+    local: LiveRun | None = None
+    """The run, since it is conducted here after all."""
 
 
 class Relay:
@@ -82,8 +86,7 @@ class Relay:
         asked = 0.0
         loop = asyncio.get_running_loop()
         while True:
-            pause = min(LONGEST_FLUSH, max(1, len(self._live) / RUNS_PER_FLUSH) * FLUSH_SECONDS)
-            await asyncio.sleep(pause)
+            await asyncio.sleep(FLUSH_SECONDS)
             await self._with_redis()
             self._pull_local()
             if self._mirrors and loop.time() - asked > ASK_SECONDS:
@@ -102,29 +105,23 @@ class Relay:
                 log.warning("Redis is not available (%s); logs are copied again when it is back", type(error).__name__)
             self._broken = True
             for live in self._live.values():
-                live.flushed = 0 if live.flushed is not None else None
+                live.flushed = live.billed = 0
 
     async def _flush(self, redis: Client) -> None:
-        """Append what is new to the streams, in few round trips. Most runs end before they are old enough to show up."""
-        batch: list[tuple[LiveRun, int, Entry]] = []
-        grown = time.monotonic() - YOUNG_SECONDS
-        for live in self._live.values():
-            if live.flushed is None:
-                if live.began > grown:
-                    continue
-                live.flushed = 0
-            if events := live.log.since(live.flushed):
-                entry = Entry(live.flushed, joined(event.chunk for event in events), live.recorder.bill())
-                batch.append((live, events[-1].position, entry))
-        if not batch:
-            return
-        for first in range(0, len(batch), RUNS_PER_TRIP):  # all in one would hold the event loop up
-            part = batch[first : first + RUNS_PER_TRIP]
-            await store.append(redis, [(live.run.id, entry) for live, _, entry in part])
-            for live, position, _ in part:
-                live.flushed = position
+        """Append what is new to the streams, in few round trips, of those runs whose turn it is. Most end before they have one."""
+        moment, pause = time.monotonic(), min(LONGEST_FLUSH, max(1, len(self._live) / RUNS_PER_FLUSH) * FLUSH_SECONDS)
+        turn = max(RUNS_PER_FLUSH, ceil(len(self._live) * FLUSH_SECONDS / LONGEST_FLUSH))
+        due = list(islice((live for live in self._live.values() if live.due <= moment), turn))
+        for first in range(0, len(due), RUNS_PER_TRIP):
+            batch = [news for live in due[first : first + RUNS_PER_TRIP] if (news := _news(live, moment + pause))]
+            if not batch:
+                continue
+            await store.append(redis, [(live.run.id, entry) for live, entry, _ in batch])
+            for live, entry, marks in batch:
+                live.flushed = entry.position + sum(len(chunk.content) for chunk in entry.chunks)
+                live.billed = marks
                 self._written[live.run.id] = live
-        self._broken = False
+            self._broken = False
 
     async def _forget(self, redis: Client) -> None:
         """Erase the logs of runs whose answers are stored; those of others are for whoever takes them over."""
@@ -148,6 +145,11 @@ class Relay:
         """A followed run may be promoted in this very process."""
         for id, mirror in self._mirrors.items():
             if live := self._live.get(id):
+                if live.attempt > 1 and mirror.local is not live and mirror.log.position:
+                    mirror.log.strayed = True
+                mirror.local = live
+                if mirror.log.strayed:
+                    continue
                 for event in live.log.since(mirror.log.position):
                     mirror.log.append(event.chunk)
 
@@ -163,16 +165,41 @@ class Relay:
             mirror = self._mirrors.get(id)
             if mirror is None or mirror.log.outcome is not None or stored.outcome is None:
                 continue
-            for event in stored.since(mirror.log.position):
+            mirror.log.strayed |= not _begins_alike(mirror.log.events, stored.events)
+            for event in () if mirror.log.strayed else stored.since(mirror.log.position):
                 mirror.log.append(event.chunk)
             mirror.log.close(stored.outcome)
 
 
+def _news(live: LiveRun, due: float) -> tuple[LiveRun, Entry, int] | None:
+    """What there is to be copied of a run, and how far its bill is then told; its next turn is `due`."""
+    live.due = due
+    events, marks = live.log.since(live.flushed), live.recorder.marks
+    if not events and live.billed == marks:
+        return None
+    return live, Entry(live.flushed, joined(event.chunk for event in events), live.recorder.bill()), marks
+
+
 def extend(log: Log, entry: Entry) -> None:
-    """Append what of an entry is new; one that begins beyond the log's end is left for the stored answer to fill."""
+    """Append what of an entry is new; one that begins beyond the log's end is left for the stored answer to fill.
+
+    An entry that begins the log anew with other words is of another attempt: from then on the log has strayed.
+    """
     position = entry.position
+    if position == 0 and not _begins_alike(log.events, entry.chunks):
+        log.strayed = True
+    if log.strayed:
+        return
     for chunk in entry.chunks:
         end = position + len(chunk.content)
         if position <= log.position < end:
             log.append(Chunk(chunk.content[log.position - position :], chunk.content_type))
         position = end
+
+
+def _begins_alike(heard: Sequence[Event], said: Sequence[Event] | Sequence[Chunk]) -> bool:
+    """Whether two logs say the same as far as both go."""
+    texts = [
+        "".join((each.chunk if isinstance(each, Event) else each).content for each in log) for log in (heard, said)
+    ]
+    return texts[0].startswith(texts[1]) or texts[1].startswith(texts[0])

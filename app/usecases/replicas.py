@@ -17,11 +17,12 @@ from app.journal.log import Log, joined
 from app.journal.recorder import Bill
 from app.llm.tokens import count
 from app.reports import report
-from app.store import budgets, messages, redis, runs
+from app.store import budgets, jobs, messages, redis, runs
 from app.store.database import is_passing
 from app.store.operations import FinishRun
 from app.store.redis import Client
-from app.usecases.conduct import finish, layout, start, stored_answer
+from app.usecases import conduct
+from app.usecases.conduct import finish, layout, start, stored_answer, unanswered
 from app.usecases.platform import Platform
 from app.usecases.relay import extend
 from app.usecases.windows import MAX_MESSAGES, MAX_TOKENS
@@ -140,6 +141,10 @@ async def _reap(platform: Platform, heart: Heart) -> None:
         await _end_lost(platform)
     async with platform.engine.connect() as db:
         stuck = await runs.stuck_sessions(db)
+    async with platform.engine.begin() as db:
+        if heart.steady_seconds > runs.DEAD_AFTER_SECONDS:
+            await jobs.requeue_lost(db, runs.DEAD_AFTER_SECONDS)
+        await jobs.reissue(db)
     for session_id in stuck:
         if begun := await platform.writer.promote(session_id):
             start(platform, begun)
@@ -156,19 +161,37 @@ async def _end_lost(platform: Platform) -> None:
     for run, credential_id in taken:
         if run.id in platform.live:  # its conductor was slow to take it up, and has now
             continue
-        log.warning("run %s is ended for a server that died", run.id)
-        finished = await finish(platform, await _remains(platform, run, credential_id))
+        ending = await _remains(platform, run, credential_id)
+        if run.background and not (run.cancel_requested or run.question):
+            ending = await _another_attempt(platform, ending)
+        log.warning("run %s is %s for a server that died", run.id, "ended" if ending.run.status.is_final else "queued")
+        finished = await finish(platform, ending)
         await _forget(platform.redis, run.id)
         if finished.promoted:
             start(platform, finished.promoted)
 
 
+async def _another_attempt(platform: Platform, ending: FinishRun) -> FinishRun:
+    """What becomes of a background run whose worker died: another takes it up, unless too many have died of it."""
+    async with platform.engine.connect() as db:
+        job = await jobs.get(db, ending.run.id)
+    before = conduct.steps_before(job.attempt if job else 1)
+    steps = [step if step.seq > before else replace(step, seq=before + step.seq) for step in ending.steps]
+    if job is None or job.lost + 1 >= jobs.MAX_LOST:
+        parked = replace(ending.run, status=RunStatus.FAILED, error=jobs.PARKED, layout=None)
+        return replace(ending, run=parked, answers=[], steps=steps, lost=True)
+    queued = replace(ending.run, status=RunStatus.QUEUED, error=None, layout=None)
+    return replace(ending, run=queued, answers=[], steps=steps, promote=False, lost=True)
+
+
 async def _remains(platform: Platform, run: Run, credential_id: UUID | None) -> FinishRun:
+    if run.question:
+        return await unanswered(platform, run, credential_id)
     said, bills = await _said(platform.redis, run.id)
     chunks = joined(event.chunk for event in said.events)
     status = RunStatus.CANCELLED if run.cancel_requested else RunStatus.PARTIAL if chunks else RunStatus.FAILED
     steps = [_settled(bill, chunks, run) for bill in bills or await _unknown_bill(platform, run)]
-    usage = sum((step.usage for step in steps), Usage())
+    usage = sum((step.usage for step in steps), run.usage)
     answers: list[Message] = [stored_answer(chunks, status)] if chunks else []
     ended = replace(run, status=status, error=SERVER_LOST, usage=usage, layout=layout(chunks))
     return FinishRun(ended, answers, steps, credential_id)

@@ -8,7 +8,8 @@ so that they are stored once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import msgspec
 from msgspec.structs import replace
@@ -36,14 +37,19 @@ def history_of(begun: Begun, request: OpenAIRequest) -> Sequence[Message]:
     return history
 
 
+def told(request: OpenAIRequest | None, history: Sequence[Message]) -> Sequence[Message]:
+    """What the agent is shown: the history under the instructions of the request, which are for this one answer."""
+    return [Message.system(request.instructions), *history] if request and request.instructions else history
+
+
 def asked_in(history: Sequence[Message]) -> Message:
     """The message to answer: the user's last."""
     return next((message for message in reversed(history) if message.role == "user"), history[-1])
 
 
-def record(recorder: Recorder, request: OpenAIRequest, history: Sequence[Message]) -> None:
+def record(recorder: Recorder, body: Mapping[str, Any], history: Sequence[Message]) -> None:
     """Keep the request as a step: its options, and its messages by hash."""
     parts = [message.value for message in history]
-    body = request.model_dump(exclude_none=True) | {"messages": [part.digest.hex() for part in parts]}
-    with recorder.step("request", request.model, input=msgspec.json.encode(body, order="sorted"), parts=parts):
+    named = {**body, "messages": [part.digest.hex() for part in parts]}
+    with recorder.step("request", body["model"], input=msgspec.json.encode(named, order="sorted"), parts=parts):
         pass

@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
-from msgspec.structs import asdict, replace
+from msgspec.structs import replace
 
-from app.domain import Page, Principal, Role, Session, SessionParams, Usage, User, new_id, now
-from app.errors import InvalidInput, NotAllowed, NotFound
+from app.domain import Page, Principal, Session, SessionParams, Usage, User, new_id, now
+from app.errors import InvalidInput, NotFound
 from app.store import accounts, messages, runs, sessions
+from app.store.sessions import params_row
+from app.usecases import agents
 from app.usecases.accounts import local_user
 from app.usecases.conduct import stop_all
 from app.usecases.creations import claim
@@ -37,16 +39,6 @@ async def resolve_user(platform: Platform, principal: Principal, named: UUID | s
     raise NotFound("user", param="user_id")
 
 
-async def check_agent(platform: Platform, user: User, agent_id: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The parameters as the agent takes them; `NotFound`, `NotAllowed` or `InvalidInput` when it does not exist for this user."""
-    version = platform.agents.get(agent_id)
-    async with platform.engine.connect() as db:
-        granted = await accounts.granted_agents(db, user.id)
-    if user.role is not Role.ADMIN and not granted & {"*", agent_id}:
-        raise NotAllowed("You may not use this agent.", param="agent.id")
-    return version.validate_params(params)
-
-
 async def create(
     platform: Platform,
     user: User,
@@ -56,15 +48,18 @@ async def create(
     params: SessionParams,
     title: str | None = None,
     key: str | None = None,
+    sees_all: bool = False,
 ) -> Session:
-    """Begin a conversation of `user` with an agent; with an idempotency `key`, once, unless that one was erased."""
-    checked = await check_agent(platform, user, agent_id, agent_params)
-    id, moment, stored = new_id(), now(), _stored(params)
-    session = Session(id, user, agent_id, checked, params, title, (agent_id,), created_at=moment, updated_at=moment)
+    """Begin a conversation of `user` with an agent; with an idempotency `key`, once, unless that one was erased.
+
+    `sees_all`: also with a preset that `user` may not use.
+    """
+    chosen = await agents.choose(platform, user, agent_id, agent_params, params, sees_all=sees_all)
+    session = new(user, chosen, title)
     async with platform.engine.begin() as db:
-        made = await claim(db, user.id, key, id, "session", agent_id, agent_params, stored, title)
-        if made == id:
-            await sessions.add(db, session, stored)
+        made = await claim(db, user.id, key, session.id, "session", agent_id, agent_params, params_row(params), title)
+        if made == session.id:
+            await sessions.add(db, session, params_row(chosen.params))
             return session
         earlier = await sessions.get(db, made, owner=user.id)
     if earlier is None:
@@ -72,8 +67,21 @@ async def create(
     return earlier
 
 
-def _stored(params: SessionParams) -> Mapping[str, Any]:
-    return {name: value for name, value in asdict(params).items() if value is not None}
+def new(user: User, chosen: agents.Choice, title: str | None) -> Session:
+    """A session that is to be stored."""
+    moment = now()
+    return Session(
+        new_id(),
+        user,
+        chosen.agent_id,
+        chosen.agent_params,
+        chosen.params,
+        title,
+        (chosen.agent_id,),
+        created_at=moment,
+        updated_at=moment,
+        preset_id=chosen.preset_id,
+    )
 
 
 async def get(platform: Platform, principal: Principal, id: UUID) -> tuple[Session, Usage]:
@@ -106,19 +114,23 @@ async def list_page(
 async def update(platform: Platform, principal: Principal, id: UUID, changes: Mapping[str, Any]) -> Session:
     """Change any of `title`, `params` (SessionParams), `agent_id`, `agent_params`, `archived`, `leaf_id`.
 
-    Another agent starts with `agent_params`, or with its defaults. Choosing a `leaf_id` makes its branch the active one.
+    Another agent starts with `agent_params`, or with its defaults; a preset with what it has. Choosing a `leaf_id` makes its branch the
+    active one.
     """
     before, _ = await get(platform, principal, id)
     columns: dict[str, Any] = {name: changes[name] for name in ("title", "leaf_id") if name in changes}
     if "params" in changes:
-        columns["params"] = _stored(changes["params"])
+        columns["params"] = params_row(changes["params"])
     if "archived" in changes:
         columns["archived_at"] = now() if changes["archived"] else None
     if "agent_id" in changes or "agent_params" in changes:
         agent_id = changes.get("agent_id", before.agent_id)
         given = changes.get("agent_params", {} if agent_id != before.agent_id else before.agent_params)
-        columns["agent_id"] = agent_id
-        columns["agent_params"] = await check_agent(platform, before.user, agent_id, given)
+        params = changes.get("params", before.params)
+        chosen = await agents.choose(platform, before.user, agent_id, given, params, sees_all=principal.owner is None)
+        columns |= {"agent_id": chosen.agent_id, "agent_params": chosen.agent_params}
+        columns |= {"preset_id": chosen.preset_id} if "agent_id" in changes else {}
+        columns |= {"params": params_row(chosen.params)} if chosen.preset_id else {}
     async with platform.engine.begin() as db:
         if await sessions.get(db, id, owner=principal.owner, lock=True) is None:
             raise NotFound("session", param="session_id")

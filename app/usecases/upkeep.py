@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.domain import now
 from app.reports import report
-from app.store import budgets, creations, credentials, ephemeral, partitions, runs
+from app.store import budgets, creations, credentials, ephemeral, jobs, partitions, queue, runs
 from app.store.database import is_passing
 
 log = logging.getLogger(__name__)
@@ -27,6 +27,8 @@ async def once(engine: AsyncEngine) -> None:
         await runs.sweep_keys(db)
         await creations.sweep(db)
         await budgets.sweep(db)
+        await jobs.sweep(db)
+        await queue.sweep(db)
     more = True
     while more:
         async with engine.begin() as db:

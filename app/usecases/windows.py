@@ -23,6 +23,8 @@ def trim(branch: Sequence[Message]) -> list[Message]:
         if room < 0 and first < len(branch):
             break
         first -= 1
+    while 0 < first < len(branch) and branch[first].role == "tool":  # a result needs its call
+        first -= 1
     return list(branch[first:])
 
 

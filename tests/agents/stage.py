@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from app.agent import LLM, Chattable, Chunk, History, Message, Session, SessionParams
+from app.agent import LLM, Chattable, Chunk, History, Message, OpenAIRequest, Session, SessionParams
 from app.agent.chattable import Binding
 from app.agent.runner import Answer, answer
 from app.agent.version import AgentVersion, Code
@@ -59,6 +59,7 @@ async def perform(
     session_params: SessionParams | None = None,
     state: Mapping[str, Any] | None = None,
     before: Sequence[Message] = (),
+    request: OpenAIRequest | None = None,
     timeout: float = 20,  # noqa: ASYNC109 - passed on
     seen: Performance | None = None,
 ) -> Performance:
@@ -68,7 +69,7 @@ async def perform(
     user = User(new_id(), "Ada")
     session = Session(new_id(), user, version.id, dict(params or {}), session_params or SessionParams())
     message = Message.user(text)
-    binding = Binding(session, History([*before, message]), llm or Parrot(), seen.recorder, state)
+    binding = Binding(session, History([*before, message]), llm or Parrot(), seen.recorder, state, request)
     seen.answer = await answer(version, binding, message, seen.log, timeout=timeout)
     return seen
 

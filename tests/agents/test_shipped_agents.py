@@ -2,13 +2,13 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
 from pydantic import BaseModel
 
-from app.agent import Chattable, Message, Reply, SessionParams
+from app.agent import Chattable, Chunk, Message, OpenAIRequest, Reply, SessionParams
 from app.agent.loader import Agents
 from app.errors import AgentFailed, AgentTimeout, InvalidInput
 from tests.agents.stage import Parrot, cast, perform, said
@@ -226,3 +226,51 @@ async def test_parameters_history_streaming() -> None:
 
 async def test_operator_settings() -> None:
     assert await said(cast(Helper, {"AGENT_HELPER_WEATHER_KEY": "secret"})) == "asked with a key of 6 letters"
+
+
+def tool(name: str, **properties: str) -> dict[str, Any]:
+    parameters = {"properties": {key: {"type": kind} for key, kind in properties.items()}, "required": list(properties)}
+    return {"type": "function", "function": {"name": name, "parameters": parameters}}
+
+
+async def follow(agents: Agents, text: str, before: Sequence[Message] = (), **request: Any) -> list[tuple[str, Any]]:
+    """What the agent shows when a request says this."""
+    seen = await perform(
+        agents.get("scripted_agent"), text, before=before, request=OpenAIRequest(model="scripted_agent", **request)
+    )
+    return [(kind, json.loads(said) if said[:1] in "{[" else said) for kind, said in seen.shown]
+
+
+async def test_scripted_calls_the_tool_that_a_request_asks_for(agents: Agents) -> None:
+    tools = [tool("get_weather", city="string", days="integer"), tool("add", a="integer")]
+    asked = "What is the weather of 'Bonn' in 3 days?"
+    called = ("tool_call", {"name": "get_weather", "arguments": {"city": "Bonn", "days": 3}})
+    assert await follow(agents, asked, tools=tools) == [called]
+    assert await follow(agents, asked, tools=tools, tool_choice="required") == [called]
+    assert "".join(said for _, said in await follow(agents, asked, tools=tools, tool_choice="none")) == asked
+    named = {"type": "function", "function": {"name": "add"}}
+    added = ("tool_call", {"name": "add", "arguments": {"a": 3}})
+    assert await follow(agents, asked, tools=tools, tool_choice=named) == [added]
+    assert await follow(agents, "3 it is", tools=tools[1:], tool_choice="required") == [added]
+    assert await follow(agents, "3", tools=tools) == [("text", "3")]
+
+
+async def test_scripted_fills_the_format_that_a_request_asks_for(agents: Agents) -> None:
+    schema = tool("person", city="string", age="number")["function"]["parameters"]
+    form = {"type": "json_schema", "json_schema": {"name": "person", "schema": schema}}
+    assert await follow(agents, '"Bonn" is 30', response_format=form) == [("text", {"city": "Bonn", "age": 30})]
+    assert await follow(agents, "a 'name'", response_format={"type": "json_object"}) == [("text", {"name": "a 'name'"})]
+    assert await follow(agents, "repeat: x", response_format=form) == [("text", "x")]
+
+
+class Asking(Chattable):
+    id = "asking"
+
+    async def chat(self, message: Message) -> AsyncIterator[Chunk]:
+        yield Chunk(message.content, "tool_call")
+
+
+async def test_an_agent_that_only_asks_for_a_tool_has_answered() -> None:
+    seen = await perform(Asking, '{"name": "weather"}')
+    assert seen.answer is not None
+    assert (seen.answer.text, seen.answer.finish) == ("", "tool_calls")

@@ -97,7 +97,7 @@ class Server:
         return self._earlier + (self.serve.output if self.serve else "")
 
     def workers(self) -> list[psutil.Process]:
-        return [child for child in self.running.family() if "app.cli.worker" in child.cmdline()]
+        return [child for child in self.running.family() if "app.cli.server" in child.cmdline()]
 
     def signal_workers(self, number: signal.Signals) -> None:
         """SIGKILL, SIGSTOP or SIGCONT for every worker, not for their parent, who starts killed ones again."""
@@ -130,6 +130,36 @@ class Server:
         """End it whatever its state, a paused one too."""
         if self.serve is not None:
             self.kill()
+
+
+class Worker:
+    """A `chattable worker`; `pid` is its process's, which has no children."""
+
+    def __init__(self, folder: Path, settings: dict[str, str], at_once: int) -> None:
+        given = {"PATH": os.environ["PATH"], "HOME": str(folder), "PYTHONPATH": str(ROOT), **settings}
+        command = [sys.executable, "-m", "app.cli", "worker", "--at-once", str(at_once)]
+        self._log = folder / f"worker-{random.randrange(10**9)}.log"
+        with self._log.open("wb") as log:
+            self.popen = subprocess.Popen(command, cwd=folder, env=given, stdout=log, stderr=subprocess.STDOUT)
+
+    @property
+    def output(self) -> str:
+        return self._log.read_text()
+
+    async def ready(self) -> Worker:
+        """Wait until it takes jobs."""
+        await until(lambda: "jobs at once" in self.output or self.popen.poll() is not None, READY_SECONDS, "a worker")
+        assert self.popen.poll() is None, self.output
+        return self
+
+    async def ended(self, seconds: float = 60) -> int:
+        """Its exit status."""
+        await until(lambda: self.popen.poll() is not None, seconds, "the end of a worker")
+        return self.popen.wait()
+
+    def kill(self) -> None:
+        self.popen.kill()
+        self.popen.wait()
 
 
 class Upstream:
@@ -170,6 +200,7 @@ class Cluster:
         self.valkey = Valkey(folder / "engines")
         self.fake = Upstream(http)
         self.servers: list[Server] = []
+        self.workers: list[Worker] = []
         self.admin = Caller(http, ADMIN_KEY)
         agents = folder / "agents"
         shutil.copytree(ROOT / "agents", agents, ignore=shutil.ignore_patterns("__pycache__"))
@@ -186,7 +217,16 @@ class Cluster:
 
     def add(self, name: str, **settings: str) -> Server:
         """One more server, not yet started."""
-        given = {
+        self.servers.append(Server(name, self._folder, self._settings() | settings))
+        return self.servers[-1]
+
+    async def worker(self, at_once: int = 10) -> Worker:
+        """One more worker, ready."""
+        self.workers.append(Worker(self._folder, self._settings(), at_once))
+        return await self.workers[-1].ready()
+
+    def _settings(self) -> dict[str, str]:
+        return {
             "DATABASE_URL": self.postgres.url,
             "REDIS_URL": self.valkey.url,
             "ADMIN_API_KEY": ADMIN_KEY,
@@ -194,8 +234,6 @@ class Cluster:
             "OPENAI_MODEL": "fake",
             "AGENTS_DIR": str(self._agents),
         }
-        self.servers.append(Server(name, self._folder, given | settings))
-        return self.servers[-1]
 
     async def ready(self) -> None:
         """Start what does not run, and wait until all servers serve."""
@@ -232,6 +270,9 @@ class Cluster:
 
     def stop(self) -> None:
         """End everything, whatever its state."""
+        for worker in self.workers:
+            worker.kill()
+            sys.stdout.write(f"--- output of a worker\n{worker.output}\n")
         for server in self.servers:
             server.stop()
             sys.stdout.write(f"--- output of {server.name}\n{server.output}\n")  # shown when a test fails

@@ -84,7 +84,7 @@ class Serve:
         return psutil.Process(self.popen.pid).children(recursive=True)
 
     def worker(self) -> psutil.Process:
-        return next(child for child in self.family() if "app.cli.worker" in child.cmdline())
+        return next(child for child in self.family() if "app.cli.server" in child.cmdline())
 
     def post(self, verb: str, **body: Any) -> Any:
         key = (self.data_dir / "admin.key").read_text().strip()
@@ -278,6 +278,10 @@ def test_a_wrong_setting_is_named_without_a_traceback(tmp_path: Path) -> None:
         ),
         ({"HOST": "no-such-host.invalid"}, "HOST no-such-host.invalid cannot be listened on"),
         ({"PORT": "many"}, "PORT"),
+        (
+            {"MINIO_ENDPOINT": "127.0.0.1:1", "MINIO_ACCESS_KEY": "key", "MINIO_SECRET_KEY": "secret"},
+            "MINIO_ENDPOINT",
+        ),
     ):
         with serving(tmp_path, tmp_path / "data", **settings) as serve:
             assert serve.end_by_itself() == (2, sentence)

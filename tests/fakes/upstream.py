@@ -3,7 +3,8 @@
 `python -m tests.fakes.upstream --port 0` prints its base URL and serves until it is ended; a test in the same process
 uses `async with upstream() as up`. Answers are made from the request: `say X` gives X, `what was the first thing I
 said` the first message of the user, anything else `You said: …`. `call NAME {json}; NAME {json}` calls these
-tools, if the request has any; the answer to a tool's message is `The tool said: …`. Tokens are words: the prompt's are
+tools, if the request has any; the answer to a tool's message is `The tool said: …`; other tools and formats are followed
+as `tests/fakes/rules.py` has it. Tokens are words: the prompt's are
 all messages', the answer's no more than `max_tokens`. `/v1/embeddings` gives equal texts equal vectors; `/v1/models` lists
 `models`.
 
@@ -42,13 +43,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from hashlib import sha256
 from itertools import islice
 from typing import Any
 
 from app.tasks import Tasks
+from tests.fakes.rules import DIRECTIVE, answer, text_of, tool_calls, vector, words
 
-DIRECTIVE = re.compile(r"\s*\[\[fault:\s*(.*?)\]\]\s*", re.DOTALL)
 CREATED = 1_700_000_000
 KEPT = 1000
 """How many requests are kept to be looked at."""
@@ -127,7 +127,7 @@ class FakeUpstream:
             return self._fault
         if (model := str(body.get("model", ""))).startswith("fault:"):
             return Fault.parse(model.removeprefix("fault:"))
-        found = DIRECTIVE.search(_text(body["messages"][-1]))
+        found = DIRECTIVE.search(text_of(body["messages"][-1]))
         return Fault.parse(found[1]) if found else Fault()
 
     def stats(self) -> dict[str, Any]:
@@ -146,41 +146,11 @@ class FakeUpstream:
                 await asyncio.sleep(0.01)
 
 
-def _text(message: dict[str, Any]) -> str:
-    content = message.get("content") or ""
-    return content if isinstance(content, str) else " ".join(str(part.get("text", "")) for part in content)
-
-
-def answer(messages: list[dict[str, Any]]) -> str:
-    """The rule."""
-    if messages[-1]["role"] == "tool":
-        return f"The tool said: {_text(messages[-1])}"
-    said = [DIRECTIVE.sub("", _text(message)) for message in messages if message["role"] == "user"] or [""]
-    last = said[-1]
-    if last.lower().startswith("say "):
-        return last[4:]
-    if "what was the first thing i said" in last.lower():
-        return said[0]
-    return f"You said: {last}"
-
-
-def tool_calls(body: dict[str, Any]) -> list[dict[str, Any]]:
-    """The calls that the last message asks for."""
-    last = body["messages"][-1]
-    if not body.get("tools") or last["role"] != "user" or not _text(last).startswith("call "):
-        return []
-    asked = [call.strip().partition(" ") for call in _text(last).removeprefix("call ").split(";")]
-    return [
-        {"index": index, "id": f"call_fake_{index}", "type": "function", "function": {"name": name, "arguments": given}}
-        for index, (name, _, given) in enumerate(asked)
-    ]
-
-
 def usage(messages: list[dict[str, Any]], text: str, fault: Fault) -> dict[str, Any] | None:
     """Words of all messages, and of the answer."""
     if fault.name == "no_usage":
         return None
-    prompt, completion = sum(len(_text(message).split()) for message in messages), len(text.split())
+    prompt, completion = words(messages), len(text.split())
     if fault.name == "bad_usage":
         prompt, completion = -prompt, 10**15
     counts: dict[str, Any] = {
@@ -192,11 +162,6 @@ def usage(messages: list[dict[str, Any]], text: str, fault: Fault) -> dict[str, 
         counts["prompt_tokens_details"] = {"cached_tokens": 1}
         counts["completion_tokens_details"] = {"reasoning_tokens": 2}
     return counts
-
-
-def vector(text: str) -> list[float]:
-    """Four numbers that tell one text from another."""
-    return [byte / 256 for byte in sha256(text.encode()).digest()[:4]]
 
 
 class Frames:
@@ -225,7 +190,7 @@ class Frames:
 
 
 def _pieces(body: dict[str, Any], fault: Fault) -> Iterator[str]:
-    pieces: Iterator[str] = (found[0] for found in re.finditer(r"\S+\s*|\s+", answer(body["messages"])))
+    pieces: Iterator[str] = (found[0] for found in re.finditer(r"\S+\s*|\s+", answer(body)))
     if fault.name == "empty":
         pieces = iter(())
     elif "chunks" in fault.args:
@@ -330,7 +295,7 @@ class Connection(asyncio.Protocol):
                 await asyncio.sleep(fault.number("first", 0))
                 if fault.name == "hang" and "after" not in fault.args:
                     await asyncio.sleep(3600)
-                server.tokens += sum(len(_text(message).split()) for message in request.body["messages"])
+                server.tokens += words(request.body["messages"])
                 if request.body.get("stream") and fault.name != "whole":
                     await self._stream(request.body, fault)
                 else:
@@ -354,7 +319,10 @@ class Connection(asyncio.Protocol):
                     await asyncio.sleep(3600)
                 tokens = sum(len(text.split()) for text in texts)
                 server.tokens += tokens
-                data = [{"index": at, "embedding": vector(text)} for at, text in enumerate(texts)]
+                data = [
+                    {"index": at, "embedding": vector(text, request.body.get("dimensions", 4))}
+                    for at, text in enumerate(texts)
+                ]
                 counts = {} if fault.name == "no_usage" else {"usage": {"prompt_tokens": tokens}}
                 self._json(200, {"object": "list", "data": data[::-1], "model": request.body["model"], **counts})
             whole = True

@@ -19,7 +19,7 @@ from sqlalchemy.exc import IntegrityError
 from app.api import problems
 from app.api.callers import strict_json
 from app.api.gate import BrokenOff, Gate
-from app.cli import worker
+from app.cli.server import Connection
 from app.errors import InvalidInput
 from app.store import messages, tables
 from tests.house import House, send, session
@@ -317,7 +317,7 @@ async def hello(scope: Any, receive: Any, send: Any) -> None:
 @asynccontextmanager
 async def connection() -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     """A raw connection to a server with the worker's protocol."""
-    server = uvicorn.Server(uvicorn.Config(hello, http=worker.Connection, lifespan="off", log_config=None, port=0))
+    server = uvicorn.Server(uvicorn.Config(hello, http=Connection, lifespan="off", log_config=None, port=0))
     server.config.load()
     server.lifespan = server.config.lifespan_class(server.config)
     await server.startup()
@@ -376,7 +376,7 @@ async def test_large_bodies_and_requests_one_after_another_pass() -> None:
 
 @pytest.mark.parametrize("begin", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nhost: x\r\n", b"\r\n"])
 async def test_a_silent_connection_is_closed(begin: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "HEAD_SECONDS", 0.2)
+    monkeypatch.setattr("app.cli.server.HEAD_SECONDS", 0.2)
     async with connection() as (reader, writer):
         writer.write(begin)
         assert await rest(reader) == b""
@@ -386,7 +386,7 @@ async def test_a_silent_connection_is_closed(begin: bytes, monkeypatch: pytest.M
 async def test_a_connection_between_requests_may_be_silent_but_not_in_the_middle_of_one(
     begin: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker, "HEAD_SECONDS", 0.2)
+    monkeypatch.setattr("app.cli.server.HEAD_SECONDS", 0.2)
     async with connection() as (reader, writer):
         for _ in range(2):
             writer.write(b"GET / HTTP/1.1\r\n\r\n")

@@ -116,10 +116,10 @@ async def test_keys_of_servers_are_shown_to_nobody(
             "/api/v1/usage",
         ):
             told.append((await client.get(path)).text)
-    calls = house.platform.calls
-    catalog = calls._catalog()
-    shown = [repr(catalog), str(catalog), repr(house.platform), repr(vars(calls)), repr(vars(calls._router))]
-    known = [calls._router._endpoints.of(spec) for each in catalog.models.values() for spec in each.endpoints]
+    calls, catalog = house.platform.calls, house.platform.catalog()
+    router = calls._stages.router
+    shown = [repr(catalog), str(catalog), repr(house.platform), repr(vars(calls)), repr(vars(router))]
+    known = [router._endpoints.of(spec) for each in catalog.models.values() for spec in each.endpoints]
     shown += [repr(vars(endpoint)) for endpoint in known] + [repr(house.app.router), repr(house.app)]
     db = await connector(database_url)()
     await house.platform.cache.flush()

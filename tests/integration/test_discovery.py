@@ -118,7 +118,7 @@ async def test_a_discovered_model_answers(
 ) -> None:
     text = model("default", fake.base_url) + model("all", fake.base_url, discover="true")
     async with calling_house(running, database_url, tmp_path, text) as house:
-        models = house.platform.calls._catalog
+        models = house.platform.catalog
         await until(lambda: "all/one" in models().aliases)
         assert (await call(house.admin, say="say hi", model="all/one"))["content"] == "hi"
         with pytest.raises(NotFound):

@@ -17,7 +17,8 @@ from app.journal.recorder import Recorder
 from app.llm.cache import Cache
 from app.llm.llm import LLM
 from app.llm.route import MAX_HITS
-from tests.fakes.upstream import FakeUpstream, upstream, vector
+from tests.fakes.rules import vector
+from tests.fakes.upstream import FakeUpstream, upstream
 from tests.paths import Models, catalog_of, model, open_models, run_llm
 
 FOREVER = 10**6

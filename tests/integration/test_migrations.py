@@ -9,10 +9,13 @@ from pathlib import Path
 from uuid import uuid4
 
 import asyncpg
+from pgqueuer.adapters.drivers.asyncpg import AsyncpgDriver
+from pgqueuer.adapters.persistence.qb import QueryBuilderEnvironment
+from pgqueuer.adapters.persistence.queries import Queries
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from app.domain import now
-from app.store import migrations, partitions
+from app.store import migrations, partitions, queue
 from app.store.database import asyncpg_url, connect
 from app.store.tables import metadata
 from tests.conftest import execute, on
@@ -20,10 +23,13 @@ from tests.engines import Engines
 
 CATALOG = {
     "columns": """SELECT table_name, column_name, data_type, udt_name, is_nullable, column_default, numeric_precision, numeric_scale
-        FROM information_schema.columns WHERE table_schema = 'public' AND table_name <> 'alembic_version'""",
-    "indexes": "SELECT indexdef FROM pg_indexes WHERE schemaname = 'public' AND tablename <> 'alembic_version'",
+        FROM information_schema.columns WHERE table_schema = 'public' AND table_name <> 'alembic_version'
+        AND table_name NOT LIKE 'pgqueuer%'""",
+    "indexes": """SELECT indexdef FROM pg_indexes
+        WHERE schemaname = 'public' AND tablename <> 'alembic_version' AND tablename NOT LIKE 'pgqueuer%'""",
     "constraints": """SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid) FROM pg_constraint
-        WHERE connamespace = 'public'::regnamespace AND contype <> 'n' AND conrelid::regclass::text <> 'alembic_version'""",
+        WHERE connamespace = 'public'::regnamespace AND contype <> 'n' AND conrelid::regclass::text <> 'alembic_version'
+        AND conrelid::regclass::text NOT LIKE 'pgqueuer%'""",
     "partitioned": "SELECT partrelid::regclass::text, pg_get_partkeydef(partrelid) FROM pg_partitioned_table",
 }
 
@@ -52,6 +58,16 @@ async def test_the_migrated_catalog_equals_the_declared_one(running: Engines, da
     for kind, rows in wanted.items():
         assert migrated[kind] == rows, kind
     assert len(wanted["constraints"]) > 20
+
+
+async def test_the_tables_of_the_queue_are_those_that_its_locked_version_wants(database_url: str) -> None:
+    connection = await asyncpg.connect(database_url)
+    try:
+        names = queue.load()
+        plan = await Queries(AsyncpgDriver(connection), QueryBuilderEnvironment(names)).plan_upgrade()
+        assert (plan.statements, plan.notes) == ((), ())
+    finally:
+        await connection.close()
 
 
 async def test_a_changed_predicate_or_check_would_be_noticed(database_url: str) -> None:

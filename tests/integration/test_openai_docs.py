@@ -12,8 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from app.agent.request import OPTIONS
-from app.api.openai_models import ChatIn, CompletionIn, EmbeddingsIn
 from tests.engines import Engines
 from tests.fakes.upstream import FakeUpstream
 from tests.house import ADMIN_KEY, AGENTS, House, open_house
@@ -92,13 +90,3 @@ async def test_the_pages_agent_passes_a_request_on(
     sent = fake.requests[-1].body
     assert (sent["temperature"], sent["max_tokens"], step[0]) == (0.5, 9, "relay_with_manners")
     assert [message["content"] for message in sent["messages"]] == ["Be polite.", "say please"]
-
-
-def test_the_pages_table_names_what_the_routes_take() -> None:
-    table = re.findall(r"^\| `(\w+)` \|(.*?)\|(.*?)\|(.*?)\|$", PAGE.partition("## Fields")[2], re.MULTILINE)
-    for column, model in enumerate((ChatIn, CompletionIn, EmbeddingsIn), 1):
-        taken = {row[0] for row in table if row[column].strip() not in ("", "ignored")}
-        declared = set(model.model_fields)
-        passed_on = set(OPTIONS) if model is not EmbeddingsIn else set()
-        assert declared - taken <= ({"user"} if model is EmbeddingsIn else set()), model.__name__
-        assert taken - declared <= passed_on, model.__name__

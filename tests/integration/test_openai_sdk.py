@@ -21,7 +21,8 @@ from app.api import openai_wire
 from app.store import ephemeral
 from tests.conftest import copy
 from tests.engines import Engines
-from tests.fakes.upstream import FakeUpstream, upstream, vector
+from tests.fakes.rules import vector
+from tests.fakes.upstream import FakeUpstream, upstream
 from tests.house import ADMIN_KEY, House, open_house, send, session
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -443,7 +444,8 @@ async def test_ephemeral_sessions_go_after_thirty_days(here: House, client: Asyn
     ]
     kept = await session(here.admin, ECHO)
     async with here.platform.engine.begin() as db:
-        aged = "UPDATE sessions SET created_at = now() - interval '31 days' WHERE id IN (:old, :kept)"
+        aged = """UPDATE sessions SET created_at = now() - interval '31 days', updated_at = now() - interval '31 days'
+                  WHERE id IN (:old, :kept)"""
         await db.execute(text(aged), {"old": old, "kept": kept})
         assert not await ephemeral.sweep(db)
     found = await rows(here, "SELECT id::text FROM sessions WHERE id IN (:a, :b, :c)", a=old, b=young, c=kept)
@@ -507,6 +509,8 @@ async def test_texts_are_embedded_by_an_alias(here: House, client: AsyncOpenAI) 
         "/v1/embeddings", json={"model": "embedding", "input": "three", "encoding_format": "base64"}
     )
     assert struct.unpack("<4f", base64.b64decode(raw.json()["data"][0]["embedding"])) == (*vector("three"),)
+    short = await client.embeddings.create(model="embedding", input="three", dimensions=2)
+    assert short.data[0].embedding == vector("three", 2)  # and not what is kept of another length
     plain = await here.admin.post("/api/v1/llm/embeddings", json={"model": "embedding", "input": "three"})
     assert plain.json()["data"][0]["embedding"] == vector("three")
     run = (await here.admin.get(f"/api/v1/runs/{plain.headers['x-run-id']}")).json()

@@ -1,5 +1,6 @@
 """Messages and options of a call, before anything is sent."""
 
+import json
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from app.domain import Message
 from app.errors import InvalidInput
 from app.llm.llm import Completion
-from app.llm.messages import normalise
+from app.llm.messages import Prompt, named, normalise
 from app.llm.options import checked
 
 
@@ -101,3 +102,28 @@ def test_a_bad_option_is_named(name: str, value: object) -> None:
         checked({"temperature": 1, name: value})
     assert caught.value.param == name
     assert name in caught.value.message
+
+
+def told(name: str, values: dict[str, bytes]) -> list[bytes]:
+    """The messages that a name leads to."""
+    body = values[name]
+    return [each for inner in json.loads(body) for each in told(inner, values)] if body.startswith(b"[") else [body]
+
+
+def test_a_long_conversation_is_named_by_runs_that_stay_the_same_as_it_moves_on() -> None:
+    said = [Message.user(f"number {at}") for at in range(400)]
+    kept: set[bytes] = set()
+    for first in (0, 1, 2, 9):
+        prompt = Prompt.of(said[first : first + 200])
+        names, values = named(prompt.values)
+        known = {value.digest.hex(): value.body for value in values}
+        assert [body for name in names for body in told(name, known)] == [value.body for value in prompt.values]
+        assert len(names) < 80
+        new = {value.body for value in values} - kept
+        assert first == 0 or len(new) < 12, "what moves on by a message stores little more than that"
+        kept |= new
+
+
+def test_a_short_conversation_is_named_message_by_message() -> None:
+    values = Prompt.of([Message.user(str(at)) for at in range(32)]).values
+    assert named(values) == ([value.digest.hex() for value in values], values)

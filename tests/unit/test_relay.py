@@ -31,6 +31,16 @@ def test_what_comes_after_a_gap_waits_for_the_stored_answer() -> None:
     assert log.answer() == "ab"
 
 
+def test_what_is_begun_anew_with_other_words_is_not_mixed_with_what_was_heard() -> None:
+    log = Log(new_id())
+    for item in (entry(0, "ab"), entry(0, "ab", "c")):
+        extend(log, item)
+    assert (log.answer(), log.strayed) == ("abc", False)
+    for item in (entry(0, "axcd"), entry(4, "ef")):
+        extend(log, item)
+    assert (log.answer(), log.strayed) == ("abc", True)
+
+
 def test_an_entry_is_the_same_after_its_journey() -> None:
     sent = Entry(3, [Chunk("a", "thinking"), Chunk("界")], [Bill(1, "m", 10, 2, 0, 0, False)])
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(sent), type=Entry) == sent

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from hashlib import sha256
+from typing import Any
 
 import msgspec
 import pytest
@@ -12,15 +13,14 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from app.agent.asking import Suspended, ask
-from app.agent.plain import revived
-from app.domain import Usage
+from app.agent.plain import canonical, revived
 from app.errors import InvalidInput
 from app.journal.recorder import Recorder
 from app.journal.replay import Done, Replay
 
 
-def done(seq: int, path: str, given: bytes, output: bytes | None, kind: str = "step", prompt: int = 0) -> Done:
-    return Done(seq, path, kind, sha256(given).digest(), output, Usage(prompt))
+def done(seq: int, path: str, given: bytes, output: bytes | None, kind: str = "step") -> Done:
+    return Done(seq, path, kind, sha256(given).digest(), output)
 
 
 @given(st.permutations(range(6)))
@@ -38,23 +38,15 @@ def test_equal_steps_are_served_once_each_in_the_order_they_began() -> None:
 
 
 def test_the_same_call_inside_another_step_is_another_one() -> None:
-    recorder = Recorder(Replay([done(1, "/outer/fetch", b"x", b"inner"), done(2, "/fetch", b"x", b"top")]))
+    recorder = Recorder(replay=Replay([done(1, "/outer/fetch", b"x", b"inner"), done(2, "/fetch", b"x", b"top")]))
     assert recorder.served("step", "fetch", b"x") == b"top"
     with recorder.step("step", "outer", nested=True):
         assert recorder.served("step", "fetch", b"x") == b"inner"
 
 
 def test_what_has_no_form_in_json_happens_again() -> None:
-    recorder = Recorder(Replay([done(1, "/open", b"x", None)]))
+    recorder = Recorder(replay=Replay([done(1, "/open", b"x", None)]))
     assert recorder.served("step", "open", b"x") is None
-
-
-def test_numbers_and_usage_go_on_where_they_ended() -> None:
-    recorder = Recorder(Replay([done(1, "/llm", b"", b"{}", prompt=7), done(4, "/llm", b"", b"{}", prompt=2)]))
-    with recorder.step("step", "next") as step:
-        assert step.seq == 5
-    assert recorder.usage == Usage(9)
-    assert [step.name for step in recorder.steps] == ["next"]
 
 
 class Approval(BaseModel):
@@ -78,38 +70,57 @@ def test_a_result_comes_back_as_the_type_that_the_function_says() -> None:
 # Questions
 
 
-def answered(recorder: Recorder, question: str, schema: type, *answers: object) -> Recorder:
-    """The run again, after these answers to that question."""
-    with pytest.raises(Suspended) as asked:
-        ask(recorder, question, schema, 60)
-    steps = [
-        Done(at, asked.value.path, "ask", sha256(asked.value.input).digest(), msgspec.json.encode(answer))
-        for at, answer in enumerate(answers)
-    ]
-    return Recorder(Replay(steps))
+class Person:
+    """Asks again and again, with the answers that were given so far."""
+
+    def __init__(self, question: str, schema: Any) -> None:
+        self.question, self.schema = question, schema
+        self.given: list[Done] = []
+        self.shown: list[tuple[str, str]] = []
+
+    def ask(self) -> Any:
+        self.shown = []
+        recorder = Recorder(after=10 * len(self.given), replay=Replay(self.given))
+        return ask(recorder, lambda kind, said: self.shown.append((kind, said)), self.question, self.schema, 60)
+
+    def is_asked(self) -> Suspended:
+        with pytest.raises(Suspended) as asked:
+            self.ask()
+        return asked.value
+
+    def answer(self, answer: Any) -> None:
+        asked = self.is_asked()
+        given = canonical({"question": self.question, "schema": asked.schema}) or b""
+        self.given.append(done(asked.seq, "/ask", given, msgspec.json.encode(answer), "ask"))
 
 
 def test_a_question_ends_the_run_and_its_answer_is_there_when_it_begins_anew() -> None:
-    recorder = answered(Recorder(), "Who?", str, "Ann")
-    assert ask(recorder, "Who?", str, 60) == "Ann"
-    with pytest.raises(Suspended):
-        ask(recorder, "Who else?", str, 60)
+    person = Person("Who?", str)
+    assert person.is_asked().question == "Who?"
+    assert person.shown == [("question", "Who?")]
+    person.answer("Ann")
+    assert person.ask() == "Ann"
+    assert person.shown == [("question", "Who?"), ("answer", "Ann")]
+    other = Person("Who else?", str)
+    other.given = person.given
+    other.is_asked()
 
 
 @pytest.mark.parametrize("answer", [{"ok": True}, '{"ok": true}', "yes", " true "])
 def test_a_person_may_answer_in_json_or_with_the_one_value_that_is_asked_for(answer: object) -> None:
-    assert ask(answered(Recorder(), "Publish?", Approval, answer), "Publish?", Approval, 60) == Approval(ok=True)
+    person = Person("Publish?", Approval)
+    person.answer(answer)
+    assert person.ask() == Approval(ok=True)
 
 
 def test_an_answer_that_cannot_be_read_is_asked_for_again_and_told_why() -> None:
-    recorder = answered(Recorder(), "Publish?", Approval, "perhaps")
-    with pytest.raises(Suspended) as again:
-        ask(recorder, "Publish?", Approval, 60)
-    assert again.value.question.startswith("I could not read your answer: ")
-    assert again.value.question.endswith("Publish?")
-    assert ask(answered(Recorder(), "Publish?", Approval, "perhaps", "no"), "Publish?", Approval, 60) == Approval(
-        ok=False
-    )
+    person = Person("Publish?", Approval)
+    person.answer("perhaps")
+    again = person.is_asked()
+    assert again.question.startswith("I could not read your answer: ")
+    assert again.question.endswith("Publish?")
+    person.answer("no")
+    assert person.ask() == Approval(ok=False)
 
 
 def test_no_handler_for_exceptions_keeps_a_run_from_waiting() -> None:
@@ -119,7 +130,7 @@ def test_no_handler_for_exceptions_keeps_a_run_from_waiting() -> None:
 @pytest.mark.parametrize(("question", "seconds"), [("", 1), ("x" * 10_001, 1), ("x", 0), ("x", 1e9)])
 def test_questions_and_their_time_are_bounded(question: str, seconds: float) -> None:
     with pytest.raises(InvalidInput):
-        ask(Recorder(), question, str, seconds)
+        ask(Recorder(), lambda kind, said: None, question, str, seconds)
 
 
 async def test_paths_are_those_of_each_task() -> None:

@@ -48,6 +48,8 @@ def test_both_names_of_the_base_url_work(monkeypatch: pytest.MonkeyPatch, name: 
         ("ADMIN_API_KEY", "short-secret"),
         ("OPENAI_BASE_URL", "ftp://x"),
         ("RUN_TIMEOUT", "-1"),
+        ("FILE_MAX_BYTES", "0"),
+        ("USER_MAX_FILE_BYTES", "-1"),
         ("LOG_LEVEL", "loud"),
     ],
 )
@@ -65,6 +67,16 @@ def test_a_wrong_value_is_one_sentence_that_names_the_setting(
 def test_an_empty_variable_is_as_good_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_URL", "")
     assert load().database_url is None
+
+
+def test_the_object_store_is_set_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MINIO_ENDPOINT", "MINIO_SECRET_KEY"):
+        monkeypatch.setenv(name, "canary")
+    with pytest.raises(SettingsError, match=r"^MINIO_ACCESS_KEY is not set: .* go together\.$") as caught:
+        load()
+    assert "canary" not in str(caught.value)
+    monkeypatch.setenv("MINIO_ACCESS_KEY", "canary")
+    assert "canary" not in repr(load(minio_endpoint="host"))
 
 
 def test_secrets_are_not_shown() -> None:

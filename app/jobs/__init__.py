@@ -1,0 +1,1 @@
+"""What workers do: kinds of jobs, and the consumer that takes them."""

@@ -1,0 +1,70 @@
+"""Doing a job: taken by one worker at a time, ended once, and given up when too many have died of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from app.domain import Job, JobState
+from app.errors import Unavailable
+from app.reports import report
+from app.store import jobs
+from app.store.database import is_passing
+from app.usecases.conduct import patiently
+from app.usecases.platform import Platform
+
+log = logging.getLogger(__name__)
+
+PAUSE_SECONDS = 1.0
+"""Before a job is tried again for which something was missing."""
+WRONG = {"code": "internal", "message": "Something went wrong in the server.", "status": 500}
+
+
+class Kind(NamedTuple):
+    """What is done for jobs of a kind. `work` gives false when it is left for another time; `give_up` ends what waits for it."""
+
+    work: Callable[[Platform, UUID], Awaitable[bool | None]]
+    give_up: Callable[[Platform, UUID], Awaitable[None]]
+
+
+async def perform(kind: Kind, platform: Platform, job: Job) -> None:
+    """Do a job, if this worker gets it. Its subject's state tells what is still to do, so it may be begun again."""
+    async with platform.engine.begin() as db:
+        taken = await jobs.take(db, job.id, platform.writer.replica)
+    if taken is None:
+        return
+    state, error = await _done(kind, platform, taken)
+    if state is JobState.QUEUED:
+        await patiently(lambda: _hand_back(platform, taken))
+    else:
+        await patiently(lambda: _end(platform, taken, state, error))
+
+
+async def _done(kind: Kind, platform: Platform, job: Job) -> tuple[JobState, Mapping[str, Any] | None]:
+    """What becomes of a job that was taken."""
+    if job.lost >= jobs.MAX_LOST:
+        await kind.give_up(platform, job.subject_id)
+        return JobState.FAILED, jobs.PARKED
+    try:
+        is_done = await kind.work(platform, job.subject_id)
+    except Exception as error:
+        if is_passing(error) or isinstance(error, Unavailable):
+            await asyncio.sleep(PAUSE_SECONDS)
+            return JobState.QUEUED, None
+        report(log, f"a job of kind {job.kind} failed", error)
+        await kind.give_up(platform, job.subject_id)
+        return JobState.FAILED, WRONG
+    return (JobState.QUEUED if is_done is False else JobState.COMPLETED), None
+
+
+async def _end(platform: Platform, job: Job, state: JobState, error: Mapping[str, Any] | None) -> None:
+    async with platform.engine.begin() as db:
+        await jobs.end(db, job, state, error)
+
+
+async def _hand_back(platform: Platform, job: Job) -> None:
+    async with platform.engine.begin() as db:
+        await jobs.hand_back(db, job)
