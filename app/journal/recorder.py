@@ -70,6 +70,10 @@ class Recorder:
         """The steps that have ended, in the order they began."""
         return sorted(self._steps, key=lambda step: step.seq)
 
+    def since(self, number: int) -> Sequence[Step]:
+        """The steps that have ended, but for so many that ended first."""
+        return self._steps[number:]
+
     @property
     def marks(self) -> int:
         """How many steps have begun and how many have ended, together: whether there is news for the bill."""

@@ -14,7 +14,7 @@ import asyncpg
 from msgspec.structs import replace
 
 from app.store import asked, beginnings, budgets, endings, ephemeral, jobs, turns
-from app.store.operations import AnswerRun, BeginRun, Finished, FinishRun, Op, Promote, Result
+from app.store.operations import AnswerRun, BeginRun, Finished, FinishRun, Op, Promote, RecordSteps, Result
 from app.store.rows import Rows, ValueKey, store
 
 
@@ -39,6 +39,8 @@ async def write(
         refused, resumed = await asked.decide(db, answers)
         results |= refused
         due += resumed
+    if records := [op for op in ops if isinstance(op, RecordSteps)]:
+        await endings.record(db, replica, records, rows)
     if finishes := [op for op in ops if isinstance(op, FinishRun)]:
         ended, waiting = await endings.decide(db, replica, finishes, locked, rows)
         results |= ended

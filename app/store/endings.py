@@ -9,7 +9,7 @@ import asyncpg
 from msgspec.structs import replace
 
 from app.domain import Message, Outcome, Run, RunStatus, now
-from app.store.operations import Finished, FinishRun, Result
+from app.store.operations import Finished, FinishRun, RecordSteps, Result
 from app.store.rows import Rows
 from app.store.turns import stored
 
@@ -46,6 +46,16 @@ async def decide(
         if op.promote and state and state["has_next"]:
             waiting.append(op.session_id)
     return results, waiting
+
+
+async def record(db: asyncpg.Connection, replica: UUID, ops: Sequence[RecordSteps], rows: Rows) -> None:
+    """Keep steps of runs that go on here; of one that was lost, nothing."""
+    states = {row["id"]: row for row in await db.fetch(CHECK, [op.run.id for op in ops])}
+    for op in ops:
+        state = states.get(op.run.id)
+        if state and state["replica"] == replica and state["status"] == RunStatus.RUNNING:
+            for step in op.steps:
+                rows.add_step(op.run, step)
 
 
 async def _ended_before(db: asyncpg.Connection, op: FinishRun) -> Finished:

@@ -9,7 +9,9 @@ from uuid import UUID
 from sqlalchemy import and_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.domain import Step
 from app.journal.replay import Done
+from app.store.runs import usage_of
 from app.store.tables import step_values, steps
 
 
@@ -28,4 +30,25 @@ async def completed(db: AsyncConnection, run_id: UUID) -> Sequence[Done]:
     return [
         Done(row.seq, row.path, row.kind, row.input_hash or b"", zlib.decompress(row.body) if row.body else None)
         for row in await db.execute(query)
+    ]
+
+
+async def calls(db: AsyncConnection, run_id: UUID, *, after: int) -> Sequence[Step]:
+    """The calls of language models of a run that goes on, as they were stored meanwhile, but for the first so many steps."""
+    query = select(steps).where(steps.c.run_id == run_id, steps.c.kind == "llm", steps.c.seq > after)
+    return [
+        Step(
+            row.seq,
+            row.path,
+            row.kind,
+            row.name,
+            row.status,
+            row.started_at,
+            row.ended_at,
+            model=row.model,
+            usage=usage_of(row),
+            error=row.error,
+            from_cache=row.from_cache,
+        )
+        for row in await db.execute(query.order_by(steps.c.seq))
     ]

@@ -95,6 +95,18 @@ class Promote(Struct, frozen=True):
     job: UUID | None = None
 
 
+class RecordSteps(Struct, frozen=True):
+    """Steps of a run that goes on, for whoever has to begin it anew. They are charged at its end, or when it is handed on."""
+
+    run: Run
+    steps: Sequence[Step]
+
+    @property
+    def session_id(self) -> UUID:
+        """The session that is locked for it."""
+        return self.run.session_id
+
+
 class AnswerRun(Struct, frozen=True):
     """A person's answer, as JSON, to the question for which a run waits: the run has its turn again."""
 
@@ -130,5 +142,5 @@ class FinishRun(Struct, frozen=True):
         return self.run.session_id
 
 
-Op = BeginRun | FinishRun | Promote | AnswerRun
+Op = BeginRun | FinishRun | Promote | AnswerRun | RecordSteps
 Result = Begun | Repeated | Asks | Finished | AppError | None

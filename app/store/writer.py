@@ -15,7 +15,19 @@ import asyncpg
 from app.errors import Unavailable
 from app.store.batch import write
 from app.store.gather import Connector, Gatherer
-from app.store.operations import AnswerRun, Asks, BeginRun, Begun, Finished, FinishRun, Op, Promote, Repeated, Result
+from app.store.operations import (
+    AnswerRun,
+    Asks,
+    BeginRun,
+    Begun,
+    Finished,
+    FinishRun,
+    Op,
+    Promote,
+    RecordSteps,
+    Repeated,
+    Result,
+)
 from app.store.rows import ValueKey
 
 MAX_WAITING = 4096
@@ -51,6 +63,10 @@ class Writer:
         """Transaction 2: the answer, its steps, its cost and the final state, once. None when the run was lost or erased."""
         finished: Finished | None = await self._gatherer.put(ending)
         return finished
+
+    async def record(self, steps: RecordSteps) -> None:
+        """Keep steps of a run that goes on."""
+        await self._gatherer.put(steps)
 
     async def answer(self, given: AnswerRun) -> Begun | None:
         """Let a run go on that waited for a person, here unless a worker is to; `Conflict` when it does not wait."""

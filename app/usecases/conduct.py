@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -26,7 +28,7 @@ from app.llm.tokens import count
 from app.reports import report
 from app.store import journal, messages, runs
 from app.store.database import is_passing
-from app.store.operations import AnswerRun, Begun, Finished, FinishRun
+from app.store.operations import AnswerRun, Begun, Finished, FinishRun, RecordSteps
 from app.usecases.calls import called, names_of, paired
 from app.usecases.live import LiveRun
 from app.usecases.platform import Platform
@@ -36,6 +38,8 @@ from app.usecases.windows import MAX_MESSAGES, MAX_TOKENS, trim
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+RECORD_SECONDS = 1.0
+"""How often the steps of a background run are stored while it goes on."""
 PATIENCE_SECONDS = 60.0
 """How long a run waits for a database that is away."""
 WRONG = "Something went wrong in the server."
@@ -66,7 +70,8 @@ async def _conduct(platform: Platform, begun: Begun, live: LiveRun, work: Work) 
     """Have the agent answer, store the answer, and only then end the log. What a server that ends leaves undone, another job does."""
     finished: Finished | None = None
     try:
-        result = await _result(platform, begun, live, work)
+        with _recording(platform, live):
+            result = await _result(platform, begun, live, work)
         if isinstance(result, Suspended):
             ending = _waiting(live, begun, result)
         else:
@@ -80,6 +85,28 @@ async def _conduct(platform: Platform, begun: Begun, live: LiveRun, work: Work) 
         live.log.close(finished.outcome if finished else _broken(live.run, AppError(WRONG)))
     if finished.promoted:
         start(platform, finished.promoted)
+
+
+@contextmanager
+def _recording(platform: Platform, live: LiveRun) -> Iterator[None]:
+    """Keep the steps of a background run as they end: should its worker die, the next one need not take them again."""
+    if not live.run.background:
+        yield
+        return
+    keeping = platform.tasks.start(_keep_steps(platform, live), name="steps")
+    try:
+        yield
+    finally:
+        keeping.cancel()
+
+
+async def _keep_steps(platform: Platform, live: LiveRun) -> None:
+    kept = 0
+    while True:
+        await asyncio.sleep(RECORD_SECONDS)
+        if steps := live.recorder.since(kept):
+            kept += len(steps)
+            await patiently(partial(platform.writer.record, RecordSteps(live.run, steps)))
 
 
 async def _result(platform: Platform, begun: Begun, live: LiveRun, work: Work) -> Answer | Suspended | AppError | None:

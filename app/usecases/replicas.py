@@ -17,7 +17,7 @@ from app.journal.log import Log, joined
 from app.journal.recorder import Bill
 from app.llm.tokens import count
 from app.reports import report
-from app.store import budgets, jobs, messages, redis, runs
+from app.store import budgets, jobs, journal, messages, redis, runs
 from app.store.database import is_passing
 from app.store.operations import FinishRun
 from app.store.redis import Client
@@ -190,11 +190,25 @@ async def _remains(platform: Platform, run: Run, credential_id: UUID | None) -> 
     said, bills = await _said(platform.redis, run.id)
     chunks = joined(event.chunk for event in said.events)
     status = RunStatus.CANCELLED if run.cancel_requested else RunStatus.PARTIAL if chunks else RunStatus.FAILED
-    steps = [_settled(bill, chunks, run) for bill in bills or await _unknown_bill(platform, run)]
+    steps = await _spent(platform, run, chunks, bills)
     usage = sum((step.usage for step in steps), run.usage)
     answers: list[Message] = [stored_answer(chunks, status)] if chunks else []
     ended = replace(run, status=status, error=SERVER_LOST, usage=usage, layout=layout(chunks))
     return FinishRun(ended, answers, steps, credential_id)
+
+
+async def _spent(platform: Platform, run: Run, chunks: Sequence[Chunk], bills: Sequence[Bill]) -> list[Step]:
+    """The calls of a run as far as they are known: as they were stored meanwhile, or as its server told of them last."""
+    kept: dict[int, Step] = {}
+    if run.background:
+        async with platform.engine.connect() as db:
+            job = await jobs.get(db, run.id)
+            after = conduct.steps_before(job.attempt if job else 1)
+            kept = {step.seq: step for step in await journal.calls(db, run.id, after=after)}
+    open_bills = [bill for bill in bills if bill.seq not in kept]
+    if not (kept or bills):
+        open_bills = await _unknown_bill(platform, run)
+    return [*kept.values(), *(_settled(bill, chunks, run) for bill in open_bills)]
 
 
 async def _said(client: Client | None, run_id: UUID) -> tuple[Log, Sequence[Bill]]:

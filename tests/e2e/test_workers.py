@@ -29,6 +29,17 @@ class Deadly(Chattable):
         os.kill(os.getpid(), signal.SIGKILL)
         return "never"
 '''
+CAREFUL_AGENT = '''
+"""Does one thing after the other."""
+from app.agent import Chattable, Message, Reply
+
+class Careful(Chattable):
+    id = "careful_agent"
+
+    async def chat(self, message: Message) -> Reply:
+        first = await self.llm.ainvoke("say the first call")
+        return await self.llm.acall(f"{message.content} after {first}")
+'''
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -37,6 +48,7 @@ async def installation(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterato
     folder = tmp_path_factory.mktemp("workers")
     async with cluster(folder, 1, JOBS="0") as made:
         (folder / "agents/deadly_agent.py").write_text(DEADLY_AGENT)
+        (folder / "agents/careful_agent.py").write_text(CAREFUL_AGENT)
         yield made
 
 
@@ -123,6 +135,27 @@ async def test_a_run_whose_worker_is_killed_is_done_by_another(made: tuple[Clust
     (row,) = await it.rows("SELECT completion_tokens, pending FROM runs WHERE id = $1", run)
     assert row["completion_tokens"] == sum(bill["completion_tokens"] for bill in bills)
     assert row["pending"] is None
+
+
+async def test_what_a_killed_worker_had_stored_is_not_done_again(made: tuple[Cluster, Server]) -> None:
+    it, server = made
+    caller = await it.user(server, "careful")
+    id = await caller.session(server, "careful_agent")
+    before = (await it.fake.stats())["hits"]
+    one = await it.worker()
+    run = await accepted(caller, server, id, slowly(TEXT, 0.1))
+
+    async def is_stored() -> bool:
+        return bool(await it.rows("SELECT FROM steps WHERE run_id = $1 AND kind = 'llm'", run))
+
+    await until(is_stored, 20, "the first call is stored")
+    await heard(caller, server, run)
+    one.kill()
+    await it.worker()
+    assert (await ended(caller, server, run))["status"] == "completed"
+    assert (await it.fake.stats())["hits"] - before == 3, "the first call once, the second once a worker"
+    bills = await it.rows("SELECT seq, estimated FROM ledger WHERE run_id = $1 ORDER BY seq", run)
+    assert [bill["estimated"] for bill in bills] == [False, True, False]
 
 
 async def test_a_run_that_kills_three_workers_is_parked(made: tuple[Cluster, Server]) -> None:

@@ -11,15 +11,18 @@ import httpx2
 import pytest
 from sqlalchemy import text
 
+from app.api.batches import ask
 from app.domain import Job, new_id
 from app.jobs.consumer import Consumer
-from app.jobs.kinds import KINDS, Work
+from app.jobs.kinds import Work, kinds
 from app.store import jobs
 from app.store.database import plain_connector
 from app.usecases.platform import Platform
 from tests.engines import Engines
 from tests.fakes.upstream import FakeUpstream
 from tests.house import House, events, open_house, send, session
+
+KINDS = kinds(ask)
 
 
 async def rows(house: House, query: str, **values: Any) -> list[Any]:
@@ -70,9 +73,9 @@ async def idle(running: Engines, database_url: str, fake: FakeUpstream) -> Async
         yield house
 
 
-def take_jobs(house: House, database_url: str, kinds: Mapping[str, Work] = KINDS) -> None:
+def take_jobs(house: House, database_url: str, known: Mapping[str, Work] = KINDS) -> None:
     """Let the server do jobs from now on."""
-    consumer = Consumer(house.platform, plain_connector(database_url), kinds, 4)
+    consumer = Consumer(house.platform, plain_connector(database_url), known, 4)
     house.platform.tasks.start(consumer.run(), name="jobs")
 
 
