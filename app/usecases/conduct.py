@@ -32,7 +32,7 @@ from app.store.operations import AnswerRun, Begun, Finished, FinishRun, RecordSt
 from app.usecases.calls import called, names_of, paired
 from app.usecases.live import LiveRun
 from app.usecases.platform import Platform
-from app.usecases.requests import asked_in, history_of, record, request_of, told
+from app.usecases.requests import SAID, asked_in, history_of, record, request_of, told
 from app.usecases.windows import MAX_MESSAGES, MAX_TOKENS, trim
 
 log = logging.getLogger(__name__)
@@ -144,7 +144,10 @@ async def _answer(platform: Platform, begun: Begun, live: LiveRun) -> Answer:
         live.recorder.serve(Replay(await _done(platform, begun.run.id)))
     if begun.request and request:
         live.tools = names_of(request.tools)
-        record(live.recorder, begun.request["body"], history if begun.ephemeral else history[-1:])
+        if begun.ephemeral:
+            record(live.recorder, begun.request["body"], history)
+        elif begun.request["body"].keys() - SAID:
+            record(live.recorder, begun.request["body"], history[-1:])
     shown = told(request, history if begun.ephemeral else paired(history))
     with platform.agents.lease(session.agent_id) as version:
         binding = Binding(

@@ -19,6 +19,9 @@ from app.domain import Message
 from app.journal.recorder import Recorder
 from app.store.operations import Begun
 
+SAID = frozenset({"model", "messages", "stream", "session_id"})
+"""What the run itself and its session's messages tell of a request; its step tells the rest."""
+
 
 def request_of(begun: Begun) -> OpenAIRequest | None:
     """The request, when there is one."""
