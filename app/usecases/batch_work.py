@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from functools import partial
 from typing import Any
 from uuid import UUID
@@ -30,8 +30,13 @@ SHARD = 200
 """How many requests one job answers."""
 AT_ONCE = 32
 """How many requests of a shard are under way at once; the endpoints of language models have limits of their own."""
-PART = 100
-"""How many requests are stored, or written, together."""
+PART = 20
+"""How many requests are stored, or written, together, ..."""
+PART_BYTES = 1_000_000
+"""... unless they are longer."""
+LARGE_BYTES = 250_000
+LARGE_AT_ONCE = 4
+"""How many requests of more than `LARGE_BYTES` a shard has in memory."""
 LOOK_SECONDS = 2.0
 """How often a shard looks whether its batch was cancelled."""
 MAX_WAIT = 60.0
@@ -59,6 +64,10 @@ async def validate(platform: Platform, id: UUID) -> None:
     if batch.status is BatchStatus.CANCELLING:
         await _move(platform, batch, BatchStatus.CANCELLED)
         return
+    if now() > batch.expires_at:
+        await _erase_items(platform, id)
+        await _move(platform, batch, BatchStatus.EXPIRED)
+        return
     requests = Requests(batch.endpoint)
     last = 0
     try:
@@ -81,6 +90,8 @@ async def _begin(platform: Platform, batch: Batch, last: int) -> None:
     """Have one job answer every shard of lines up to the last."""
     shards = {new_id(): after for after in range(0, last, SHARD)}
     async with platform.engine.begin() as db:
+        if await accounts.lock_user(db, batch.user_id) is None:  # before his batch, as who erases him does
+            return
         total = await batches.count_items(db, batch.id)
         since = (BatchStatus.VALIDATING,)
         moved = await batches.move(db, batch.id, to=BatchStatus.IN_PROGRESS, at=_second(), since=since, total=total)
@@ -99,7 +110,7 @@ async def answer_shard(ask: Ask, platform: Platform, shard: UUID) -> bool:
     if found is None:
         return True
     batch, after = found
-    if batch.status is BatchStatus.IN_PROGRESS:
+    if batch.status is BatchStatus.IN_PROGRESS and now() <= batch.expires_at:
         await _Shard(platform, batch, ask).answer(range(after + 1, after + 1 + SHARD))
         if platform.draining.is_set():
             return False
@@ -111,9 +122,11 @@ async def end_shard(platform: Platform, shard: UUID) -> None:
     """A shard has ended, whether or not all of it was answered."""
     async with platform.engine.begin() as db:
         found = await batches.get_shard(db, shard)
-        if found is None or not await batches.end_shard(db, found[0].id, shard):
+        if found is None or await accounts.lock_user(db, found[0].user_id) is None:  # before his batch
             return
         batch = found[0]
+        if not await batches.end_shard(db, batch.id, shard):
+            return
         since = (BatchStatus.IN_PROGRESS,)
         await batches.move(db, batch.id, to=BatchStatus.FINALIZING, at=_second(), since=since)
         await jobs.add(db, [Job(new_id(), "batch_end", batch.user_id, batch.id)])
@@ -127,6 +140,7 @@ class _Shard:
         self._batch = batch
         self._ask = ask
         self._over = asyncio.Event()
+        self._large = asyncio.Semaphore(LARGE_AT_ONCE)
 
     async def answer(self, lines: range) -> None:
         """Answer them until there are none left, or the batch's end has come."""
@@ -135,10 +149,11 @@ class _Shard:
             waiting = iter(await batches.open_items(db, self._batch.id, lines))
 
         async def work() -> None:
-            for item in waiting:
-                if self._over.is_set() or self._platform.draining.is_set():
-                    return
-                await self._answer(principal, item)
+            for line, size in waiting:
+                async with self._large if size > LARGE_BYTES else nullcontext():
+                    if self._over.is_set() or self._platform.draining.is_set():
+                        return
+                    await self._answer(principal, line)
 
         async with asyncio.TaskGroup() as group:
             watching = group.create_task(self._watch())
@@ -154,28 +169,29 @@ class _Shard:
             if batch is None or now() > batch.expires_at or self._platform.draining.is_set():
                 self._over.set()
 
-    async def _answer(self, principal: Principal, item: Item) -> None:
+    async def _answer(self, principal: Principal, line: int) -> None:
         """Answer one request; where there is no room for it now, later."""
-        key = f"batch {self._batch.id} {item.line}"
+        async with self._platform.engine.connect() as db:
+            request = await batches.request(db, self._batch.id, line)
+        if request is None:
+            return
+        key = f"batch {self._batch.id} {line}"
         pause = 1.0
         while not self._over.is_set():
-            answered = await self._asked(principal, item, key)
+            answered = await self._ask(self._platform, principal, self._batch.endpoint, request, key)
             if answered.retry_after is None:
-                await self._keep(item, answered)
+                await self._keep(line, answered)
                 return
             pause = min(MAX_WAIT, max(answered.retry_after, pause * 2))
             await _either(self._over, pause)
 
-    async def _asked(self, principal: Principal, item: Item, key: str) -> Answered:
-        return await self._ask(self._platform, principal, self._batch.endpoint, item.request, key)
-
-    async def _keep(self, item: Item, answered: Answered) -> None:
+    async def _keep(self, line: int, answered: Answered) -> None:
         async def keep() -> None:
             async with self._platform.engine.begin() as db:
                 await batches.answer(
                     db,
                     self._batch.id,
-                    item.line,
+                    line,
                     status=answered.status,
                     request_id=new_id(),
                     body=answered.body,
@@ -232,7 +248,7 @@ async def _write(platform: Platform, batch: Batch, tokens: Tokens, *, well: bool
             return None
     principal = await _principal(platform, batch)
     name = f"batch_{batch.id.hex}_{'output' if well else 'error'}.jsonl"
-    async with files.uploading(platform, principal) as upload:
+    async with files.uploading(platform, principal, is_owed=True) as upload:
         async with aclosing(_written(platform, batch, tokens, well=well)) as pieces:
             await upload.take(pieces)
         return await upload.keep(
@@ -275,6 +291,7 @@ async def fail(platform: Platform, id: UUID) -> None:
         message = "Every worker that tried this has died, or it failed in the server."
         told = {"code": "server_error", "line": None, "message": message, "param": None}
         await _move(platform, batch, BatchStatus.FAILED, errors=[told])
+        await _erase_items(platform, id)
 
 
 # Steps
@@ -313,11 +330,13 @@ async def _erase_items(platform: Platform, id: UUID) -> None:
 
 async def _parts(items: AsyncGenerator[Item, None]) -> AsyncGenerator[list[Item], None]:
     part: list[Item] = []
+    size = 0
     async for item in items:
         part.append(item)
-        if len(part) == PART:
+        size += len(item.request)
+        if len(part) == PART or size > PART_BYTES:
             yield part
-            part = []
+            part, size = [], 0
     if part:
         yield part
 

@@ -31,11 +31,23 @@ class Kind(NamedTuple):
 
 
 async def perform(kind: Kind, platform: Platform, job: Job) -> None:
-    """Do a job, if this worker gets it. Its subject's state tells what is still to do, so it may be begun again."""
-    async with platform.engine.begin() as db:
-        taken = await jobs.take(db, job.id, platform.writer.replica)
-    if taken is None:
+    """Do a job, if this worker gets it. Its subject's state tells what is still to do, so it may be begun again.
+
+    The reaper queues again what this replica has taken and does not do: the end of such a job, or its beginning, was not heard of.
+    """
+    if job.id in platform.jobs:  # an attempt that was taken for lost goes on
         return
+    platform.jobs.add(job.id)
+    try:
+        async with platform.engine.begin() as db:
+            taken = await jobs.take(db, job.id, platform.writer.replica)
+        if taken is not None:
+            await _perform(kind, platform, taken)
+    finally:
+        platform.jobs.discard(job.id)
+
+
+async def _perform(kind: Kind, platform: Platform, taken: Job) -> None:
     state, error = await _done(kind, platform, taken)
     if state is JobState.QUEUED:
         await patiently(lambda: _hand_back(platform, taken))

@@ -11,15 +11,18 @@ import httpx2
 import pytest
 from sqlalchemy import text
 
+from app.api.batches import ask
 from app.domain import Job, new_id
 from app.jobs.consumer import Consumer
-from app.jobs.kinds import KINDS, Work
+from app.jobs.kinds import Work, kinds
 from app.store import jobs
 from app.store.database import plain_connector
 from app.usecases.platform import Platform
 from tests.engines import Engines
 from tests.fakes.upstream import FakeUpstream
 from tests.house import House, events, open_house, send, session
+
+KINDS = kinds(ask)
 
 
 async def rows(house: House, query: str, **values: Any) -> list[Any]:
