@@ -134,10 +134,10 @@ async def take(db: AsyncConnection, id: UUID, replica: UUID) -> Job | None:
     return job_of(row) if row else None
 
 
-async def hand_back(db: AsyncConnection, job: Job) -> None:
-    """Let another worker take a job that this attempt has not done."""
+async def hand_back(db: AsyncConnection, job: Job, *, at_once: bool) -> None:
+    """Let another worker take a job that this attempt has not done: at once, or when `reissue` comes to it."""
     queued = {"state": JobState.QUEUED, "replica": None}
-    if (await db.execute(_held(job).values(**queued).returning(jobs.c.id))).first():
+    if (await db.execute(_held(job).values(**queued).returning(jobs.c.id))).first() and at_once:
         await queue.issue_in(db, [job.kind], [job.id])
 
 

@@ -7,7 +7,8 @@ so that an answer which a run has stored is found there.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, nullcontext
 from functools import partial
 from typing import Any
@@ -39,6 +40,8 @@ LARGE_AT_ONCE = 4
 """How many requests of more than `LARGE_BYTES` a shard has in memory."""
 LOOK_SECONDS = 2.0
 """How often a shard looks whether its batch was cancelled."""
+TURN_SECONDS = 60.0
+"""After so long a shard gives way to other jobs: one whose model is away would keep them from being done for a day."""
 MAX_WAIT = 60.0
 """The longest pause before a request is made again that found no room, in seconds."""
 MEDIA_TYPE = "application/jsonl"
@@ -62,11 +65,10 @@ async def validate(platform: Platform, id: UUID) -> None:
     if batch is None:
         return
     if batch.status is BatchStatus.CANCELLING:
-        await _move(platform, batch, BatchStatus.CANCELLED)
+        await _end(platform, batch, BatchStatus.CANCELLED)
         return
     if now() > batch.expires_at:
-        await _erase_items(platform, id)
-        await _move(platform, batch, BatchStatus.EXPIRED)
+        await _end(platform, batch, BatchStatus.EXPIRED)
         return
     requests = Requests(batch.endpoint)
     last = 0
@@ -80,8 +82,8 @@ async def validate(platform: Platform, id: UUID) -> None:
         message = "The file was deleted before it was read."
         requests.errors.append({"code": "invalid_input_file", "line": None, "message": message, "param": None})
     if requests.errors:
-        await _erase_items(platform, id)
-        await _move(platform, batch, BatchStatus.FAILED, errors=requests.errors)
+        since = (BatchStatus.VALIDATING, BatchStatus.CANCELLING)  # not what another worker has begun meanwhile
+        await _end(platform, batch, BatchStatus.FAILED, since, errors=requests.errors)
     else:
         await _begin(platform, batch, last)
 
@@ -99,8 +101,7 @@ async def _begin(platform: Platform, batch: Batch, last: int) -> None:
             await batches.add_shards(db, batch.id, shards)
             await jobs.add(db, [Job(new_id(), "batch_shard", batch.user_id, shard) for shard in shards])
     if not moved:  # cancelled meanwhile, before anything was asked
-        await _erase_items(platform, batch.id)
-        await _move(platform, batch, BatchStatus.CANCELLED)
+        await _end(platform, batch, BatchStatus.CANCELLED)
 
 
 async def answer_shard(ask: Ask, platform: Platform, shard: UUID) -> bool:
@@ -111,8 +112,9 @@ async def answer_shard(ask: Ask, platform: Platform, shard: UUID) -> bool:
         return True
     batch, after = found
     if batch.status is BatchStatus.IN_PROGRESS and now() <= batch.expires_at:
-        await _Shard(platform, batch, ask).answer(range(after + 1, after + 1 + SHARD))
-        if platform.draining.is_set():
+        work = _Shard(platform, batch, ask)
+        await work.answer(range(after + 1, after + 1 + SHARD))
+        if work.leaves_off:
             return False
     await end_shard(platform, shard)
     return True
@@ -140,10 +142,16 @@ class _Shard:
         self._batch = batch
         self._ask = ask
         self._over = asyncio.Event()
+        self._turn_ends = time.monotonic() + TURN_SECONDS
         self._large = asyncio.Semaphore(LARGE_AT_ONCE)
 
+    @property
+    def leaves_off(self) -> bool:
+        """Whether the rest is for another worker, or for another turn."""
+        return self._platform.draining.is_set() or time.monotonic() > self._turn_ends
+
     async def answer(self, lines: range) -> None:
-        """Answer them until there are none left, or the batch's end has come."""
+        """Answer them until there are none left, its turn is over, or the batch's end has come."""
         principal = await _principal(self._platform, self._batch)
         async with self._platform.engine.connect() as db:
             waiting = iter(await batches.open_items(db, self._batch.id, lines))
@@ -151,7 +159,7 @@ class _Shard:
         async def work() -> None:
             for line, size in waiting:
                 async with self._large if size > LARGE_BYTES else nullcontext():
-                    if self._over.is_set() or self._platform.draining.is_set():
+                    if self._over.is_set() or self.leaves_off:
                         return
                     await self._answer(principal, line)
 
@@ -162,11 +170,11 @@ class _Shard:
             watching.cancel()
 
     async def _watch(self) -> None:
-        """See whether the batch is cancelled, or its time is over."""
+        """See whether the batch is cancelled, or its time or its turn is over."""
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             batch = await _open(self._platform, self._batch.id, BatchStatus.IN_PROGRESS)
-            if batch is None or now() > batch.expires_at or self._platform.draining.is_set():
+            if batch is None or now() > batch.expires_at or self.leaves_off:
                 self._over.set()
 
     async def _answer(self, principal: Principal, line: int) -> None:
@@ -290,8 +298,7 @@ async def fail(platform: Platform, id: UUID) -> None:
     if batch := await _open(platform, id, *batches.OPEN):
         message = "Every worker that tried this has died, or it failed in the server."
         told = {"code": "server_error", "line": None, "message": message, "param": None}
-        await _move(platform, batch, BatchStatus.FAILED, errors=[told])
-        await _erase_items(platform, id)
+        await _end(platform, batch, BatchStatus.FAILED, errors=[told])
 
 
 # Steps
@@ -313,19 +320,22 @@ async def _principal(platform: Platform, batch: Batch) -> Principal:
     return Principal(user, frozenset({Scope.CHAT}), batch.credential_id, gives_way=True)
 
 
-async def _move(platform: Platform, batch: Batch, to: BatchStatus, **changes: object) -> None:
+async def _end(
+    platform: Platform,
+    batch: Batch,
+    to: BatchStatus,
+    since: Sequence[BatchStatus] = batches.OPEN,
+    **changes: object,
+) -> None:
+    """End a batch that has no files, and forget its requests."""
     async with platform.engine.begin() as db:
-        await batches.move(db, batch.id, to=to, at=_second(), since=batches.OPEN, **changes)
+        if await batches.move(db, batch.id, to=to, at=_second(), since=since, **changes):
+            await batches.erase_items(db, batch.id)
 
 
 async def _add_items(platform: Platform, id: UUID, items: list[Item]) -> None:
     async with platform.engine.begin() as db:
         await batches.add_items(db, id, items)
-
-
-async def _erase_items(platform: Platform, id: UUID) -> None:
-    async with platform.engine.begin() as db:
-        await batches.erase_items(db, id)
 
 
 async def _parts(items: AsyncGenerator[Item, None]) -> AsyncGenerator[list[Item], None]:

@@ -22,8 +22,9 @@ from app.store import batches as rows
 from app.store import jobs
 from app.store.batches import Item
 from app.usecases import batch_work, batches, conduct, files
+from tests.engines import Engines
 from tests.fakes.upstream import FakeUpstream
-from tests.house import House
+from tests.house import House, open_house, send, session
 from tests.integration.test_openai_sdk import sdk
 
 CHAT = "/v1/chat/completions"
@@ -438,3 +439,24 @@ async def test_few_large_requests_are_in_memory_at_once(client: AsyncOpenAI, mon
     monkeypatch.setattr(batch_work, "PART_BYTES", 1)
     done = await until(client, await submit(client, [chat(f"say {at}") for at in range(5)]), "completed")
     assert len(await lines(client, done.output_file_id)) == 5
+
+
+async def test_a_batch_whose_model_is_away_keeps_no_other_jobs_from_being_done(
+    running: Engines, database_url: str, fake: FakeUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_work, "TURN_SECONDS", 0.2)
+    monkeypatch.setattr(batch_work, "LOOK_SECONDS", 0.05)
+    given: dict[str, Any] = {"redis_url": running.redis_url, "openai_base_url": fake.base_url}
+    async with open_house(database_url, jobs=1, **given) as house:
+        ann = await house.user("ann")
+        async with sdk(house, ann.headers["authorization"].removeprefix("Bearer ")) as client:
+            fake.fail("503", times=1000)
+            batch = await submit(client, [chat("say x")])
+            await fake.until(lambda: fake.hits >= 1)
+            accepted = await send(ann, await session(ann), "repeat: done", mode="background")
+            async with asyncio.timeout(20):
+                while not (await ann.get(f"/api/v1/runs/{accepted.json()['run_id']}")).json()["ended_at"]:
+                    await asyncio.sleep(0.05)
+            assert (await client.batches.retrieve(batch.id)).status == "in_progress"
+            await client.batches.cancel(batch.id)
+            await until(client, batch, "cancelled")
