@@ -12,14 +12,13 @@ from pydantic import BaseModel, BeforeValidator, Field, StringConstraints, TypeA
 from starlette.datastructures import Headers
 from starlette.responses import Response
 
-from app.api import openai, openai_errors, responses
+from app.api import openai, responses
 from app.api.callers import Chat, Here, StrictRoute, strict_json
 from app.api.fields import Key, Text, file_ref, to_file_id, to_id
 from app.api.openai_models import CompletionBody, EmbeddingsIn
-from app.api.problems import sentence
+from app.api.problems import from_exception, sentence
 from app.api.responses_models import ResponseBody, ResponseIn
 from app.domain import Batch, BatchStatus, Principal
-from app.errors import AppError
 from app.usecases import batches
 from app.usecases.batch_work import Answered
 from app.usecases.platform import Platform
@@ -237,13 +236,10 @@ async def ask(platform: Platform, principal: Principal, endpoint: str, body: byt
     try:
         response = await ANSWERS[endpoint](platform, principal, strict_json(body) | {"stream": False}, headers)
     except ValidationError as error:
-        response = _refusal(sentence(error.errors(include_url=False, include_input=False)))
-    except AppError as error:
-        response = _refusal(error)
+        refusal = sentence(error.errors(include_url=False, include_input=False))
+        response = from_exception(refusal, endpoint)
+    except Exception as error:  # whatever is wrong with one request is no matter of the others
+        response = from_exception(error, endpoint)
     later = response.headers.get("retry-after")
     may_do_better = response.status_code in (429, 503) and response.headers.get("x-should-retry") != "false"
     return Answered(response.status_code, bytes(response.body), float(later or 1) if may_do_better else None)
-
-
-def _refusal(error: AppError) -> Response:
-    return openai_errors.response(error.to_dict(), retry_after=error.retry_after)

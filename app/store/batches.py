@@ -130,15 +130,21 @@ async def count_items(db: AsyncConnection, id: UUID) -> int:
     return int((await db.execute(select(func.count()).where(batch_items.c.batch_id == id))).scalar_one())
 
 
-async def open_items(db: AsyncConnection, id: UUID, lines: range) -> Sequence[Item]:
-    """Those of these lines that have no answer yet."""
-    query = select(batch_items.c.line, batch_items.c.custom_id, batch_items.c.request).where(
+async def open_items(db: AsyncConnection, id: UUID, lines: range) -> Sequence[tuple[int, int]]:
+    """Those of these lines that have no answer yet, and the bytes of their requests."""
+    query = select(batch_items.c.line, func.octet_length(batch_items.c.request)).where(
         batch_items.c.batch_id == id,
         batch_items.c.line >= lines.start,
         batch_items.c.line < lines.stop,
         batch_items.c.status.is_(None),
     )
-    return [Item(*row) for row in await db.execute(query.order_by(batch_items.c.line))]
+    return [(row[0], row[1]) for row in await db.execute(query.order_by(batch_items.c.line))]
+
+
+async def request(db: AsyncConnection, id: UUID, line: int) -> bytes | None:
+    """A request; None when it was erased."""
+    query = select(batch_items.c.request).where(batch_items.c.batch_id == id, batch_items.c.line == line)
+    return (await db.execute(query)).scalar()
 
 
 async def answer(db: AsyncConnection, id: UUID, line: int, *, status: int, request_id: UUID, body: bytes) -> None:
@@ -164,8 +170,9 @@ async def any_answer(db: AsyncConnection, id: UUID, *, well: bool) -> bool:
 
 
 async def answers(db: AsyncConnection, id: UUID, *, well: bool, after: int, limit: int) -> Sequence[Item]:
-    """Requests that were answered well, or those that were not, or not at all, in their order."""
-    query = select(*(batch_items.c[name] for name in Item._fields)).where(
+    """What became of requests that were answered well, or of those that were not, or not at all, in their order."""
+    known = {"request": literal(b"").label("request")}
+    query = select(*(known.get(name, batch_items.c[name]) for name in Item._fields)).where(
         batch_items.c.batch_id == id, batch_items.c.line > after, _went(well)
     )
     return [Item(*row) for row in await db.execute(query.order_by(batch_items.c.line).limit(limit))]

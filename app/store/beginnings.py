@@ -39,7 +39,7 @@ SELECT (SELECT r.id FROM runs r WHERE r.session_id = s.id AND r.kind = 'chat' AN
        EXISTS (SELECT FROM runs r WHERE r.session_id = s.id AND r.kind = 'chat' AND r.status = 'waiting'
           AND r.id <> w.run_id) AS asks,
        (SELECT count(*) FROM runs r WHERE r.session_id = s.id AND r.status = 'queued') AS queued,
-       EXISTS (SELECT FROM runs r WHERE r.id = w.run_id) AS stored,
+       (SELECT r.status FROM runs r WHERE r.id = w.run_id) AS stored,
        w.credential_id IS NULL OR EXISTS (
          SELECT FROM credentials c WHERE c.id = w.credential_id AND c.revoked_at IS NULL
            AND (c.expires_at IS NULL OR c.expires_at > now())) AS good,
@@ -154,7 +154,7 @@ def _begin(
     waits = _waits(session, check)
     background = _is_background(op, session)
     later = waits or background
-    placed = [op.message] if background and check["stored"] else _placed(op, session, check, known)
+    placed = [op.message] if later and check["stored"] else _placed(op, session, check, known)
     message = op.message if later else placed[-1]
     agent_id = op.agent_id or session["agent_id"]
     run = Run(
@@ -190,7 +190,9 @@ def _begin(
 
 def _waits(session: asyncpg.Record, check: asyncpg.Record) -> bool:
     """Whether the message has to wait for others in its session, which may refuse it then."""
-    if check["stored"] or not (check["active"] or check["queued"]):
+    if check["stored"]:  # written before, when the commit was not heard of
+        return bool(check["stored"] == RunStatus.QUEUED)
+    if not (check["active"] or check["queued"]):
         return False
     if session["params"].get("busy", "reject") == "reject":
         raise SessionBusy

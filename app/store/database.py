@@ -124,7 +124,12 @@ serialisation failure, deadlock."""
 
 
 def is_passing(error: BaseException) -> bool:
-    """Whether a failed statement may well succeed a little later: the server is away, starting, or out of connections."""
+    """Whether a failed statement may well succeed a little later: the server is away, starting, or out of connections.
+
+    Of a group, whether all of them may.
+    """
+    if isinstance(error, BaseExceptionGroup):
+        return all(map(is_passing, error.exceptions))
     if isinstance(error, DBAPIError):
         state = str(getattr(error.orig, "sqlstate", None) or "")
         return (

@@ -10,19 +10,8 @@ from sqlalchemy import Row, Select, and_, delete, func, insert, select, true, up
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain import Errand, Page, Role, Session, SessionParams, Step, User
-from app.store.runs import run_of, usage_of
+from app.store.runs import Part, run_of, usage_of
 from app.store.tables import errands, runs, sessions, steps, users
-
-
-class _Part:
-    """The columns of a row whose names begin alike, under the rest of their names."""
-
-    def __init__(self, row: Row[Any], prefix: str) -> None:
-        self._row = row
-        self._prefix = prefix
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._row, self._prefix + name)
 
 
 def errand_of(row: Row[Any]) -> Errand:
@@ -44,7 +33,7 @@ def errand_of(row: Row[Any]) -> Errand:
         name=row.name,
         content=row.content,
         session=session,
-        run=run_of(_Part(row, "r_")) if row.r_id else None,
+        run=run_of(Part(row, "r_")) if row.r_id else None,
         runs=row.attempts or 0,
         created_at=row.created_at,
     )

@@ -5,13 +5,13 @@ A background run's job has the run's id and lives in the run's transactions, whi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
 import asyncpg
-from sqlalchemy import Row, Update, delete, exists, func, insert, select, text, update
+from sqlalchemy import Row, Update, and_, case, delete, exists, func, insert, or_, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain import Job, JobState, Run, RunStatus
@@ -47,7 +47,7 @@ FROM unnest($1::uuid[], $2::text[], $3::boolean[], $4::jsonb[]) AS e(id, state, 
 WHERE j.id = e.id AND j.state = 'running' RETURNING j.id, j.state"""
 TICKETLESS = f"""
 SELECT id, kind FROM jobs WHERE state = 'queued' AND NOT EXISTS (
-  SELECT FROM pgqueuer q WHERE q.dedupe_key = jobs.id::text AND q.status IN ('queued', 'picked')) LIMIT {REISSUED}"""  # noqa: S608 - a constant
+  SELECT FROM pgqueuer q WHERE q.dedupe_key = jobs.id::text AND q.status IN ('queued', 'picked')) ORDER BY id LIMIT {REISSUED}"""  # noqa: S608 - a constant
 
 _ENDS = {
     RunStatus.QUEUED: JobState.QUEUED,
@@ -135,10 +135,10 @@ async def take(db: AsyncConnection, id: UUID, replica: UUID) -> Job | None:
     return job_of(row) if row else None
 
 
-async def hand_back(db: AsyncConnection, job: Job) -> None:
-    """Let another worker take a job that this attempt has not done."""
+async def hand_back(db: AsyncConnection, job: Job, *, at_once: bool) -> None:
+    """Let another worker take a job that this attempt has not done: at once, or when `reissue` comes to it."""
     queued = {"state": JobState.QUEUED, "replica": None}
-    if (await db.execute(_held(job).values(**queued).returning(jobs.c.id))).first():
+    if (await db.execute(_held(job).values(**queued).returning(jobs.c.id))).first() and at_once:
         await queue.issue_in(db, [job.kind], [job.id])
 
 
@@ -152,14 +152,16 @@ def _held(job: Job) -> Update:
     return update(jobs).where(jobs.c.id == job.id, jobs.c.state == JobState.RUNNING, jobs.c.attempt == job.attempt)
 
 
-async def requeue_lost(db: AsyncConnection, dead_seconds: float) -> None:
-    """Queue again what workers had taken that are dead. Those of runs go with their run."""
-    alive = exists().where(
-        replicas.c.id == jobs.c.replica, replicas.c.seen_at > func.now() - timedelta(seconds=dead_seconds)
-    )
-    lost = select(jobs.c.id).where(jobs.c.state == JobState.RUNNING, jobs.c.kind != RUN, ~alive).limit(REISSUED)
+async def requeue_lost(db: AsyncConnection, dead_seconds: float, replica: UUID, held: Collection[UUID]) -> None:
+    """Queue again what workers had taken that are dead, and what this replica has and does not hold. Those of runs go with their run."""
+    long_ago = func.now() - timedelta(seconds=dead_seconds)
+    alive = exists().where(replicas.c.id == jobs.c.replica, replicas.c.seen_at > long_ago)
+    unheld = and_(jobs.c.replica == replica, jobs.c.started_at < long_ago, jobs.c.id.not_in(held))
+    running = and_(jobs.c.state == JobState.RUNNING, jobs.c.kind != RUN)
+    lost = select(jobs.c.id).where(running, or_(~alive, unheld)).limit(REISSUED)
     statement = update(jobs).where(jobs.c.id.in_(lost.with_for_update(skip_locked=True)))
-    queued = {"state": JobState.QUEUED, "replica": None, "lost": jobs.c.lost + 1}
+    died = case((jobs.c.replica == replica, 0), else_=1)
+    queued = {"state": JobState.QUEUED, "replica": None, "lost": jobs.c.lost + died}
     found = (await db.execute(statement.values(**queued).returning(jobs.c.id, jobs.c.kind))).all()
     await queue.issue_in(db, [row.kind for row in found], [row.id for row in found])
 

@@ -29,6 +29,8 @@ NAMES = {
     "trigger": "tg_pgqueuer_changed",
     "channel": "ch_pgqueuer",
 }
+LATER = {"batch_shard": -1}
+"""Of lower priority: one batch has hundreds of them, and others' jobs need not wait for all."""
 RETURN = "DELETE FROM pgqueuer WHERE dedupe_key = ANY($1::text[])"
 SWEEP = "DELETE FROM pgqueuer_log WHERE created < now() - interval '1 day'"
 
@@ -64,7 +66,14 @@ def _tickets(kinds: Sequence[str], ids: Sequence[UUID]) -> tuple[Any, ...]:
     """The arguments of PgQueuer's statement; there is one ticket of a job at a time."""
     count = len(ids)
     keys = [str(id) for id in ids]
-    return [0] * count, list(kinds), [id.bytes for id in ids], [timedelta(0)] * count, keys, [None] * count
+    return (
+        [LATER.get(kind, 0) for kind in kinds],
+        list(kinds),
+        [id.bytes for id in ids],
+        [timedelta(0)] * count,
+        keys,
+        [None] * count,
+    )
 
 
 async def issue(db: asyncpg.Connection, kinds: Sequence[str], ids: Sequence[UUID]) -> None:

@@ -159,14 +159,14 @@ async def sought(
     )
     found: dict[Sought, tuple[bool, Run | None, list[Message]]] = {}
     for row in await db.execute(query):
-        run = run_of(_Part(row, "r_")) if row.r_id else None
+        run = run_of(Part(row, "r_")) if row.r_id else None
         _, _, answers = found.setdefault((row.run_id, row.credential_id), (row.good, run, []))
         if row.m_id:
-            answers.append(message_of(_Part(row, "m_")))
+            answers.append(message_of(Part(row, "m_")))
     return found
 
 
-class _Part:
+class Part:
     """The columns of a row whose names begin alike, under the rest of their names."""
 
     def __init__(self, row: Row[Any], prefix: str) -> None:

@@ -11,6 +11,8 @@ from app.store.batches import Item
 
 MAX_REQUESTS = 50_000
 """The most requests of a batch, as OpenAI has it."""
+MAX_LINES = 2 * MAX_REQUESTS
+"""Empty ones count too: each has its price, and a shard is so many lines."""
 MAX_LINE_BYTES = 8_000_000
 """The longest line: as long as the body of any other request."""
 MAX_CUSTOM_ID = 512
@@ -51,6 +53,8 @@ class Requests:
         number = 0
         try:
             async for line in _lines(pieces):
+                if number == MAX_LINES:
+                    raise Wrong("too_many_lines", f"A file has at most {MAX_LINES} lines.")
                 number += 1
                 if not line.strip():
                     continue

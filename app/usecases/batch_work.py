@@ -7,8 +7,9 @@ so that an answer which a run has stored is found there.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import aclosing
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing, nullcontext
 from functools import partial
 from typing import Any
 from uuid import UUID
@@ -30,10 +31,17 @@ SHARD = 200
 """How many requests one job answers."""
 AT_ONCE = 32
 """How many requests of a shard are under way at once; the endpoints of language models have limits of their own."""
-PART = 100
-"""How many requests are stored, or written, together."""
+PART = 20
+"""How many requests are stored, or written, together, ..."""
+PART_BYTES = 1_000_000
+"""... unless they are longer."""
+LARGE_BYTES = 250_000
+LARGE_AT_ONCE = 4
+"""How many requests of more than `LARGE_BYTES` a shard has in memory."""
 LOOK_SECONDS = 2.0
 """How often a shard looks whether its batch was cancelled."""
+TURN_SECONDS = 60.0
+"""After so long a shard gives way to other jobs: one whose model is away would keep them from being done for a day."""
 MAX_WAIT = 60.0
 """The longest pause before a request is made again that found no room, in seconds."""
 MEDIA_TYPE = "application/jsonl"
@@ -57,7 +65,10 @@ async def validate(platform: Platform, id: UUID) -> None:
     if batch is None:
         return
     if batch.status is BatchStatus.CANCELLING:
-        await _move(platform, batch, BatchStatus.CANCELLED)
+        await _end(platform, batch, BatchStatus.CANCELLED)
+        return
+    if now() > batch.expires_at:
+        await _end(platform, batch, BatchStatus.EXPIRED)
         return
     requests = Requests(batch.endpoint)
     last = 0
@@ -71,8 +82,8 @@ async def validate(platform: Platform, id: UUID) -> None:
         message = "The file was deleted before it was read."
         requests.errors.append({"code": "invalid_input_file", "line": None, "message": message, "param": None})
     if requests.errors:
-        await _erase_items(platform, id)
-        await _move(platform, batch, BatchStatus.FAILED, errors=requests.errors)
+        since = (BatchStatus.VALIDATING, BatchStatus.CANCELLING)  # not what another worker has begun meanwhile
+        await _end(platform, batch, BatchStatus.FAILED, since, errors=requests.errors)
     else:
         await _begin(platform, batch, last)
 
@@ -81,6 +92,8 @@ async def _begin(platform: Platform, batch: Batch, last: int) -> None:
     """Have one job answer every shard of lines up to the last."""
     shards = {new_id(): after for after in range(0, last, SHARD)}
     async with platform.engine.begin() as db:
+        if await accounts.lock_user(db, batch.user_id) is None:  # before his batch, as who erases him does
+            return
         total = await batches.count_items(db, batch.id)
         since = (BatchStatus.VALIDATING,)
         moved = await batches.move(db, batch.id, to=BatchStatus.IN_PROGRESS, at=_second(), since=since, total=total)
@@ -88,8 +101,7 @@ async def _begin(platform: Platform, batch: Batch, last: int) -> None:
             await batches.add_shards(db, batch.id, shards)
             await jobs.add(db, [Job(new_id(), "batch_shard", batch.user_id, shard) for shard in shards])
     if not moved:  # cancelled meanwhile, before anything was asked
-        await _erase_items(platform, batch.id)
-        await _move(platform, batch, BatchStatus.CANCELLED)
+        await _end(platform, batch, BatchStatus.CANCELLED)
 
 
 async def answer_shard(ask: Ask, platform: Platform, shard: UUID) -> bool:
@@ -99,9 +111,10 @@ async def answer_shard(ask: Ask, platform: Platform, shard: UUID) -> bool:
     if found is None:
         return True
     batch, after = found
-    if batch.status is BatchStatus.IN_PROGRESS:
-        await _Shard(platform, batch, ask).answer(range(after + 1, after + 1 + SHARD))
-        if platform.draining.is_set():
+    if batch.status is BatchStatus.IN_PROGRESS and now() <= batch.expires_at:
+        work = _Shard(platform, batch, ask)
+        await work.answer(range(after + 1, after + 1 + SHARD))
+        if work.leaves_off:
             return False
     await end_shard(platform, shard)
     return True
@@ -111,9 +124,11 @@ async def end_shard(platform: Platform, shard: UUID) -> None:
     """A shard has ended, whether or not all of it was answered."""
     async with platform.engine.begin() as db:
         found = await batches.get_shard(db, shard)
-        if found is None or not await batches.end_shard(db, found[0].id, shard):
+        if found is None or await accounts.lock_user(db, found[0].user_id) is None:  # before his batch
             return
         batch = found[0]
+        if not await batches.end_shard(db, batch.id, shard):
+            return
         since = (BatchStatus.IN_PROGRESS,)
         await batches.move(db, batch.id, to=BatchStatus.FINALIZING, at=_second(), since=since)
         await jobs.add(db, [Job(new_id(), "batch_end", batch.user_id, batch.id)])
@@ -127,18 +142,26 @@ class _Shard:
         self._batch = batch
         self._ask = ask
         self._over = asyncio.Event()
+        self._turn_ends = time.monotonic() + TURN_SECONDS
+        self._large = asyncio.Semaphore(LARGE_AT_ONCE)
+
+    @property
+    def leaves_off(self) -> bool:
+        """Whether the rest is for another worker, or for another turn."""
+        return self._platform.draining.is_set() or time.monotonic() > self._turn_ends
 
     async def answer(self, lines: range) -> None:
-        """Answer them until there are none left, or the batch's end has come."""
+        """Answer them until there are none left, its turn is over, or the batch's end has come."""
         principal = await _principal(self._platform, self._batch)
         async with self._platform.engine.connect() as db:
             waiting = iter(await batches.open_items(db, self._batch.id, lines))
 
         async def work() -> None:
-            for item in waiting:
-                if self._over.is_set() or self._platform.draining.is_set():
-                    return
-                await self._answer(principal, item)
+            for line, size in waiting:
+                async with self._large if size > LARGE_BYTES else nullcontext():
+                    if self._over.is_set() or self.leaves_off:
+                        return
+                    await self._answer(principal, line)
 
         async with asyncio.TaskGroup() as group:
             watching = group.create_task(self._watch())
@@ -147,35 +170,36 @@ class _Shard:
             watching.cancel()
 
     async def _watch(self) -> None:
-        """See whether the batch is cancelled, or its time is over."""
+        """See whether the batch is cancelled, or its time or its turn is over."""
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             batch = await _open(self._platform, self._batch.id, BatchStatus.IN_PROGRESS)
-            if batch is None or now() > batch.expires_at or self._platform.draining.is_set():
+            if batch is None or now() > batch.expires_at or self.leaves_off:
                 self._over.set()
 
-    async def _answer(self, principal: Principal, item: Item) -> None:
+    async def _answer(self, principal: Principal, line: int) -> None:
         """Answer one request; where there is no room for it now, later."""
-        key = f"batch {self._batch.id} {item.line}"
+        async with self._platform.engine.connect() as db:
+            request = await batches.request(db, self._batch.id, line)
+        if request is None:
+            return
+        key = f"batch {self._batch.id} {line}"
         pause = 1.0
         while not self._over.is_set():
-            answered = await self._asked(principal, item, key)
+            answered = await self._ask(self._platform, principal, self._batch.endpoint, request, key)
             if answered.retry_after is None:
-                await self._keep(item, answered)
+                await self._keep(line, answered)
                 return
             pause = min(MAX_WAIT, max(answered.retry_after, pause * 2))
             await _either(self._over, pause)
 
-    async def _asked(self, principal: Principal, item: Item, key: str) -> Answered:
-        return await self._ask(self._platform, principal, self._batch.endpoint, item.request, key)
-
-    async def _keep(self, item: Item, answered: Answered) -> None:
+    async def _keep(self, line: int, answered: Answered) -> None:
         async def keep() -> None:
             async with self._platform.engine.begin() as db:
                 await batches.answer(
                     db,
                     self._batch.id,
-                    item.line,
+                    line,
                     status=answered.status,
                     request_id=new_id(),
                     body=answered.body,
@@ -232,7 +256,7 @@ async def _write(platform: Platform, batch: Batch, tokens: Tokens, *, well: bool
             return None
     principal = await _principal(platform, batch)
     name = f"batch_{batch.id.hex}_{'output' if well else 'error'}.jsonl"
-    async with files.uploading(platform, principal) as upload:
+    async with files.uploading(platform, principal, is_owed=True) as upload:
         async with aclosing(_written(platform, batch, tokens, well=well)) as pieces:
             await upload.take(pieces)
         return await upload.keep(
@@ -274,7 +298,7 @@ async def fail(platform: Platform, id: UUID) -> None:
     if batch := await _open(platform, id, *batches.OPEN):
         message = "Every worker that tried this has died, or it failed in the server."
         told = {"code": "server_error", "line": None, "message": message, "param": None}
-        await _move(platform, batch, BatchStatus.FAILED, errors=[told])
+        await _end(platform, batch, BatchStatus.FAILED, errors=[told])
 
 
 # Steps
@@ -296,9 +320,17 @@ async def _principal(platform: Platform, batch: Batch) -> Principal:
     return Principal(user, frozenset({Scope.CHAT}), batch.credential_id, gives_way=True)
 
 
-async def _move(platform: Platform, batch: Batch, to: BatchStatus, **changes: object) -> None:
+async def _end(
+    platform: Platform,
+    batch: Batch,
+    to: BatchStatus,
+    since: Sequence[BatchStatus] = batches.OPEN,
+    **changes: object,
+) -> None:
+    """End a batch that has no files, and forget its requests."""
     async with platform.engine.begin() as db:
-        await batches.move(db, batch.id, to=to, at=_second(), since=batches.OPEN, **changes)
+        if await batches.move(db, batch.id, to=to, at=_second(), since=since, **changes):
+            await batches.erase_items(db, batch.id)
 
 
 async def _add_items(platform: Platform, id: UUID, items: list[Item]) -> None:
@@ -306,18 +338,15 @@ async def _add_items(platform: Platform, id: UUID, items: list[Item]) -> None:
         await batches.add_items(db, id, items)
 
 
-async def _erase_items(platform: Platform, id: UUID) -> None:
-    async with platform.engine.begin() as db:
-        await batches.erase_items(db, id)
-
-
 async def _parts(items: AsyncGenerator[Item, None]) -> AsyncGenerator[list[Item], None]:
     part: list[Item] = []
+    size = 0
     async for item in items:
         part.append(item)
-        if len(part) == PART:
+        size += len(item.request)
+        if len(part) == PART or size > PART_BYTES:
             yield part
-            part = []
+            part, size = [], 0
     if part:
         yield part
 

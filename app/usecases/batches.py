@@ -13,6 +13,7 @@ from app.domain import Batch, BatchStatus, Job, Page, Principal, new_id, now
 from app.errors import Conflict, InvalidInput, NotAuthenticated, NotFound, QuotaExceeded
 from app.store import accounts, batches, files, jobs
 from app.usecases.creations import claim
+from app.usecases.files import check_room
 from app.usecases.platform import Platform
 
 WINDOW = timedelta(hours=24)
@@ -41,7 +42,7 @@ async def create(
         BatchStatus.VALIDATING,
         moment,
         moment + WINDOW,
-        credential_id=principal.credential_id,
+        credential_id=None if principal.login_id else principal.credential_id,  # a login's token lasts minutes
         metadata=metadata,
         output_expires_seconds=output_expires_seconds,
     )
@@ -59,6 +60,7 @@ async def create(
             return await _existing(db, made, owner=batch.user_id)
         if await batches.unended(db, batch.user_id) >= MAX_OPEN:
             raise QuotaExceeded(f"You have {MAX_OPEN} batches on their way, the most a user may have.")
+        check_room(platform.file_limits, await files.kept(db, batch.user_id))
         await batches.add(db, batch)
         await jobs.add(db, [Job(new_id(), "batch", batch.user_id, batch.id)])
     return batch

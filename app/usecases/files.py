@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import sys
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -100,15 +101,20 @@ class Upload:
 
 
 @asynccontextmanager
-async def uploading(platform: Platform, principal: Principal, *, at_most: int | None = None) -> AsyncIterator[Upload]:
-    """Begin an upload of `at_most` so many bytes, if that is known. What it has stored is removed if it does not become a file."""
+async def uploading(
+    platform: Platform, principal: Principal, *, at_most: int | None = None, is_owed: bool = False
+) -> AsyncIterator[Upload]:
+    """Begin an upload of `at_most` so many bytes, if that is known. What it has stored is removed if it does not become a file.
+
+    No limit holds up what `is_owed` to the user, who had room when he ordered it.
+    """
     id = new_id()
     limits = platform.file_limits
     async with platform.engine.begin() as db:
         if await accounts.lock_user(db, principal.user.id) is None:
             raise NotAuthenticated
-        room = _room(limits, await files.kept(db, principal.user.id), at_most)
-        await files.begin(db, id, principal.user.id, room)
+        room = sys.maxsize if is_owed else _room(limits, await files.kept(db, principal.user.id), at_most)
+        await files.begin(db, id, principal.user.id, 0 if is_owed else room)
     upload = Upload(platform, principal, id, room)
     try:
         yield upload
@@ -121,12 +127,17 @@ def _room(limits: FileLimits, kept: files.Kept, at_most: int | None) -> int:
     """How many bytes an upload may have, or why none."""
     if kept.uploads >= UPLOADS_AT_ONCE:
         raise RateLimited(f"At most {UPLOADS_AT_ONCE} of your uploads can go on at once.", retry_after=5)
+    check_room(limits, kept)
+    room = min(limits.bytes, limits.user_bytes - kept.bytes)
+    return room if at_most is None else min(room, at_most)
+
+
+def check_room(limits: FileLimits, kept: files.Kept) -> None:
+    """`QuotaExceeded` when a user may keep no more files."""
     if kept.files >= limits.user_files:
         raise QuotaExceeded(f"You have {limits.user_files} files, the most a user may keep: delete some first.")
     if kept.bytes >= limits.user_bytes:
         raise _full(limits)
-    room = min(limits.bytes, limits.user_bytes - kept.bytes)
-    return room if at_most is None else min(room, at_most)
 
 
 def _full(limits: FileLimits) -> QuotaExceeded:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple
@@ -18,8 +17,6 @@ from app.usecases.platform import Platform
 
 log = logging.getLogger(__name__)
 
-PAUSE_SECONDS = 1.0
-"""Before a job is tried again for which something was missing."""
 WRONG = {"code": "internal", "message": "Something went wrong in the server.", "status": 500}
 
 
@@ -31,11 +28,23 @@ class Kind(NamedTuple):
 
 
 async def perform(kind: Kind, platform: Platform, job: Job) -> None:
-    """Do a job, if this worker gets it. Its subject's state tells what is still to do, so it may be begun again."""
-    async with platform.engine.begin() as db:
-        taken = await jobs.take(db, job.id, platform.writer.replica)
-    if taken is None:
+    """Do a job, if this worker gets it. Its subject's state tells what is still to do, so it may be begun again.
+
+    The reaper queues again what this replica has taken and does not do: the end of such a job, or its beginning, was not heard of.
+    """
+    if job.id in platform.jobs:  # an attempt that was taken for lost goes on
         return
+    platform.jobs.add(job.id)
+    try:
+        async with platform.engine.begin() as db:
+            taken = await jobs.take(db, job.id, platform.writer.replica)
+        if taken is not None:
+            await _perform(kind, platform, taken)
+    finally:
+        platform.jobs.discard(job.id)
+
+
+async def _perform(kind: Kind, platform: Platform, taken: Job) -> None:
     state, error = await _done(kind, platform, taken)
     if state is JobState.QUEUED:
         await patiently(lambda: _hand_back(platform, taken))
@@ -52,12 +61,19 @@ async def _done(kind: Kind, platform: Platform, job: Job) -> tuple[JobState, Map
         is_done = await kind.work(platform, job.subject_id)
     except Exception as error:
         if is_passing(error) or isinstance(error, Unavailable):
-            await asyncio.sleep(PAUSE_SECONDS)
             return JobState.QUEUED, None
+        if await _is_erased(platform, job):
+            return JobState.CANCELLED, None
         report(log, f"a job of kind {job.kind} failed", error)
         await kind.give_up(platform, job.subject_id)
         return JobState.FAILED, WRONG
     return (JobState.QUEUED if is_done is False else JobState.COMPLETED), None
+
+
+async def _is_erased(platform: Platform, job: Job) -> bool:
+    """Whether a job went with its user, and so failed."""
+    async with platform.engine.connect() as db:
+        return await jobs.get(db, job.id) is None
 
 
 async def _end(platform: Platform, job: Job, state: JobState, error: Mapping[str, Any] | None) -> None:
@@ -66,5 +82,6 @@ async def _end(platform: Platform, job: Job, state: JobState, error: Mapping[str
 
 
 async def _hand_back(platform: Platform, job: Job) -> None:
+    """Leave it to another worker now, or when the reaper issues its ticket: in a moment, for which it takes nobody's place here."""
     async with platform.engine.begin() as db:
-        await jobs.hand_back(db, job)
+        await jobs.hand_back(db, job, at_once=platform.draining.is_set())

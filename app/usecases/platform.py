@@ -56,6 +56,8 @@ class Platform:
     passwords: Passwords = field(default_factory=Passwords)
     tasks: Tasks = field(default_factory=Tasks)
     live: dict[UUID, LiveRun] = field(default_factory=dict)
+    jobs: set[UUID] = field(default_factory=set)
+    """What this process does for batches."""
     max_runs: int = 2000
     draining: asyncio.Event = field(default_factory=asyncio.Event)
     windows: Windows = field(default_factory=Windows)

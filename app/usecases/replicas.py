@@ -143,7 +143,8 @@ async def _reap(platform: Platform, heart: Heart) -> None:
         stuck = await runs.stuck_sessions(db)
     async with platform.engine.begin() as db:
         if heart.steady_seconds > runs.DEAD_AFTER_SECONDS:
-            await jobs.requeue_lost(db, runs.DEAD_AFTER_SECONDS)
+            held = list(platform.jobs)
+            await jobs.requeue_lost(db, runs.DEAD_AFTER_SECONDS, platform.writer.replica, held)
         await jobs.reissue(db)
     for session_id in stuck:
         if begun := await platform.writer.promote(session_id):

@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
 import httpx2
 import openai
@@ -15,12 +16,15 @@ from openai import AsyncOpenAI
 from openai.types import Batch
 from sqlalchemy import text
 
-from app.domain import Job, new_id
+from app.api import batches as batches_api
+from app.domain import FileLimits, Job, new_id
 from app.store import batches as rows
 from app.store import jobs
-from app.usecases import batch_work, batches
+from app.store.batches import Item
+from app.usecases import batch_work, batches, conduct, files
+from tests.engines import Engines
 from tests.fakes.upstream import FakeUpstream
-from tests.house import House
+from tests.house import House, open_house, send, session
 from tests.integration.test_openai_sdk import sdk
 
 CHAT = "/v1/chat/completions"
@@ -298,7 +302,7 @@ async def test_jobs_of_dead_workers_go_to_others_until_too_many_have_died(
             taken = await jobs.take(db, job.id, new_id())  # a worker that never beats
             assert taken
             assert (taken.attempt, taken.lost) == (lost + 1, lost)
-            await jobs.requeue_lost(db, 15)
+            await jobs.requeue_lost(db, 15, platform.writer.replica, [])
     batch = await until(client, done, "failed")
     assert batch.errors
     assert batch.errors.data
@@ -307,3 +311,152 @@ async def test_jobs_of_dead_workers_go_to_others_until_too_many_have_died(
     async with asyncio.timeout(10), platform.engine.connect() as db:
         while (await db.execute(query, {"id": job.id})).scalar_one() != "parked":
             await asyncio.sleep(0.05)
+
+
+async def test_a_batch_outlives_the_token_of_the_login_that_made_it(
+    llm_house: House, ann: httpx2.AsyncClient, client: AsyncOpenAI
+) -> None:
+    id = ann.headers["x-test-user"]
+    await llm_house.admin.patch(f"/api/v1/users/{id}", json={"password": "a long password"})
+    login = {"username": "ann", "password": "a long password"}
+    token = (await ann.post("/api/v1/auth/token", data=login)).json()["access_token"]
+    async with sdk(llm_house, token) as logged_in:
+        batch = await submit(logged_in, [chat("say x [[fault: slow first=0.5]]")] * 2)
+    async with llm_house.platform.engine.begin() as db:
+        await db.execute(text("UPDATE credentials SET expires_at = now() WHERE kind = 'access'"))
+    done = await until(client, batch, "completed")
+    assert done.request_counts
+    assert done.request_counts.completed == 2
+
+
+async def test_a_revoked_key_answers_no_more_of_its_batch(
+    llm_house: House, client: AsyncOpenAI, fake: FakeUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_work, "AT_ONCE", 1)
+    batch = await submit(client, [chat("say x [[fault: slow first=0.5]]")] * 4)
+    await fake.until(lambda: fake.hits >= 1)
+    async with llm_house.platform.engine.begin() as db:
+        key = "SELECT credential_id FROM batches"
+        await db.execute(text(f"UPDATE credentials SET revoked_at = now() WHERE id = ({key})"))
+    other = await llm_house.admin.post(f"/api/v1/users/{await _owner(llm_house)}/keys", json={"name": "other"})
+    async with sdk(llm_house, other.json()["key"]) as again:
+        done = await until(again, batch, "completed")
+        refused = await lines(again, done.error_file_id)
+    assert {line["response"]["status_code"] for line in refused.values()} == {401}
+    assert fake.hits < 4
+
+
+async def _owner(house: House) -> str:
+    async with house.platform.engine.connect() as db:
+        return str((await db.execute(text("SELECT user_id FROM batches"))).scalar_one())
+
+
+async def test_answers_are_written_whatever_their_user_keeps_by_then(
+    llm_house: House, client: AsyncOpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = await submit(client, [chat("say x [[fault: slow first=0.5]]")])
+    monkeypatch.setattr(files, "UPLOADS_AT_ONCE", 0)
+    full = FileLimits(1, 1, 1)
+    object.__setattr__(llm_house.platform, "file_limits", full)
+    done = await until(client, batch, "completed", "failed")
+    assert (await lines(client, done.output_file_id))["request 0"]["response"]["status_code"] == 200
+    with pytest.raises(openai.RateLimitError) as refused:
+        await client.batches.create(input_file_id=batch.input_file_id, endpoint=CHAT, completion_window="24h")
+    assert refused.value.code == "insufficient_quota"
+
+
+async def test_a_request_that_fails_as_nobody_expected_stops_no_others(
+    client: AsyncOpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask = batches_api.ANSWERS[CHAT]
+
+    async def fragile(platform: Any, principal: Any, body: Any, headers: Any) -> Any:
+        if body["messages"][0]["content"] == "poison":
+            raise RuntimeError("nobody expected this")
+        return await ask(platform, principal, body, headers)
+
+    monkeypatch.setitem(batches_api.ANSWERS, CHAT, fragile)  # type: ignore[arg-type]  # a Mapping to the others
+    done = await until(client, await submit(client, [chat("poison"), chat("say x")]), "completed")
+    assert done.request_counts
+    assert (done.request_counts.completed, done.request_counts.failed) == (1, 1)
+    failed = (await lines(client, done.error_file_id))["request 0"]["response"]
+    assert (failed["status_code"], "expected" in str(failed["body"])) == (500, False)
+
+
+async def test_a_shard_whose_database_was_away_for_long_is_gone_on_with(
+    client: AsyncOpenAI, fake: FakeUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conduct, "PATIENCE_SECONDS", 0)
+    keep, failures = rows.answer, iter([True, True, True])
+
+    async def away(*given: Any, **fields: Any) -> None:
+        if next(failures, False):
+            raise ConnectionError
+        await keep(*given, **fields)
+
+    monkeypatch.setattr(rows, "answer", away)
+    done = await until(client, await submit(client, [chat(f"say {at}") for at in range(4)]), "completed")
+    assert len(await lines(client, done.output_file_id)) == 4
+    assert fake.hits == 4
+
+
+async def test_a_job_that_its_living_worker_lost_sight_of_is_done_all_the_same(
+    llm_house: House, ann: httpx2.AsyncClient
+) -> None:
+    platform, job = llm_house.platform, Job(new_id(), "nothing", UUID(ann.headers["x-test-user"]), new_id())
+    replica = platform.writer.replica
+    async with platform.engine.begin() as db:
+        await jobs.add(db, [job])
+        await jobs.take(db, job.id, replica)
+        await db.execute(text("UPDATE jobs SET started_at = now() - interval '1 minute'"))
+    for held, state in (([job.id], "running"), ([], "queued")):
+        async with platform.engine.begin() as db:
+            await jobs.requeue_lost(db, 15, replica, held)
+            found = await jobs.get(db, job.id)
+        assert found
+        assert (found.state, found.lost) == (state, 0)
+
+
+async def test_nothing_is_asked_when_the_time_is_over(
+    llm_house: House, client: AsyncOpenAI, fake: FakeUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "WINDOW", timedelta(seconds=-1))
+    batch = await until(client, await submit(client, [chat("say x")]), "expired")
+    assert (batch.expired_at is None, fake.hits) == (False, 0)
+    id, shard = UUID(batch.id.removeprefix("batch_")), new_id()
+    async with llm_house.platform.engine.begin() as db:
+        await rows.add_items(db, id, [Item(1, "late", b"{}")])
+        await rows.add_shards(db, id, {shard: 0})
+        await db.execute(text("UPDATE batches SET status = 'in_progress', total = 1"))
+    await batch_work.answer_shard(batches_api.ask, llm_house.platform, shard)
+    late = await until(client, batch, "expired")
+    assert {line["error"]["code"] for line in (await lines(client, late.error_file_id)).values()} == {"batch_expired"}
+
+
+async def test_few_large_requests_are_in_memory_at_once(client: AsyncOpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_work, "LARGE_BYTES", 1)
+    monkeypatch.setattr(batch_work, "LARGE_AT_ONCE", 1)
+    monkeypatch.setattr(batch_work, "PART_BYTES", 1)
+    done = await until(client, await submit(client, [chat(f"say {at}") for at in range(5)]), "completed")
+    assert len(await lines(client, done.output_file_id)) == 5
+
+
+async def test_a_batch_whose_model_is_away_keeps_no_other_jobs_from_being_done(
+    running: Engines, database_url: str, fake: FakeUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_work, "TURN_SECONDS", 0.2)
+    monkeypatch.setattr(batch_work, "LOOK_SECONDS", 0.05)
+    given: dict[str, Any] = {"redis_url": running.redis_url, "openai_base_url": fake.base_url}
+    async with open_house(database_url, jobs=1, **given) as house:
+        ann = await house.user("ann")
+        async with sdk(house, ann.headers["authorization"].removeprefix("Bearer ")) as client:
+            fake.fail("503", times=1000)
+            batch = await submit(client, [chat("say x")])
+            await fake.until(lambda: fake.hits >= 1)
+            accepted = await send(ann, await session(ann), "repeat: done", mode="background")
+            async with asyncio.timeout(20):
+                while not (await ann.get(f"/api/v1/runs/{accepted.json()['run_id']}")).json()["ended_at"]:
+                    await asyncio.sleep(0.05)
+            assert (await client.batches.retrieve(batch.id)).status == "in_progress"
+            await client.batches.cancel(batch.id)
+            await until(client, batch, "cancelled")

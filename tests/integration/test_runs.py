@@ -6,10 +6,14 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any
+from uuid import UUID
 
 import httpx2
 import pytest
 
+from app.domain import Message, Principal, RunStatus, Scope, new_id
+from app.store import accounts
+from app.store.operations import BeginRun, Begun
 from tests.engines import Engines
 from tests.fakes.upstream import FakeUpstream
 from tests.house import House, events, open_house, send, session
@@ -94,6 +98,28 @@ async def test_a_busy_session_queues_messages_in_order(pair: tuple[House, House]
     assert [item["seq"] for item in listed] == list(range(1, 9))
     assert [item["parent_id"] for item in listed] == [None, *(item["id"] for item in listed[:-1])]
     assert [item["content"] for item in listed][2:] == ["repeat: 0", "0", "repeat: 1", "1", "repeat: 2", "2"]
+
+
+async def test_a_waiting_message_that_is_written_again_still_waits(house: House) -> None:
+    """As after a lost connection, when it is not known whether the commit was heard of."""
+    id = await session(house.admin, session_params={"busy": "queue"})
+    first = asyncio.ensure_future(send(house.admin, id, "sleep: 1"))
+    await house.until_live()
+    platform = house.platform
+    async with platform.engine.connect() as db:
+        user = await accounts.get_user(db, name="admin")
+    assert user
+    message = Message.user("repeat: once", id=new_id(), tokens=1)
+    wanted = BeginRun(Principal(user, frozenset(Scope)), UUID(id), new_id(), message, platform.agents.ids)
+    for _ in range(2):
+        begun = await platform.writer.begin(wanted)
+        assert isinstance(begun, Begun)
+        assert begun.run.status is RunStatus.QUEUED
+    await first
+    async with asyncio.timeout(10):
+        while len(items := (await house.admin.post("/ListMessages", json={"session_id": id})).json()["items"]) < 4:
+            await asyncio.sleep(0.05)
+    assert [item["content"] for item in items][2:] == ["repeat: once", "once"]
 
 
 async def test_an_interrupting_message_ends_the_answer_before_it(pair: tuple[House, House]) -> None:

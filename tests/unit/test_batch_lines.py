@@ -124,3 +124,10 @@ def test_a_request_without_an_answer_says_so_in_its_line() -> None:
     assert answered["error"] is None
     assert answered["response"]["body"] == {"id": "x"}
     assert line_of(batch, item) == line_of(batch, item)
+
+
+async def test_a_file_of_empty_lines_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_lines, "MAX_LINES", 5)
+    assert (await read(b"\n" * 4 + line()))[1] == []
+    found, errors = await read(b"\n" * 5 + line())
+    assert (found, [(error["code"], error["line"]) for error in errors]) == ([], [("too_many_lines", 6)])
