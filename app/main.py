@@ -27,6 +27,7 @@ from app.api import budgets as budgets_api
 from app.api import cache as cache_api
 from app.api import (
     conversations,
+    docs,
     errands,
     health,
     model_protocol,
@@ -105,13 +106,14 @@ def create_app(settings: Settings) -> FastAPI:
         title="Chattable",
         version="0.1.0",
         lifespan=lifespan,
-        redoc_url=None,
-        swagger_ui_oauth2_redirect_url=None,
+        openapi_url=None,  # `docs` serves it, and the page over it
         redirect_slashes=False,  # or a made-up Host would stand in a Location
         generate_unique_id_function=openapi.operation_id,
     )
+    app.state.document = docs.Document(app)
     problems.install(app)
     for router in (
+        docs.router,
         health.router,
         accounts_api.router,
         budgets_api.router,

@@ -42,6 +42,9 @@ PUBLIC = frozenset(
         "/api/v1/auth/token",
         "/api/v1/auth/refresh",
         "/docs",
+        "/docs/start.js",
+        "/docs/swagger-ui-bundle.js",
+        "/docs/swagger-ui.css",
         "/openapi.json",
     }
 )

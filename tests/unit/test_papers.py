@@ -185,7 +185,7 @@ def compose() -> dict[str, Any]:
 
 def test_the_services_are_there_with_fixed_images(compose: dict[str, Any]) -> None:
     services = compose["services"]
-    assert set(services) == {"app", "migrate", "secrets", "postgres", "redis"}
+    assert set(services) == {"app", "worker", "migrate", "secrets", "postgres", "redis"}
     images = {name: service["image"].rpartition(":") for name, service in services.items()}
     assert all(name and tag != "latest" for name, _, tag in images.values())
     assert images["postgres"][0] == "pgvector/pgvector"
@@ -200,7 +200,7 @@ def test_each_service_waits_for_what_it_needs(compose: dict[str, Any]) -> None:
         return {other: how["condition"] for other, how in compose["services"][name].get("depends_on", {}).items()}
 
     done, healthy = "service_completed_successfully", "service_healthy"
-    assert waits("app") == {"migrate": done, "postgres": healthy, "redis": healthy}
+    assert waits("app") == waits("worker") == {"migrate": done, "postgres": healthy, "redis": healthy}
     assert waits("migrate") == {"postgres": healthy}
     assert waits("postgres") == waits("redis") == {"secrets": done}
     assert all("test" in compose["services"][name]["healthcheck"] for name in ("postgres", "redis"))
@@ -226,6 +226,17 @@ def test_what_must_last_is_in_named_volumes_and_agents_are_mounted(compose: dict
     assert all((ROOT / source).exists() for source, *_ in mounts if source.startswith("."))
     assert "./agents:/app/agents:ro" in compose["services"]["app"]["volumes"]
     assert {"data:/data", "secrets:/run/chattable:ro"} <= set(compose["services"]["app"]["volumes"])
+
+
+def test_a_worker_is_started_when_asked_for_and_has_what_the_server_has(compose: dict[str, Any]) -> None:
+    app, worker = compose["services"]["app"], compose["services"]["worker"]
+    assert worker["profiles"] == ["scale"]
+    assert worker["command"] == ["worker"]
+    assert "ports" not in worker
+    assert worker["healthcheck"] == {"disable": True}
+    for same in ("image", "environment", "env_file", "volumes", "stop_grace_period"):
+        assert worker[same] == app[same]
+    assert [name for name, service in compose["services"].items() if "profiles" in service] == ["worker"]
 
 
 def test_the_containers_settings_are_settings(compose: dict[str, Any]) -> None:
