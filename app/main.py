@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import UUID
 
 from fastapi import FastAPI
@@ -29,6 +30,7 @@ from app.api import (
     conversations,
     errands,
     health,
+    mcp,
     model_protocol,
     openai,
     openapi,
@@ -110,6 +112,7 @@ def create_app(settings: Settings) -> FastAPI:
         redirect_slashes=False,  # or a made-up Host would stand in a Location
         generate_unique_id_function=openapi.operation_id,
     )
+    app.state.mcp = mcp.Door(*_names(settings))
     problems.install(app)
     for router in (
         health.router,
@@ -119,6 +122,7 @@ def create_app(settings: Settings) -> FastAPI:
         rest.router,
         errands.router,
         model_protocol.router,
+        mcp.router,
         presets.router,
         seed.router,
     ):
@@ -127,6 +131,14 @@ def create_app(settings: Settings) -> FastAPI:
         for router in (openai.router, files_api.router, batches_api.router, responses.router, conversations.router):
             app.include_router(router, prefix=prefix)
     return app
+
+
+def _names(settings: Settings) -> tuple[frozenset[str], frozenset[str]]:
+    """The host names of this server, and the origins of pages that may call it."""
+    public = urlsplit(settings.public_url or "")
+    hosts = {settings.host, public.hostname or settings.host}
+    origins = {*settings.cors_origins, *([f"{public.scheme}://{public.netloc}"] if public.netloc else [])}
+    return frozenset(hosts), frozenset(origins)
 
 
 class _Gated(FastAPI):

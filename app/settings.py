@@ -34,6 +34,9 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="the address to listen on")
     port: int = Field(8080, ge=0, le=65535, description="the port to listen on; 0 takes a free one")
     workers: int = Field(1, ge=1, le=64, description="server processes")
+    public_url: str | None = Field(
+        None, description="the address that others have of this server; `/mcp` is served under its host name"
+    )
     trusted_proxies: str = Field("", description="addresses, with commas, whose `X-Forwarded-For` is believed")
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="web origins, with commas, that may call the API"
@@ -90,7 +93,7 @@ class Settings(BaseSettings):
             raise ValueError("must have at least 32 characters")
         return value
 
-    @field_validator("openai_base_url")
+    @field_validator("openai_base_url", "public_url")
     @classmethod
     def _http(cls, value: str | None) -> str | None:
         if value and not value.startswith(("http://", "https://")):
