@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,10 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import settings as settings_module
+from app.agent import mcp_file
 from app.agent.loader import Agents
+from app.agent.mcp_file import ServerSpec
+from app.agent.mcp_servers import Servers
 from app.agent.relay import ModelRelay
 from app.agent.watchdog import Watchdog
 from app.api import accounts as accounts_api
@@ -70,6 +74,8 @@ from app.usecases.platform import Platform
 from app.usecases.rates import Rates
 from app.usecases.relay import Relay
 from app.usecases.together import Together
+
+log = logging.getLogger(__name__)
 
 DRAIN_SECONDS = 15.0
 SHOWN_TO_PAGES = (
@@ -198,7 +204,9 @@ async def opened(settings: Settings, database_url: str) -> AsyncIterator[Platfor
         stack.push_async_callback(engine.dispose)
         # A worker that starts again while the database is away serves all the same, and says 503 until it is back.
         upkeep_in = await upkeep.attempt(engine)
-        agents = Agents(settings.agents_dir, settings_module.agent_variables(), own=[ModelRelay])
+        tasks = Tasks()
+        servers = Servers(mcp_servers(settings, strict=False), tasks)
+        agents = Agents(settings.agents_dir, settings_module.agent_variables(), own=[ModelRelay], servers=servers.names)
         await agents.load()
         stack.callback(agents.close)
         watchdog = Watchdog(asyncio.get_running_loop())
@@ -208,7 +216,6 @@ async def opened(settings: Settings, database_url: str) -> AsyncIterator[Platfor
         if client:
             stack.push_async_callback(client.aclose)
         live: dict[UUID, LiveRun] = {}
-        tasks = Tasks()
         connecting = connector(database_url, pooled=pooled)
         writer = Writer(connecting, new_id())
         take = partial(slices.take, client, writer.replica) if client else None
@@ -238,6 +245,7 @@ async def opened(settings: Settings, database_url: str) -> AsyncIterator[Platfor
             is_away=models.endpoints.is_away,
             tasks=tasks,
             live=live,
+            toolboxes=servers,
         )
         heart = replicas.Heart(platform, connecting)
         heart.start()
@@ -291,6 +299,17 @@ def models_file(settings: Settings, check: Callable[[Catalog], None], *, strict:
         settings.openai_base_url, key.get_secret_value() if key else None, settings.openai_model
     )
     return ModelsFile(settings.models_file, settings_module.variables, openai, check, strict=strict)
+
+
+def mcp_servers(settings: Settings, *, strict: bool) -> Mapping[str, ServerSpec]:
+    """The MCP servers of the settings; a `SettingsError` when their file cannot be used, if it is `strict`, or else none."""
+    try:
+        return mcp_file.read(settings.mcp_file, settings_module.variables())
+    except SettingsError as error:
+        if strict:
+            raise
+        log.warning("there are no MCP servers: %s", error)
+        return {}
 
 
 class _Models:

@@ -14,6 +14,7 @@ from app.errors import SettingsError
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 MODELS_FILE = Path("models.toml")
+MCP_FILE = Path("mcp.toml")
 
 
 class Settings(BaseSettings):
@@ -54,6 +55,7 @@ class Settings(BaseSettings):
     )
     openai_model: str = Field("gpt-4o-mini", description="the model asked for when an agent or session names none")
     models_file: Path = Field(MODELS_FILE, description="the file of language models, where there is one")
+    mcp_file: Path = Field(MCP_FILE, description="the file of MCP servers whose tools agents use, where there is one")
     minio_endpoint: str | None = Field(
         None, description="the S3 or MinIO server that keeps files, as `HOST:PORT` or a URL; without it `DATA_DIR` does"
     )
@@ -100,10 +102,10 @@ class Settings(BaseSettings):
             raise ValueError("must start with http:// or https://")
         return value.rstrip("/") if value else value
 
-    @field_validator("models_file")
+    @field_validator("models_file", "mcp_file")
     @classmethod
     def _there(cls, value: Path) -> Path:
-        if value != MODELS_FILE and not value.is_file():
+        if value not in (MODELS_FILE, MCP_FILE) and not value.is_file():
             raise ValueError("there is no such file")
         return value
 
