@@ -22,7 +22,7 @@ from app.agent.mcp_file import ServerSpec
 from app.agent.plain import clean
 from app.agent.tools import Tool
 from app.agent.watchdog import in_agent
-from app.errors import AgentFailed, AppError, InvalidInput
+from app.errors import AgentFailed, InvalidInput
 from app.tasks import Tasks
 
 if TYPE_CHECKING:
@@ -117,8 +117,8 @@ class Server:
         self.spec = spec
         self._tasks = tasks
         self._lock = asyncio.Lock()
-        self._client: Client | None = None
         self._living: asyncio.Task[None] | None = None
+        self._ready: asyncio.Future[Client]
         self._leave = asyncio.Event()
         self._starts: deque[float] = deque(maxlen=STARTS)
         self._tools: Sequence[Tool] = ()
@@ -149,7 +149,7 @@ class Server:
         except Exception as error:
             if isinstance(error, MCPError) and await self._answers(client):
                 raise AgentFailed(f"{self.spec.name} refused the call: {_short(error.error.message)}") from None
-            await self._drop(client, error)
+            self._drop(client, error)
             raise AgentFailed(f"{self.spec.name} went away during the call, which it may have done or not.") from None
         said = _text(result)
         if result.is_error:
@@ -181,30 +181,36 @@ class Server:
                     if cursor is None or not page.tools or len(found) >= MAX_TOOLS:
                         return list(found.values())[:MAX_TOOLS]
         except Exception as error:
-            await self._drop(client, error)
+            self._drop(client, error)
             raise AgentFailed(f"The MCP server {self.spec.name} does not list its tools.") from None
 
     def _is_connected(self) -> bool:
-        return self._living is not None and not self._living.done() and self._client is not None
+        return self._living is not None and not self._living.done() and not self._leave.is_set()
 
     async def _connected(self) -> Client:
-        if self._client is not None and self._is_connected():
-            return self._client
+        if not self._is_connected():
+            self._start()
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                return await asyncio.shield(self._ready)  # others may wait for it too
+        except (AgentFailed, TimeoutError):
+            self._end()
+            raise AgentFailed(f"The MCP server {self.spec.name} cannot be reached.") from None
+
+    def _start(self) -> None:
         now = time.monotonic()
         if len(self._starts) == STARTS and now - self._starts[0] < 60:
             raise AgentFailed(f"The MCP server {self.spec.name} ended too often; it is tried again within a minute.")
         self._starts.append(now)
         self._leave = asyncio.Event()
-        ready: asyncio.Future[Client] = asyncio.get_running_loop().create_future()
-        self._living = self._tasks.start(self._live(ready, self._leave), name=f"mcp {self.spec.name}")
-        try:
-            async with asyncio.timeout(CONNECT_SECONDS):
-                self._client = await ready
-        except (AppError, TimeoutError):
-            self._leave.set()
-            self._living.cancel()
-            raise AgentFailed(f"The MCP server {self.spec.name} cannot be reached.") from None
-        return self._client
+        self._ready = asyncio.get_running_loop().create_future()
+        self._ready.add_done_callback(lambda ready: ready.cancelled() or ready.exception())  # who waited may be gone
+        self._living = self._tasks.start(self._live(self._ready, self._leave), name=f"mcp {self.spec.name}")
+
+    def _end(self) -> None:
+        self._leave.set()
+        if self._living is not None and not (self._ready.done() and self._ready.exception() is None):
+            self._living.cancel()  # it is still connecting
 
     async def _live(self, ready: asyncio.Future[Client], leave: asyncio.Event) -> None:
         """Hold the connection: the package wants it opened and closed by one task."""
@@ -214,6 +220,8 @@ class Server:
             async with AsyncExitStack() as stack:
                 ready.set_result(await self._opened(stack))
                 await leave.wait()
+        except ImportError:
+            log.error("MCP servers need the package mcp: its extra is called mcp")
         except Exception as error:
             log.warning("the MCP server %s is lost: %s", self.spec.name, type(error).__name__)
         finally:
@@ -241,12 +249,11 @@ class Server:
         )
         return await stack.enter_async_context(Client(streamable_http_client(spec.url, http_client=http), cache=None))
 
-    async def _drop(self, client: Client, error: Exception) -> None:
+    def _drop(self, client: Client, error: Exception) -> None:
         """Close the connection, if it is still this one."""
-        if client is self._client:
+        if self._is_connected() and self._ready.done() and self._ready.result() is client:
             log.warning("the MCP server %s went away: %s", self.spec.name, type(error).__name__)
-            self._client, self._listed_at = None, -FRESH_SECONDS
-            self._leave.set()
+            self._end()
 
 
 def _text(result: CallToolResult) -> str:
