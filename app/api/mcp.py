@@ -1,18 +1,21 @@
 """The Model Context Protocol at `/mcp`: the agents that the caller may use, as tools, over streamable HTTP.
 
 The package `mcp` serves both eras of the protocol, 2026-07-28 and the ones that begin with `initialize`, the latter without sessions
-too: no request needs what another left in this process, so that any of several workers answers it. A client that cancels closes its
-stream. It is imported at the first request, for that takes a second and 23 MB.
+too: no request needs what another left in this process, so that any of several workers answers it. Who closes the stream of a call
+cancels it. A client of the older era keeps it open and sends `notifications/cancelled`; the session's id that it is given does nothing
+but tell its requests from those of others then. The package is imported at the first request, for that takes a second and 23 MB.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Mapping
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -42,6 +45,8 @@ Json = dict[str, Any]
 
 PAGE = 100
 """How many tools a page of the list has."""
+SESSION = "mcp-session-id"
+_SESSION_ID = re.compile(r"[0-9a-f]{32}")
 RUN_ID = "chattable/run_id"
 """Where the run of a call stands in `_meta` of its result."""
 INSTRUCTIONS = "Each tool is an agent. It knows nothing of earlier calls: say in the message all that it needs."
@@ -170,7 +175,8 @@ async def _call_tool(context: ServerRequestContext[Any, Request], params: CallTo
     platform, principal = _caller(context)
     try:
         given = _arguments(params.arguments or {})
-        async with questions.asked(platform, principal, params.name, given.message, given.params) as live:
+        name = _name_of(_session(context.request), context.request_id)
+        async with questions.asked(platform, principal, params.name, given.message, given.params, name=name) as live:
             async for batch in live.log.read():
                 said = "".join(event.chunk.content for event in batch)
                 await context.session.report_progress(batch[-1].position, message=said)
@@ -185,6 +191,17 @@ def _caller(context: ServerRequestContext[Any, Request]) -> tuple[Platform, Prin
     request = context.request
     assert request is not None  # noqa: S101 - all of it comes over HTTP
     return request.app.state.platform, request.scope["state"]["principal"]
+
+
+def _session(request: Request | None) -> str | None:
+    """The id that a client of the older era was given, when it has the form of one."""
+    given = request.headers.get(SESSION, "") if request else ""
+    return given if _SESSION_ID.fullmatch(given) else None
+
+
+def _name_of(session: str | None, request_id: object) -> str | None:
+    """What a client calls a request: a number and a text are not the same."""
+    return f"mcp {session} {request_id!r}" if session and isinstance(request_id, int | str) else None
 
 
 def _arguments(given: Mapping[str, Any]) -> Arguments:
@@ -249,17 +266,24 @@ async def serve_mcp(here: Here, caller: Chat, request: Request) -> Response:
     door: Door = request.app.state.mcp
     door.check(request.headers)
     body = await request.body()
-    strict_json(body)
+    asked = strict_json(body)
     if not request.headers.get("content-type", "").lower().startswith("application/json"):
         raise InvalidInput("Send the header Content-Type: application/json.", param="content-type")
-    return _Served(await door.manager(here.tasks), body)
+    method = asked.get("method") if isinstance(asked, dict) else None
+    if method == "notifications/cancelled":
+        params = asked.get("params")
+        request_id = params.get("requestId") if isinstance(params, dict) else None
+        if name := _name_of(_session(request), request_id):
+            here.tasks.start(questions.cancel(here, caller, name), name="mcp cancel")
+    return _Served(await door.manager(here.tasks), body, opens=method == "initialize")
 
 
 class _Served(Response):
     """An answer that the package gives."""
 
-    def __init__(self, manager: StreamableHTTPSessionManager, body: bytes) -> None:
+    def __init__(self, manager: StreamableHTTPSessionManager, body: bytes, *, opens: bool) -> None:
         super().__init__()
+        self._opens = opens
         self._manager = manager
         self._asked = body
 
@@ -270,4 +294,9 @@ class _Served(Response):
         async def receiving() -> Message:
             return waiting.pop() if waiting else await receive()
 
-        await self._manager.handle_request(scope, receiving, send)
+        async def sending(message: Message) -> None:
+            if self._opens and message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (SESSION.encode(), uuid4().hex.encode())]
+            await send(message)
+
+        await self._manager.handle_request(scope, receiving, sending)

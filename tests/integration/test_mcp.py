@@ -117,7 +117,7 @@ async def test_only_granted_agents_exist(shared: House, mode: str) -> None:
 
 
 @ERAS
-async def test_who_leaves_cancels(shared: House, mode: str) -> None:
+async def test_who_cancels_a_call_cancels_its_run(shared: House, mode: str) -> None:
     user = await shared.user(f"leaver-{mode}")
     async with client(shared, mode, key_of(user)) as mcp:
         calling = asyncio.create_task(mcp.call_tool(SCRIPTED, {"message": "sleep: 30"}))
@@ -125,11 +125,39 @@ async def test_who_leaves_cancels(shared: House, mode: str) -> None:
         calling.cancel()
         with pytest.raises(asyncio.CancelledError):
             await calling
-        if mode != "legacy":  # there the stream stays open, and the whole client leaves
-            await shared.until_idle()
-    await shared.until_idle()
+        await shared.until_idle()  # while the client is still there
     run = (await user.get(f"/api/v1/runs/{UUID(run_id)}")).json()
     assert run["status"] == "cancelled"
+
+
+async def test_who_leaves_cancels(shared: House) -> None:
+    user = await shared.user("leaver")
+    for version in ("2025-11-25", "2025-03-26"):
+        headers = {**ACCEPT, "mcp-protocol-version": version}
+        params = {"name": SCRIPTED, "arguments": {"message": "sleep: 30"}}
+        call = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
+        calling = asyncio.create_task(user.post("/mcp", json=call, headers=headers))
+        run_id = await shared.until_live()
+        calling.cancel()
+        await shared.until_idle()
+        assert (await user.get(f"/api/v1/runs/{run_id}")).json()["status"] == "cancelled"
+
+
+async def test_nobody_cancels_the_calls_of_others(shared: House) -> None:
+    user, other = await shared.user("called"), await shared.user("other")
+    opened = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
+    opening = {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": opened}
+    id = (await user.post("/mcp", json=opening, headers=ACCEPT)).headers["mcp-session-id"]
+    headers = {**ACCEPT, "mcp-protocol-version": "2025-11-25", "mcp-session-id": id}
+    params = {"name": SCRIPTED, "arguments": {"message": "sleep: 1"}}
+    call = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
+    calling = asyncio.create_task(user.post("/mcp", json=call, headers=headers))
+    await shared.until_live()
+    cancel = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 1}}
+    assert (await other.post("/mcp", json=cancel, headers=headers)).status_code == 202
+    cancel["params"] = {"requestId": "1"}
+    assert (await user.post("/mcp", json=cancel, headers=headers)).status_code == 202
+    assert "asleep and awake" in (await calling).text
 
 
 async def test_strangers_and_keys_without_the_scope_are_refused(shared: House) -> None:
