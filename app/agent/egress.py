@@ -11,6 +11,8 @@ import httpx2
 
 MAX_BODY = 8_000_000
 """The longest answer that is no stream of events, in bytes."""
+MAX_ADDRESSES = 4
+"""How many addresses of a name are tried."""
 _EMBEDS = tuple(map(ip_network, ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32")))
 """Addresses that lead to an IPv4 address inside them: NAT64 (RFC 6052, RFC 8215), 6to4 (RFC 3056), Teredo (RFC 4380)."""
 
@@ -32,10 +34,9 @@ class Egress(httpx2.AsyncHTTPTransport):
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send a request; `httpx2.ConnectError` when it would go where it may not."""
         host = request.url.host
-        address = await self._checked(host, request.url.port or 443)
+        addresses = await self._checked(host, request.url.port or 443)
         request.extensions = {**request.extensions, "sni_hostname": host}
-        request.url = request.url.copy_with(host=address)  # the header Host keeps the name
-        response = await super().handle_async_request(request)
+        response = await self._sent(request, addresses)
         if response.is_redirect:
             await response.aclose()
             raise httpx2.RemoteProtocolError("redirects are not followed", request=request)
@@ -43,15 +44,25 @@ class Egress(httpx2.AsyncHTTPTransport):
             response.stream = _Bounded(response.stream)
         return response
 
-    async def _checked(self, host: str, port: int) -> str:
+    async def _sent(self, request: httpx2.Request, addresses: list[str]) -> httpx2.Response:
+        """The answer of the first address that takes the connection."""
+        for address in addresses[:MAX_ADDRESSES]:
+            request.url = request.url.copy_with(host=address)  # the header Host keeps the name
+            try:
+                return await super().handle_async_request(request)
+            except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+                refused = error
+        raise refused
+
+    async def _checked(self, host: str, port: int) -> list[str]:
         try:
             found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except OSError:
             raise httpx2.ConnectError("the name is not known") from None
-        addresses = [str(each[4][0]) for each in found]
+        addresses = list(dict.fromkeys(str(each[4][0]) for each in found))
         if not self._private and not all(is_public(ip_address(each)) for each in addresses):
             raise httpx2.ConnectError("the address is not public")
-        return addresses[0]
+        return addresses
 
 
 class _Bounded(httpx2.AsyncByteStream):
