@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import UUID
 
 from fastapi import FastAPI
@@ -18,7 +20,10 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import settings as settings_module
+from app.agent import mcp_file
 from app.agent.loader import Agents
+from app.agent.mcp_file import ServerSpec
+from app.agent.mcp_servers import Servers
 from app.agent.relay import ModelRelay
 from app.agent.watchdog import Watchdog
 from app.api import accounts as accounts_api
@@ -30,6 +35,7 @@ from app.api import (
     docs,
     errands,
     health,
+    mcp,
     model_protocol,
     openai,
     openapi,
@@ -69,6 +75,8 @@ from app.usecases.platform import Platform
 from app.usecases.rates import Rates
 from app.usecases.relay import Relay
 from app.usecases.together import Together
+
+log = logging.getLogger(__name__)
 
 DRAIN_SECONDS = 15.0
 SHOWN_TO_PAGES = (
@@ -111,6 +119,7 @@ def create_app(settings: Settings) -> FastAPI:
         generate_unique_id_function=openapi.operation_id,
     )
     app.state.document = docs.Document(app)
+    app.state.mcp = mcp.Door(*_names(settings))
     problems.install(app)
     for router in (
         docs.router,
@@ -121,6 +130,7 @@ def create_app(settings: Settings) -> FastAPI:
         rest.router,
         errands.router,
         model_protocol.router,
+        mcp.router,
         presets.router,
         seed.router,
     ):
@@ -129,6 +139,14 @@ def create_app(settings: Settings) -> FastAPI:
         for router in (openai.router, files_api.router, batches_api.router, responses.router, conversations.router):
             app.include_router(router, prefix=prefix)
     return app
+
+
+def _names(settings: Settings) -> tuple[frozenset[str], frozenset[str]]:
+    """The host names of this server, and the origins of pages that may call it."""
+    public = urlsplit(settings.public_url or "")
+    hosts = {settings.host, public.hostname or settings.host}
+    origins = {*settings.cors_origins, *([f"{public.scheme}://{public.netloc}"] if public.netloc else [])}
+    return frozenset(hosts), frozenset(origins)
 
 
 class _Gated(FastAPI):
@@ -188,7 +206,9 @@ async def opened(settings: Settings, database_url: str) -> AsyncIterator[Platfor
         stack.push_async_callback(engine.dispose)
         # A worker that starts again while the database is away serves all the same, and says 503 until it is back.
         upkeep_in = await upkeep.attempt(engine)
-        agents = Agents(settings.agents_dir, settings_module.agent_variables(), own=[ModelRelay])
+        tasks = Tasks()
+        servers = Servers(mcp_servers(settings, strict=False), tasks)
+        agents = Agents(settings.agents_dir, settings_module.agent_variables(), own=[ModelRelay], servers=servers.names)
         await agents.load()
         stack.callback(agents.close)
         watchdog = Watchdog(asyncio.get_running_loop())
@@ -198,7 +218,6 @@ async def opened(settings: Settings, database_url: str) -> AsyncIterator[Platfor
         if client:
             stack.push_async_callback(client.aclose)
         live: dict[UUID, LiveRun] = {}
-        tasks = Tasks()
         connecting = connector(database_url, pooled=pooled)
         writer = Writer(connecting, new_id())
         take = partial(slices.take, client, writer.replica) if client else None
@@ -228,6 +247,7 @@ async def opened(settings: Settings, database_url: str) -> AsyncIterator[Platfor
             is_away=models.endpoints.is_away,
             tasks=tasks,
             live=live,
+            toolboxes=servers,
         )
         heart = replicas.Heart(platform, connecting)
         heart.start()
@@ -281,6 +301,17 @@ def models_file(settings: Settings, check: Callable[[Catalog], None], *, strict:
         settings.openai_base_url, key.get_secret_value() if key else None, settings.openai_model
     )
     return ModelsFile(settings.models_file, settings_module.variables, openai, check, strict=strict)
+
+
+def mcp_servers(settings: Settings, *, strict: bool) -> Mapping[str, ServerSpec]:
+    """The MCP servers of the settings; a `SettingsError` when their file cannot be used, if it is `strict`, or else none."""
+    try:
+        return mcp_file.read(settings.mcp_file, settings_module.variables())
+    except SettingsError as error:
+        if strict:
+            raise
+        log.warning("there are no MCP servers: %s", error)
+        return {}
 
 
 class _Models:

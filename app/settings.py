@@ -14,6 +14,7 @@ from app.errors import SettingsError
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 MODELS_FILE = Path("models.toml")
+MCP_FILE = Path("mcp.toml")
 
 
 class Settings(BaseSettings):
@@ -34,6 +35,9 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="the address to listen on")
     port: int = Field(8080, ge=0, le=65535, description="the port to listen on; 0 takes a free one")
     workers: int = Field(1, ge=1, le=64, description="server processes")
+    public_url: str | None = Field(
+        None, description="the address that others have of this server; `/mcp` is served under its host name"
+    )
     trusted_proxies: str = Field("", description="addresses, with commas, whose `X-Forwarded-For` is believed")
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="web origins, with commas, that may call the API"
@@ -51,6 +55,7 @@ class Settings(BaseSettings):
     )
     openai_model: str = Field("gpt-4o-mini", description="the model asked for when an agent or session names none")
     models_file: Path = Field(MODELS_FILE, description="the file of language models, where there is one")
+    mcp_file: Path = Field(MCP_FILE, description="the file of MCP servers whose tools agents use, where there is one")
     minio_endpoint: str | None = Field(
         None, description="the S3 or MinIO server that keeps files, as `HOST:PORT` or a URL; without it `DATA_DIR` does"
     )
@@ -90,17 +95,17 @@ class Settings(BaseSettings):
             raise ValueError("must have at least 32 characters")
         return value
 
-    @field_validator("openai_base_url")
+    @field_validator("openai_base_url", "public_url")
     @classmethod
     def _http(cls, value: str | None) -> str | None:
         if value and not value.startswith(("http://", "https://")):
             raise ValueError("must start with http:// or https://")
         return value.rstrip("/") if value else value
 
-    @field_validator("models_file")
+    @field_validator("models_file", "mcp_file")
     @classmethod
     def _there(cls, value: Path) -> Path:
-        if value != MODELS_FILE and not value.is_file():
+        if value not in (MODELS_FILE, MCP_FILE) and not value.is_file():
             raise ValueError("there is no such file")
         return value
 

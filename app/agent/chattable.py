@@ -19,6 +19,7 @@ from app.errors import AgentFailed
 from app.journal.recorder import Recorder
 
 if TYPE_CHECKING:
+    from app.agent.mcp_servers import Toolboxes
     from app.agent.memory import MemoryManager
     from app.agent.request import OpenAIRequest
     from app.llm.llm import LLM, Reply
@@ -42,6 +43,8 @@ class Binding:
     request: OpenAIRequest | None = None
     memory: MemoryManager | None = None
     """What the agent remembers; without one it begins with nothing."""
+    toolboxes: Toolboxes | None = None
+    """The MCP servers whose tools it may name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,7 @@ class Chattable:
     """Whether cached answers of language models are shared among the agent's users; else each has his own."""
 
     tools: ClassVar[Sequence[Callable[..., Any] | str]] = ()
-    """The functions that `run_tools` offers the model."""
+    """The functions that `run_tools` offers the model; `"mcp:NAME"` stands for the tools of a configured MCP server."""
 
     session: Session
     history: History
@@ -78,6 +81,7 @@ class Chattable:
 
     _recorder: Recorder
     _threads: Threads
+    _toolboxes: Toolboxes | None = None
 
     def __init__(self, session: Session | None = None) -> None:
         if session is not None:
@@ -134,10 +138,11 @@ class Chattable:
         Without `tools` those of the class. The answer is live; what is called and what comes of it is shown beside it.
         Each call is a recorded step.
         """
+        from app.agent.mcp_servers import opened
         from app.agent.tools import ToolExecutor, ToolRegistry, rounds
         from app.llm.llm import Reply
 
-        registry = ToolRegistry(self.tools if tools is None else tools)
+        registry = ToolRegistry(await opened(self.tools if tools is None else tools, self._toolboxes))
         executor = ToolExecutor(registry, recorder=self._recorder, threads=self._threads)
         return Reply(rounds(self.llm, messages, executor, max_rounds))
 
@@ -172,6 +177,7 @@ class Chattable:
             self.memory = binding.memory or _new_memory()
         self._recorder = binding.recorder
         self._threads = threads
+        self._toolboxes = binding.toolboxes
         for name in ("params", "settings", "state"):
             if (value := getattr(own, name)) is not None:
                 setattr(self, name, value)

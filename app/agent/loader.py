@@ -7,7 +7,7 @@ import itertools
 import logging
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -73,8 +73,10 @@ class Agents:
         *,
         deadline: float = DEADLINE,
         own: Sequence[type[Chattable]] = (),
+        servers: Collection[str] = (),
     ) -> None:
-        """`own` are the platform's own agents: they have their ids before any file, and are in no list."""
+        """`own` are the platform's own agents: they have their ids before any file, and are in no list. `servers` are MCP's."""
+        self._servers = servers
         self._folder = folder
         self._variables = variables
         self._deadline = deadline
@@ -190,7 +192,7 @@ class Agents:
         agents: dict[str, AgentVersion | str] = {}
         for cls in found:
             try:
-                agents[cls.id] = AgentVersion(cls, name, code, self._variables)
+                agents[cls.id] = AgentVersion(cls, name, code, self._variables, self._servers)
             except PluginError as error:
                 agents[cls.id] = str(error)
         return agents

@@ -6,7 +6,7 @@ import inspect
 import logging
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, get_type_hints
 
 from pydantic import BaseModel, ValidationError
@@ -59,7 +59,15 @@ class Code:
 class AgentVersion:
     """An agent as one load of its file made it. Does not change after that."""
 
-    def __init__(self, cls: type[Chattable], source: str, code: Code, variables: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        cls: type[Chattable],
+        source: str,
+        code: Code,
+        variables: Mapping[str, str],
+        servers: Collection[str] | None = None,
+    ) -> None:
+        """`servers` are the names of the MCP servers that there are; None leaves those of the agent unchecked."""
         self.cls = cls
         self.id = cls.id
         self.source = source
@@ -78,7 +86,7 @@ class AgentVersion:
         if self.state_model:
             _default(self.state_model)
         if cls.tools:
-            _check_tools(cls)
+            _check_tools(cls, servers)
 
     def validate_params(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
         """The parameters as they are to be stored: what was given, as plain JSON.
@@ -199,8 +207,14 @@ def _default(model: type[BaseModel]) -> None:
         raise PluginError(f"every field of the state {model.__name__} needs a default") from None
 
 
-def _check_tools(cls: type[Chattable]) -> None:
+def _check_tools(cls: type[Chattable], servers: Collection[str] | None) -> None:
     from app.agent.tools import ToolRegistry
+
+    for name in (tool for tool in cls.tools if isinstance(tool, str)):
+        if not name.startswith("mcp:"):
+            raise PluginError(f"{cls.__name__}.tools: {clean(name)[:64]} is neither a function nor mcp:NAME")
+        if servers is not None and name.removeprefix("mcp:") not in servers:
+            raise PluginError(f"needs the MCP server {clean(name)[4:68]}, which MCP_FILE does not have")
 
     try:
         ToolRegistry(tool for tool in cls.tools if not isinstance(tool, str))

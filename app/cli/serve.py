@@ -201,8 +201,9 @@ def checking(setting: str) -> Iterator[None]:
 
 def _check_models(settings: Settings) -> None:
     """A start with a broken models file ends with its sentence; a later edit that breaks it only changes nothing."""
-    from app.main import models_file
+    from app.main import mcp_servers, models_file
 
+    mcp_servers(settings, strict=True)
     models_file(settings, lambda _: None, strict=True)  # operators' own classes are imported by workers only
 
 

@@ -27,7 +27,7 @@ _LIMITS = ("max_concurrency", "rpm", "tpm")
 
 def catalog(tables: Mapping[str, Any], variables: Mapping[str, str], default: Model | None = None) -> Catalog:
     """The catalog of parsed TOML, or `CatalogError`. Keys come from `variables`; `default` is used where the file has none."""
-    models = _table((), tables, ("models",)).get("models")
+    models = table((), tables, ("models",)).get("models")
     if not isinstance(models, Mapping) or not models:
         raise CatalogError(("models",), "must hold at least one table, such as [models.default].")
     made = {alias: _model(("models", alias), alias, given, variables) for alias, given in models.items()}
@@ -39,7 +39,7 @@ def catalog(tables: Mapping[str, Any], variables: Mapping[str, str], default: Mo
 def _model(keys: Keys, alias: str, given: object, variables: Mapping[str, str]) -> Model:
     if not _ALIAS.fullmatch(alias):
         raise CatalogError(keys, "an alias is up to 64 letters, digits and . _ : - and begins with a letter or digit.")
-    values = dict(_table(keys, given, _MODEL))
+    values = dict(table(keys, given, _MODEL))
     if "endpoints" in values:
         values["endpoints"] = _endpoints((*keys, "endpoints"), values["endpoints"], variables)
     for name in ("fallback", "cascade"):
@@ -54,7 +54,7 @@ def _model(keys: Keys, alias: str, given: object, variables: Mapping[str, str]) 
 
 
 def _endpoints(keys: Keys, given: object, variables: Mapping[str, str]) -> tuple[EndpointSpec, ...]:
-    rows = _list(keys, given, 'tables such as { base_url = "http://127.0.0.1:8000/v1", model = "name" }')
+    rows = array(keys, given, 'tables such as { base_url = "http://127.0.0.1:8000/v1", model = "name" }')
     made: list[EndpointSpec] = []
     for index, row in enumerate(rows):
         endpoint = _endpoint((*keys, index), row, variables)
@@ -65,14 +65,15 @@ def _endpoints(keys: Keys, given: object, variables: Mapping[str, str]) -> tuple
 
 
 def _endpoint(keys: Keys, given: object, variables: Mapping[str, str]) -> EndpointSpec:
-    values = dict(_table(keys, given, _ENDPOINT, needed=("base_url", "model")))
+    values = dict(table(keys, given, _ENDPOINT, needed=("base_url", "model")))
     if "api_key_env" in values:
-        values["api_key"] = _key((*keys, "api_key_env"), values["api_key_env"], variables)
+        values["api_key"] = key_of((*keys, "api_key_env"), values["api_key_env"], variables)
     with _at(keys):
         return EndpointSpec(**values)
 
 
-def _key(keys: Keys, name: object, variables: Mapping[str, str]) -> Secret:
+def key_of(keys: Keys, name: object, variables: Mapping[str, str]) -> Secret:
+    """What the variable of that name holds."""
     # No sentence repeats what was given: it may be the key itself, written in the wrong place.
     if not (isinstance(name, str) and _VARIABLE.fullmatch(name)):
         raise CatalogError(keys, "must be the name of a variable that holds the key, such as MY_KEY.")
@@ -85,7 +86,7 @@ def _key(keys: Keys, name: object, variables: Mapping[str, str]) -> Secret:
 
 
 def _price(keys: Keys, given: object) -> Price:
-    values = _table(keys, given, _PRICE, needed=("prompt", "completion"))
+    values = table(keys, given, _PRICE, needed=("prompt", "completion"))
     for name, value in values.items():
         if not isinstance(value, int | float) or isinstance(value, bool):
             raise CatalogError((*keys, name), "must be a number: money per million tokens.")
@@ -95,7 +96,7 @@ def _price(keys: Keys, given: object) -> Price:
 
 
 def _defaults(keys: Keys, given: object) -> dict[str, Any]:
-    values = _table(keys, given)
+    values = table(keys, given)
     if "model" in values:
         raise CatalogError((*keys, "model"), "belongs to an endpoint.")
     with _at(keys):
@@ -103,7 +104,7 @@ def _defaults(keys: Keys, given: object) -> dict[str, Any]:
 
 
 def _names(keys: Keys, given: object) -> tuple[str, ...]:
-    names = _list(keys, given, 'aliases such as "big"', least=0)
+    names = array(keys, given, 'aliases such as "big"', least=0)
     for index, name in enumerate(names):
         if not isinstance(name, str):
             raise CatalogError((*keys, index), "must be an alias: a text.")
@@ -112,15 +113,14 @@ def _names(keys: Keys, given: object) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _list(keys: Keys, given: object, words: str, *, least: int = 1) -> list[Any]:
+def array(keys: Keys, given: object, words: str, *, least: int = 1) -> list[Any]:
+    """`given` as a list of at least so many, which `words` describe."""
     if not isinstance(given, list) or not least <= len(given) <= MOST:
         raise CatalogError(keys, f"must be an array of {least or 'up'} to {MOST} {words}.")
     return given
 
 
-def _table(
-    keys: Keys, given: object, known: tuple[str, ...] = (), *, needed: tuple[str, ...] = ()
-) -> Mapping[str, Any]:
+def table(keys: Keys, given: object, known: tuple[str, ...] = (), *, needed: tuple[str, ...] = ()) -> Mapping[str, Any]:
     """`given` as a table with no other keys than `known`, if any are, and with all that are `needed`."""
     if not isinstance(given, Mapping):
         raise CatalogError(keys, "must be a table.")

@@ -10,12 +10,14 @@ import tomllib
 from ast import literal_eval
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any, TypeVar
 
 from app.errors import SettingsError
 from app.llm.catalog import DEFAULT, Catalog, CatalogError, Model
 from app.llm.model_tables import catalog
 from app.llm.toml_lines import dotted, line_of
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 POLL = 0.3
@@ -41,10 +43,20 @@ def read(
     Keys of servers are looked up in `variables`. `default` is the alias of that name where the file defines none. `check` may object
     by a `SettingsError` too, which names the line when it is a `CatalogError`.
     """
+
+    def make(tables: Mapping[str, Any]) -> Catalog:
+        made = catalog(tables, variables, default)
+        check(made)
+        return made
+
+    return parsed(path, make)
+
+
+def parsed(path: Path, make: Callable[[Mapping[str, Any]], T]) -> T:
+    """What `make` makes of the TOML at `path`, or a `SettingsError` that names file, line and key."""
     text = _text(path)
     try:
-        made = catalog(tomllib.loads(text), variables, default)
-        check(made)
+        return make(tomllib.loads(text))
     except CatalogError as error:
         line = line_of(text, error.keys)
         raise SettingsError(f"{path.name}{f', line {line}' if line else ''}, {error}") from None
@@ -54,7 +66,6 @@ def read(
         raise SettingsError(f"{path.name}: holds a number or nesting that is too long to be read.") from None
     except SettingsError as error:
         raise SettingsError(f"{path.name}, {error}") from error.__cause__
-    return made
 
 
 def _text(path: Path) -> str:

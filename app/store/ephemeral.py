@@ -6,6 +6,7 @@ Only who has the id of a response continues one, perhaps several times from one 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 from uuid import UUID
 
 import asyncpg
@@ -35,7 +36,7 @@ DROP = "DELETE FROM sessions WHERE id = ANY($1::uuid[])"
 async def make(db: asyncpg.Connection, ops: Sequence[Op]) -> None:
     """Make the sessions of the messages that bring their own. One that is there was made when the commit was not heard of."""
     wanted = [
-        (op.session_id, op.principal.user.id, op.agent_id, *_copied(op.preset))
+        (op.session_id, op.principal.user.id, op.agent_id, *_copied(op.preset, op.agent_params))
         for op in ops
         if isinstance(op, BeginRun) and op.ephemeral
     ]
@@ -43,13 +44,13 @@ async def make(db: asyncpg.Connection, ops: Sequence[Op]) -> None:
         await db.execute(MAKE, *map(list, zip(*wanted, strict=True)))
 
 
-def _copied(preset: Preset | None) -> tuple[str, str, UUID | None]:
+def _copied(preset: Preset | None, agent_params: Mapping[str, Any] | None) -> tuple[str, str, UUID | None]:
     """The agent's parameters and the session's that a session begins with, as JSON, and the preset that they are from.
 
     Responses that follow one another wait for each other, whatever the preset says.
     """
     if preset is None:
-        return "{}", '{"busy": "queue"}', None
+        return encode_json(agent_params or {}), '{"busy": "queue"}', None
     params = SessionParams(model=preset.params.model, temperature=preset.params.temperature, busy="queue")
     return encode_json(preset.agent_params), encode_json(params_row(params)), preset.id
 

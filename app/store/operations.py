@@ -34,6 +34,8 @@ class BeginRun(Struct, frozen=True):
     """Whether the session is made with the message, of `agent_id` and for this request."""
     preset: Preset | None = None
     """The preset that `agent_id` was chosen by; an ephemeral session copies it."""
+    agent_params: Mapping[str, Any] | None = None
+    """The agent's parameters in an ephemeral session that is of no preset."""
     request: Mapping[str, Any] | None = None
     """What came with the message through the OpenAI protocol, as JSON; for whoever conducts the run."""
     before: Sequence[Message] = ()

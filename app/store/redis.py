@@ -85,3 +85,14 @@ async def forget(redis: Client, run_ids: Sequence[UUID]) -> None:
     """Erase logs."""
     if run_ids:
         await redis.delete(*map(_key, run_ids))
+
+
+async def name_run(redis: Client, name: str, run_id: UUID, seconds: float) -> None:
+    """Let a run be found by another name for so long."""
+    await redis.set(f"run name:{name}", run_id.bytes, px=max(1, int(seconds * 1000)))
+
+
+async def named_run(redis: Client, name: str) -> UUID | None:
+    """The run of a name, if it has one."""
+    found = await redis.get(f"run name:{name}")
+    return UUID(bytes=bytes(found)) if isinstance(found, bytes) else None

@@ -162,6 +162,7 @@ async def _answer(platform: Platform, begun: Begun, live: LiveRun) -> Answer:
             ),
             recorder=live.recorder,
             request=request,
+            toolboxes=platform.toolboxes,
             state=await _state(platform, history, session.agent_id) if version.state_model else None,
         )
         return await answer(version, binding, asked_in(shown), live.log, timeout=platform.run_timeout)

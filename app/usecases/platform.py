@@ -10,6 +10,7 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.agent.loader import Agents
+from app.agent.mcp_servers import Toolboxes
 from app.domain import FileLimits, Principal
 from app.llm.cache import Cache
 from app.llm.call import CallPath
@@ -62,3 +63,4 @@ class Platform:
     draining: asyncio.Event = field(default_factory=asyncio.Event)
     windows: Windows = field(default_factory=Windows)
     principals: Principals = field(default_factory=Principals)
+    toolboxes: Toolboxes | None = None
