@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
-from app.domain import new_id
+from app.domain import Chunk, new_id
 from app.journal.recorder import Recorder
 from app.llm.call import CallPath
 from app.llm.catalog import Catalog
 from app.llm.endpoints import Endpoints, OwnLLMs
+from app.llm.llm import LLM, Finish
 from app.llm.models_file import ModelsFile
 from app.llm.route import Router
 from app.llm.run import RunLLM
@@ -36,3 +38,20 @@ async def open_llm() -> AsyncIterator[RunLLM]:
         yield RunLLM(path, Recorder(), Caller(new_id(), "here"))
     finally:
         await endpoints.close()
+
+
+class ModelsHere(LLM):
+    """These models, opened for each call, so that one object serves any event loop."""
+
+    async def generate(self, messages: list[dict[str, Any]], **options: Any) -> AsyncGenerator[Chunk | Finish, None]:
+        """Ask the model that is named, or else `default`."""
+        async with open_llm() as llm:
+            reply = llm.begin(messages, **options)
+            async for chunk in reply:
+                yield chunk
+            yield Finish(reply.response.finish_reason or "stop", reply.response.usage)
+
+    async def embed(self, texts: Sequence[str], *, model: str | None = None) -> list[list[float]]:
+        """By the model that is named, or else `embedding`."""
+        async with open_llm() as llm:
+            return await llm.embed(texts, model=model)

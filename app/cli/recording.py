@@ -6,11 +6,8 @@ A conftest.py takes it in with `pytest_plugins = ["app.cli.recording"]`.
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
-import pytest_asyncio
 
 from app.agent.recorded import Recorded
 
@@ -25,17 +22,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--record", action="store_true", help="ask the models of OPENAI_* or MODELS_FILE, and record it")
 
 
-@pytest_asyncio.fixture
-async def recorded(request: pytest.FixtureRequest) -> AsyncIterator[Recorded]:
+@pytest.fixture
+def recorded(request: pytest.FixtureRequest) -> Recorded:
     """An LLM whose calls stand in `recorded/FILE.TEST.json` beside the test."""
     name = re.sub(r"[^\w.-]", "_", request.node.name)
-    path = Path(request.path).parent / "recorded" / f"{Path(request.path).stem}.{name}.json"
+    path = request.path.parent / "recorded" / f"{request.path.stem}.{name}.json"
     if not request.config.getoption("--record"):
-        yield Recorded(path)
-        return
-    from app.cli.models_here import open_llm
+        return Recorded(path)
+    from app.cli.models_here import ModelsHere
     from app.settings import variables
 
     secrets = [value for name, value in variables().items() if SECRET.search(name) and len(value) >= SHORTEST]
-    async with open_llm() as llm:
-        yield Recorded(path, llm, secrets=secrets)
+    return Recorded(path, ModelsHere(), secrets=secrets)
