@@ -323,6 +323,8 @@ class Run(Struct, frozen=True):
     """Types and lengths of what was said, when it was not text alone."""
     background: bool = False
     """Whether a job conducts it, and not the server that took the message."""
+    question: Mapping[str, Any] | None = None
+    """What it asks a person while it waits: `question`, the JSON `schema` of the answer, and when that `expires_at`."""
 
 
 class Errand(Struct, frozen=True):

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, Self, TypeVar, overl
 
 from pydantic import BaseModel
 
+from app.agent.asking import ask
 from app.agent.history import History
-from app.agent.plain import canonical
+from app.agent.plain import canonical, revived
 from app.agent.stream import Stream
 from app.agent.threads import Threads
 from app.domain import Message, Session
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +114,8 @@ class Chattable:
         """
         name = getattr(fn, "__name__", type(fn).__name__)
         given = canonical({"args": args, "kwargs": kwargs})
+        if (recorded := self._recorder.served("step", name, given)) is not None:
+            return revived(recorded, fn)
         with self._recorder.step("step", name, input=given, nested=True) as step:
             if inspect.iscoroutinefunction(fn):
                 result = await fn(*args, **kwargs)
@@ -142,8 +146,12 @@ class Chattable:
     @overload
     async def ask(self, question: str, schema: type[R], /, *, timeout: float = ...) -> R: ...  # noqa: ASYNC109 - as above
     async def ask(self, question: str, schema: Any = str, /, *, timeout: float = 86_400) -> Any:  # noqa: ASYNC109 - a time for a person
-        """Ask the person, and wait for the answer up to `timeout` seconds."""
-        raise AgentFailed("Only a running server can ask a person: this agent has none.")
+        """Ask the person, who answers with the session's next message, or over REST, within `timeout` seconds.
+
+        The run waits, over restarts too, and then `chat` starts again at its top, where all that was recorded is served from the
+        journal. A pydantic model as `schema` is what the answer is read as; one that cannot be is asked for again.
+        """
+        return ask(self._recorder, self.stream.append, question, schema, timeout)
 
     async def delegate(self, agent_id: str, content: str, /, **params: Any) -> Reply:
         """Have another agent of the server answer, in this session."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, get_type_hints
 
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
@@ -55,3 +55,12 @@ def canonical(value: Any) -> bytes | None:
     except (TypeError, ValueError, RecursionError):
         return None
     return text.encode()
+
+
+def revived(recorded: bytes, fn: Callable[..., Any]) -> Any:
+    """What a function gave, from its JSON form, as the type that it says it returns; as plain JSON where it says none."""
+    try:
+        returned = get_type_hints(fn).get("return", Any)
+    except (NameError, TypeError):  # a name that is known to type checkers only; a callable without annotations
+        returned = Any
+    return TypeAdapter(returned).validate_json(recorded)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from msgspec import Struct, field
 
+from app.agent.asking import Suspended
 from app.agent.chattable import Binding, Chattable, Own
 from app.agent.plain import clean, plain
 from app.agent.stream import Stream
@@ -74,6 +75,8 @@ async def answer(
             if isinstance(binding.llm, RunLLM):
                 await binding.llm.close()
     outcome = task.result()
+    if isinstance(outcome, Suspended):
+        raise outcome
     if isinstance(outcome, BaseException):
         raise _fault(version, outcome)
     return outcome

@@ -72,7 +72,7 @@ def _to_user(value: Any) -> UUID | str:
         return name
 
 
-def _bounded_json(value: dict[str, Any]) -> dict[str, Any]:
+def _bounded_json(value: Any) -> Any:
     check_json(value)
     if len(msgspec.json.encode(value)) > MAX_JSON_BYTES:
         raise ValueError(f"must have at most {MAX_JSON_BYTES} bytes of JSON")
@@ -134,6 +134,7 @@ UserRef = Annotated[
     BeforeValidator(_to_user),
     WithJsonSchema({"anyOf": [{"type": "integer"}, {"type": "string", "maxLength": 100}]}),
 ]
+JsonValue = Annotated[Any, AfterValidator(_bounded_json)]
 JsonObject = Annotated[dict[str, Any], AfterValidator(_bounded_json)]
 Temperature = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
 Limit = Annotated[int, Query(ge=1, le=100, description="how many at most")]

@@ -10,7 +10,20 @@ from uuid import UUID
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from app import domain
-from app.api.fields import AgentId, Content, Id, JsonObject, ModelName, Name, Secret, Temperature, Text, Title, UserRef
+from app.api.fields import (
+    AgentId,
+    Content,
+    Id,
+    JsonObject,
+    JsonValue,
+    ModelName,
+    Name,
+    Secret,
+    Temperature,
+    Text,
+    Title,
+    UserRef,
+)
 from app.domain import Role, RunStatus, Scope
 
 T = TypeVar("T", bound=BaseModel)
@@ -333,6 +346,13 @@ class AcceptedOut(BaseModel):
     status: RunStatus
 
 
+class AnswerIn(In):
+    """A person's answer: text, or JSON that fits the question's schema."""
+
+    answer: JsonValue
+    stream: bool = False
+
+
 class RunOut(Out):
     """A message being answered, or answered."""
 
@@ -344,6 +364,7 @@ class RunOut(Out):
     status: RunStatus
     usage: UsageOut
     background: bool
+    question: dict[str, Any] | None = Field(description="what a waiting run asks: `question`, `schema`, `expires_at`")
     error: dict[str, Any] | None
     created_at: datetime | None
     ended_at: datetime | None

@@ -59,7 +59,7 @@ class Choice:
 
     def _of(self, chunk: Chunk) -> list[dict[str, Any]]:
         kind = chunk.content_type
-        if kind in ANSWER_TYPES:
+        if kind in ANSWER_TYPES or kind == "question":  # which is all that a run says which waits for a person
             return [{"content": chunk.content, "content_type": kind}]
         if not self._form.is_chat:
             return []
@@ -95,6 +95,8 @@ def failure(outcome: Outcome) -> Mapping[str, Any] | None:
     that was cancelled is all that was wanted of it.
     """
     run = outcome.run
+    if run.question:
+        return None
     if not run.status.is_final:
         return run.error or GOES_ON
     if run.status is RunStatus.FAILED:
@@ -134,7 +136,8 @@ async def _whole(platform: Platform, begun: Sequence[LiveRun | Run], form: Form,
         if error := failure(outcome):
             return openai_errors.response(error, from_run=True)
         choice = Choice(form, index, said.run_id)
-        message = _joined([choice.opening(), *choice.deltas(said.events)], is_chat=form.is_chat)
+        new = said.since(shown(each))
+        message = _joined([choice.opening(), *choice.deltas(new)], is_chat=form.is_chat)
         choices.append({"index": index, **message, "logprobs": None, "finish_reason": choice.finish(outcome)})
         spent.append(outcome.run.usage)
     body = {**frame.head, "object": frame.kind, "choices": choices, "usage": usage(spent)}
@@ -201,7 +204,7 @@ async def _frames(
         async with log_of(platform, each) as said:
             choice = Choice(form, index, said.run_id)
             opening: bytes = frame.delta(index, choice.opening())
-            async for events in said.read(patience=HEARTBEAT_SECONDS):
+            async for events in said.read(shown(each), patience=HEARTBEAT_SECONDS):
                 frames = b"".join(frame.delta(index, delta) for delta in choice.deltas(events))
                 yield opening + frames if events else HEARTBEAT
                 opening = b"" if events else opening
@@ -238,6 +241,11 @@ class _Frame:
         said = {"delta": delta} if self._form.is_chat else {"text": delta.get("content", "")}
         value: dict[str, Any] = {"choices": [{"index": index, **said, "logprobs": None, "finish_reason": reason}]}
         return self.event({**value, "usage": None} if self._form.include_usage else value)
+
+
+def shown(begun: LiveRun | Run) -> int:
+    """Where the log of a run begins that goes on after a person's answer."""
+    return begun.shown if isinstance(begun, LiveRun) else 0
 
 
 @asynccontextmanager

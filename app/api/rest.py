@@ -12,6 +12,7 @@ from app.api.callers import Chat, Here, StrictRoute
 from app.api.fields import After, Id, Key, Limit, Text, Title
 from app.api.models import (
     AcceptedOut,
+    AnswerIn,
     AnswerOut,
     FeedbackIn,
     ListOf,
@@ -153,6 +154,12 @@ async def follow_run(
     """A run's events after `Last-Event-ID`, from any replica, while it runs or after it has ended."""
     run, log = await runs.resume(here, caller, run_id)
     return wire.EventStream(wire.sse(log, run, last_event_id) if log else wire.followed(here, run, last_event_id))
+
+
+@router.post("/runs/{run_id}/answer", tags=["runs"], response_model=AnswerOut, responses=EVENTS)
+async def answer_run(here: Here, caller: Chat, run_id: Id, body: AnswerIn) -> Response:
+    """Answer what a waiting run asks: it goes on, and its answer comes as that of a message does."""
+    return await wire.respond(here, await runs.answer(here, caller, run_id, body.answer), stream=body.stream)
 
 
 @router.post("/runs/{run_id}/cancel", tags=["runs"])

@@ -35,7 +35,7 @@ EVENT_STREAM = {
             "type": "object",
             "required": ["event", "data"],
             "properties": {
-                "event": {"enum": ["run", "chunk", "snapshot", "error", "end"]},
+                "event": {"enum": ["run", "chunk", "snapshot", "waiting", "error", "end"]},
                 "id": {"type": "string", "description": "of a chunk: its position, for `Last-Event-ID`"},
                 "data": {"type": "string", "contentMediaType": "application/json"},
             },
@@ -52,7 +52,7 @@ async def respond(platform: Platform, begun: LiveRun | Run, *, stream: bool) -> 
     Of one in the background only that it is accepted, unless its events are wanted.
     """
     if isinstance(begun, LiveRun):
-        return EventStream(sse(begun.log, begun.run)) if stream else whole(await begun.log.ended())
+        return EventStream(sse(begun.log, begun.run, begun.shown)) if stream else whole(await begun.log.ended())
     if stream:
         return EventStream(followed(platform, begun, 0))
     if begun.background:
@@ -70,6 +70,8 @@ def accepted(run: Run) -> Response:
 
 def whole(outcome: Outcome) -> Response:
     """The answer, or the problem that a failed run ended with, or why a run cannot be followed here any longer."""
+    if outcome.run.question:
+        return Response(_encoder.encode(asked(outcome.run)), media_type="application/json")
     if not outcome.run.status.is_final:
         return problem(outcome.run.error or GOES_ON, retry_after=1, run_id=outcome.run.id)
     if outcome.run.status is RunStatus.FAILED:
@@ -77,8 +79,23 @@ def whole(outcome: Outcome) -> Response:
     return Response(_encoder.encode(answer(outcome)), media_type="application/json")
 
 
+def asked(run: Run) -> dict[str, Any]:
+    """What a run asks a person, in the place of an answer."""
+    assert run.question  # noqa: S101 - it waits
+    return {
+        "content": run.question["question"],
+        "type": "ai",
+        "additional_kwargs": {"status": run.status, "question": run.question},
+        "run_id": run.id,
+        "message_id": None,
+        "usage": usage(run.usage),
+    }
+
+
 async def sse(said: Log, run: Run, after: int = 0) -> AsyncGenerator[bytes, None]:
     """`run`, then `chunk`s whose ids are their positions, then `end`; a run that failed or was broken off has an `error` before it.
+
+    A run that asks a person ends with `waiting`; what follows the answer is to be asked for by the run's id then.
 
     An `error` without an `end` tells that the run goes on, and that the rest of it is to be asked for elsewhere.
 
@@ -89,6 +106,9 @@ async def sse(said: Log, run: Run, after: int = 0) -> AsyncGenerator[bytes, None
     async for events in said.read(after, patience=HEARTBEAT_SECONDS):
         yield b"".join(map(_chunk, events)) or HEARTBEAT
     outcome = await said.ended()
+    if outcome.run.question:
+        yield _event("waiting", asked(outcome.run))
+        return
     if not outcome.run.status.is_final:
         yield _event("error", outcome.run.error or GOES_ON)
         return

@@ -6,10 +6,12 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from decimal import Decimal
+from hashlib import sha256
 from typing import Any, Literal, NamedTuple
 
 from app.domain import Step, Usage, Value, now
 from app.errors import AgentFailed, AppError
+from app.journal.replay import Replay
 
 MAX_STEPS = 10_000
 """The most steps of one run."""
@@ -51,10 +53,13 @@ class OpenStep(Step, kw_only=True):
 
 
 class Recorder:
-    """The steps of one run in the order they began. Those of its earlier attempts have the numbers up to `after`."""
+    """The steps of one run in the order they began. Those of its earlier attempts have the numbers up to `after`, and are served from
+    `replay`.
+    """
 
-    def __init__(self, after: int = 0) -> None:
+    def __init__(self, after: int = 0, replay: Replay | None = None) -> None:
         self._after = after
+        self._replay = replay
         self._opened = after
         self._bytes = 0
         self._steps: list[Step] = []
@@ -75,6 +80,20 @@ class Recorder:
         """The sum over all LLM calls."""
         return sum((step.usage for step in self._steps), Usage())
 
+    def serve(self, replay: Replay) -> None:
+        """From now on steps that are in the journal are served from there."""
+        self._replay = replay
+
+    def path(self, name: str) -> str:
+        """Where a step of this name would stand: its own name after those of the steps around it."""
+        return f"{_path.get()}/{name}"
+
+    def served(self, kind: str, name: str, input: bytes | None) -> bytes | None:
+        """The output of such a step, if it happened before; then it is not to happen, nor to be recorded, again."""
+        if not self._replay:
+            return None
+        return self._replay.take(kind, self.path(name), sha256(input).digest() if input else b"")
+
     def step(
         self, kind: str, name: str, *, input: bytes | None = None, parts: Sequence[Value] = (), nested: bool = False
     ) -> _Recording:
@@ -85,8 +104,7 @@ class Recorder:
         if self._opened - self._after >= MAX_STEPS or self._bytes > MAX_BYTES:
             raise JournalFull
         self._opened += 1
-        path = f"{_path.get()}/{name}"
-        opened = OpenStep(self._opened, path, kind, name, "completed", now(), input=input, parts=parts)
+        opened = OpenStep(self._opened, self.path(name), kind, name, "completed", now(), input=input, parts=parts)
         return _Recording(self, opened, nested)
 
     def bill(self) -> list[Bill]:

@@ -38,6 +38,17 @@ PAST_THE_CACHE = nullcontext[None]()
 Accept = Callable[[str], bool | Awaitable[bool]]
 
 
+class _Output(msgspec.Struct, omit_defaults=True):
+    """What the step of a call has as its output."""
+
+    text: str
+    reasoning: str
+    finish_reason: str
+    tool_calls: list[str] = []
+    accepted: bool | None = None
+    failures: list[Any] = []
+
+
 @dataclass(slots=True)
 class _Call:
     """One call on its way, and what has come of it."""
@@ -75,6 +86,19 @@ class _Call:
         given = self.accept(self.said(*ANSWER_TYPES) or self.said("tool_call"))
         fits = bool(await given if inspect.isawaitable(given) else given)
         self.accepted = fits and self.finish is not None and self.finish.reason != "cut"
+
+    def recall(self, recorded: bytes) -> Items:
+        """The answer as a step of this run has recorded it: said again, and not paid for again."""
+        output = msgspec.json.decode(recorded, type=_Output)
+        said = [
+            (output.reasoning, "thinking"),
+            (output.text, "text"),
+            *((call, "tool_call") for call in output.tool_calls),
+        ]
+        self.chunks = [Chunk(content, content_type) for content, content_type in said if content]
+        self.finish = Finish(output.finish_reason, Usage())
+        self.accepted = output.accepted is not False
+        return [*self.chunks, self.finish]
 
     def end(self, cost: Decimal) -> Finish:
         """How it ended, with what it cost."""
@@ -188,6 +212,9 @@ class CallPath:
         options = {**model.defaults, **call.options}
         names, values = named(call.prompt.values)
         asked = encoded({"model": model.alias, "options": options, "messages": names}, "options")
+        if (recorded := call.recorder.served("llm", model.alias, asked)) is not None:
+            yield call.recall(recorded)
+            return
         last: Items = ()
         with call.recorder.step("llm", model.alias, input=asked, parts=values) as step:
             step.model = model.name
@@ -318,14 +345,15 @@ def _record(step: OpenStep, call: _Call, models: Sequence[Model]) -> None:
         return  # refused before it began
     step.from_cache, step.usage = call.cached, call.spent(models)
     reason = call.finish.reason if call.finish else "cancelled" if call.cancelled else "error"
-    output: dict[str, Any] = {"text": call.said("text"), "reasoning": call.said("thinking"), "finish_reason": reason}
-    if calls := [chunk.content for chunk in call.chunks if chunk.content_type == "tool_call"]:
-        output["tool_calls"] = calls
-    if call.accept:
-        output["accepted"] = call.accepted
+    output = _Output(
+        call.said("text"),
+        call.said("thinking"),
+        reason,
+        [chunk.content for chunk in call.chunks if chunk.content_type == "tool_call"],
+        call.accepted if call.accept else None,
+        list(call.request.failures) if call.request else [],
+    )
     if call.request:
-        if call.request.failures:
-            output["failures"] = call.request.failures
         if call.request.spec:
             step.model = call.request.spec.model
         elif call.request.model:

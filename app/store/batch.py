@@ -13,8 +13,8 @@ from uuid import UUID
 import asyncpg
 from msgspec.structs import replace
 
-from app.store import beginnings, budgets, endings, ephemeral, jobs, turns
-from app.store.operations import BeginRun, Finished, FinishRun, Op, Promote, Result
+from app.store import asked, beginnings, budgets, endings, ephemeral, jobs, turns
+from app.store.operations import AnswerRun, BeginRun, Finished, FinishRun, Op, Promote, Result
 from app.store.rows import Rows, ValueKey, store
 
 
@@ -35,6 +35,10 @@ async def write(
     if begins := [op for op in ops if isinstance(op, BeginRun)]:
         results |= await beginnings.decide(db, replica, begins, locked, rows)
         await ephemeral.drop(db, begins, results)
+    if answers := [op for op in ops if isinstance(op, AnswerRun)]:
+        refused, resumed = await asked.decide(db, answers)
+        results |= refused
+        due += resumed
     if finishes := [op for op in ops if isinstance(op, FinishRun)]:
         ended, waiting = await endings.decide(db, replica, finishes, locked, rows)
         results |= ended

@@ -22,7 +22,7 @@ from app.errors import (
 )
 from app.store import budgets, jobs
 from app.store.messages import chained
-from app.store.operations import BeginRun, Begun, Repeated, Result
+from app.store.operations import Asks, BeginRun, Begun, Repeated, Result
 from app.store.rows import Row, Rows
 from app.store.runs import run_of
 from app.store.turns import pending, session_of, stored
@@ -36,6 +36,8 @@ AGENT = "coalesce(w.agent_id, s.agent_id)"
 CHECK = f"""
 SELECT (SELECT r.id FROM runs r WHERE r.session_id = s.id AND r.kind = 'chat' AND r.status IN ('running', 'waiting')
           AND r.id <> w.run_id) AS active,
+       EXISTS (SELECT FROM runs r WHERE r.session_id = s.id AND r.kind = 'chat' AND r.status = 'waiting'
+          AND r.id <> w.run_id) AS asks,
        (SELECT count(*) FROM runs r WHERE r.session_id = s.id AND r.status = 'queued') AS queued,
        EXISTS (SELECT FROM runs r WHERE r.id = w.run_id) AS stored,
        w.credential_id IS NULL OR EXISTS (
@@ -136,13 +138,15 @@ def _begin(
     repeated: asyncpg.Record | None,
     replica: UUID,
     rows: Rows,
-) -> Begun | Repeated:
-    """A run that begins, one that waits, or one that there is already."""
+) -> Begun | Repeated | Asks:
+    """A run that begins, one that waits, one that there is already, or one that the message answers."""
     if repeated and not check["stored"]:
         if op.key and repeated["fingerprint"] != op.key.fingerprint:
             raise Conflict("Idempotency-Key: it was used for another request.", param="idempotency-key")
         if repeated["status"] != RunStatus.FAILED:
             return Repeated(run_of(Row(repeated)))
+    if check["asks"] and op.at_leaf and not (op.again or check["stored"]):
+        return Asks(check["active"])
         if not op.ephemeral:  # which brings all that it needs
             op = replace(op, again=True, message=replace(op.message, id=repeated["message_id"]))
     if not check["stored"] and (refusal := budgets.refusal(check["budgets"])):

@@ -62,7 +62,7 @@ def of_jobs(ops: Sequence[FinishRun], results: Mapping[UUID, Result]) -> list[tu
 def _end(op: FinishRun, session: asyncpg.Record, replica: UUID, rows: Rows) -> Finished:
     run = replace(op.run, ended_at=now() if op.run.status.is_final else None)
     answers = _numbered(op, session["next_seq"])
-    rows.end_run(run, replica=replica)
+    rows.end_run(run, replica=replica, pending=op.pending)
     for answer in answers:
         rows.add_message(run.user_id, answer, is_found=not session["ephemeral"])
     leaf_id = answers[-1].id if answers else session["leaf_id"]

@@ -42,7 +42,7 @@ WHERE id = ANY($2::uuid[]) AND state IN ('waiting', 'queued') RETURNING id, atte
 SEND_AWAY = "UPDATE jobs SET state = 'waiting' WHERE id = ANY($1::uuid[]) AND state = 'queued'"
 SETTLE_RUNS = """
 UPDATE jobs j SET state = e.state, lost = j.lost + e.lost::int, error = e.error,
-  ended_at = CASE WHEN e.state <> 'queued' THEN now() END
+  ended_at = CASE WHEN e.state NOT IN ('queued', 'waiting') THEN now() END
 FROM unnest($1::uuid[], $2::text[], $3::boolean[], $4::jsonb[]) AS e(id, state, lost, error)
 WHERE j.id = e.id AND j.state = 'running' RETURNING j.id, j.state"""
 TICKETLESS = f"""
@@ -51,6 +51,7 @@ SELECT id, kind FROM jobs WHERE state = 'queued' AND NOT EXISTS (
 
 _ENDS = {
     RunStatus.QUEUED: JobState.QUEUED,
+    RunStatus.WAITING: JobState.WAITING,
     RunStatus.FAILED: JobState.FAILED,
     RunStatus.CANCELLED: JobState.CANCELLED,
 }

@@ -66,7 +66,9 @@ class Begun(Struct, frozen=True):
     """Whether the request brings its own history, of which the session has but the message."""
     request: Mapping[str, Any] | None = None
     attempt: int = 1
-    """How often a worker has taken it up, this time included."""
+    """How often it was begun, this time included: a worker has taken it up, or a person has answered it."""
+    said: Sequence[tuple[str, str]] = ()
+    """What it had said before it asked a person: content types and texts."""
     gives_way: bool = False
     """Whether its calls may wait while others are answered."""
 
@@ -93,6 +95,20 @@ class Promote(Struct, frozen=True):
     job: UUID | None = None
 
 
+class AnswerRun(Struct, frozen=True):
+    """A person's answer, as JSON, to the question for which a run waits: the run has its turn again."""
+
+    session_id: UUID
+    run_id: UUID
+    answer: Any
+
+
+class Asks(Struct, frozen=True):
+    """The session's run waits for a person, so that the message is to be its answer."""
+
+    run_id: UUID
+
+
 class FinishRun(Struct, frozen=True):
     """The end of a run: its final state, its answers in order, its steps; and whether to `promote` the session's next run.
 
@@ -105,6 +121,8 @@ class FinishRun(Struct, frozen=True):
     credential_id: UUID | None = None
     promote: bool = True
     lost: bool = False
+    pending: Mapping[str, Any] | None = None
+    """What a run keeps that waits for a person: its question, and what is needed to begin it anew."""
 
     @property
     def session_id(self) -> UUID:
@@ -112,5 +130,5 @@ class FinishRun(Struct, frozen=True):
         return self.run.session_id
 
 
-Op = BeginRun | FinishRun | Promote
-Result = Begun | Repeated | Finished | AppError | None
+Op = BeginRun | FinishRun | Promote | AnswerRun
+Result = Begun | Repeated | Asks | Finished | AppError | None

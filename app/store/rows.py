@@ -41,9 +41,9 @@ WITH new_messages AS (INSERT INTO messages ({_MESSAGE}) SELECT {_MESSAGE}
        FROM json_populate_recordset(NULL::messages, $1) ON CONFLICT DO NOTHING),
      new_runs AS (INSERT INTO runs ({_RUN}) SELECT {_RUN}
        FROM json_populate_recordset(NULL::runs, $2) ON CONFLICT DO NOTHING),
-     ended_runs AS (UPDATE runs r SET ({_USAGE}, status, error, layout, ended_at, pending) =
+     ended_runs AS (UPDATE runs r SET ({_USAGE}, status, error, layout, ended_at, pending, replica) =
          ({", ".join("e." + name for name in _USAGE.split(", "))}, e.status, e.error, e.layout, e.ended_at,
-          CASE e.status WHEN 'queued' THEN r.pending END)
+          CASE e.status WHEN 'queued' THEN r.pending ELSE e.pending END, CASE WHEN e.status <> 'waiting' THEN r.replica END)
        FROM json_populate_recordset(NULL::runs, $3) e
        WHERE r.id = e.id AND r.replica = e.replica AND r.status IN ('running', 'waiting') RETURNING r.id),
      advanced AS (UPDATE sessions s SET next_seq = a.next_seq, leaf_id = a.leaf_id, updated_at = a.updated_at
@@ -131,8 +131,8 @@ class Rows:
             }
         )
 
-    def end_run(self, run: Run, *, replica: UUID) -> None:
-        """The final state of a run of this replica."""
+    def end_run(self, run: Run, *, replica: UUID, pending: Mapping[str, Any] | None = None) -> None:
+        """The final state of a run of this replica; or that it is nobody's, and what it keeps, while it waits for a person."""
         self.ends.append(
             {
                 "id": run.id,
@@ -141,6 +141,7 @@ class Rows:
                 "error": run.error,
                 "layout": run.layout,
                 "ended_at": run.ended_at,
+                "pending": pending,
                 **usage_columns(run.usage),
             }
         )

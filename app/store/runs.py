@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, Uuid, and_, any_, delete, exists, func, literal, null, or_, select, text, update
+from sqlalchemy import DateTime, Row, Uuid, and_, any_, delete, exists, func, literal, null, or_, select, text, update
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -70,7 +70,20 @@ def run_of(row: Row[Any] | Any) -> Run:
         ended_at=row.ended_at,
         layout=row.layout,
         background=row.background,
+        question=_question(row.pending) if row.status == RunStatus.WAITING else None,
     )
+
+
+def _question(pending: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """What a person is asked, of all that a waiting run keeps."""
+    ask = (pending or {}).get("ask")
+    return {name: ask[name] for name in ("question", "schema", "expires_at")} if ask else None
+
+
+async def said(db: AsyncConnection, id: UUID) -> Sequence[tuple[str, str]]:
+    """What a run that waits for a person has said, as content types and texts."""
+    pending = (await db.execute(select(runs.c.pending).where(runs.c.id == id))).scalar_one_or_none()
+    return [(content_type, content) for content_type, content in (pending or {}).get("said", ())]
 
 
 async def get(db: AsyncConnection, id: UUID, *, owner: UUID | None) -> Run | None:
@@ -164,6 +177,14 @@ class _Part:
         return getattr(self._row, self._prefix + name)
 
 
+async def claim_waiting(db: AsyncConnection, id: UUID, replica: UUID) -> tuple[Run, UUID | None] | None:
+    """Make a run this replica's that waits for a person, to end it; with the credential it was begun with."""
+    waits = and_(runs.c.id == id, runs.c.status == RunStatus.WAITING, runs.c.replica.is_(None))
+    statement = update(runs).where(waits).values(replica=replica, cancel_requested=True).returning(runs)
+    row = (await db.execute(statement)).first()
+    return (run_of(row), row.credential_id) if row else None
+
+
 async def request_cancel(db: AsyncConnection, ids: Sequence[UUID]) -> None:
     """Ask the replicas that conduct these runs to end them; those that wait their turn end at once."""
     chosen = update(runs).where(runs.c.id.in_(ids))
@@ -187,7 +208,7 @@ SELECT held.id, 'lost' FROM unnest($2::uuid[]) AS held(id)
 
 
 async def take_over(db: AsyncConnection, replica: UUID, *, held: Sequence[UUID]) -> Sequence[tuple[Run, UUID | None]]:
-    """Make the runs of dead replicas this one's, to end them; with the credential each was begun with.
+    """Make the runs of dead replicas this one's, to end them; with the credential each was begun with. And those nobody has answered.
 
     So are its own runs that it does not hold any more: their end could not be stored at the time. When such a run began is when its
     session last changed, for one that had to wait its turn is older than that; both were told by this process's clock.
@@ -196,9 +217,10 @@ async def take_over(db: AsyncConnection, replica: UUID, *, held: Sequence[UUID])
     unheld = and_(runs.c.replica == replica, begun)
     dead_since = func.now() - text(f"interval '{DEAD_AFTER_SECONDS} seconds'")
     alive = exists().where(replicas.c.id == runs.c.replica, replicas.c.seen_at > dead_since)
-    lost = select(runs.c.id).where(
-        runs.c.status.in_(ACTIVE), runs.c.id.not_in(held), or_(runs.c.replica.is_(None), ~alive, unheld)
-    )
+    late = runs.c.pending["ask"]["expires_at"].astext.cast(DateTime(timezone=True)) < func.now()
+    unanswered = and_(runs.c.pending.has_key("ask"), or_(late, runs.c.cancel_requested))
+    gone = and_(~func.coalesce(runs.c.pending.has_key("ask"), False), or_(runs.c.replica.is_(None), ~alive, unheld))
+    lost = select(runs.c.id).where(runs.c.status.in_(ACTIVE), runs.c.id.not_in(held), or_(gone, unanswered))
     chosen = lost.order_by(runs.c.id).limit(TAKE_OVER).with_for_update(skip_locked=True)
     taken = update(runs).where(runs.c.id.in_(chosen)).values(replica=replica).returning(runs)
     found = [(run_of(row), row.credential_id) for row in await db.execute(taken)]

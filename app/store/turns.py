@@ -57,7 +57,7 @@ async def promote(
     attempts = await jobs.take_runs(
         db, replica, list(wanted.values()), [each.run.id for each in begun.values() if each.run.background]
     )
-    return {id: replace(each, attempt=attempts.get(each.run.id, 1)) for id, each in begun.items()}
+    return {id: replace(each, attempt=attempts.get(each.run.id, each.attempt)) for id, each in begun.items()}
 
 
 async def _begin(db: asyncpg.Connection, replica: UUID, queued: Sequence[asyncpg.Record]) -> Mapping[UUID, Begun]:
@@ -81,6 +81,8 @@ async def _begin(db: asyncpg.Connection, replica: UUID, queued: Sequence[asyncpg
                 again=waiting["again"],
                 ephemeral=session["ephemeral"] and row["echo"] is None,
                 request=waiting.get("request"),
+                attempt=waiting.get("attempt", 1),
+                said=waiting.get("said", ()),
             )
     ids = [begun.run.message_id for begun in turns.values()]
     taken = {row["id"] for row in await db.fetch(PROMOTE, replica, list(turns), ids)}  # one may be cancelled meanwhile

@@ -15,7 +15,7 @@ import asyncpg
 from app.errors import Unavailable
 from app.store.batch import write
 from app.store.gather import Connector, Gatherer
-from app.store.operations import BeginRun, Begun, Finished, FinishRun, Op, Promote, Repeated, Result
+from app.store.operations import AnswerRun, Asks, BeginRun, Begun, Finished, FinishRun, Op, Promote, Repeated, Result
 from app.store.rows import ValueKey
 
 MAX_WAITING = 4096
@@ -40,17 +40,22 @@ class Writer:
         """Write what waits, batch after batch, until cancelled."""
         await self._gatherer.run()
 
-    async def begin(self, wanted: BeginRun) -> Begun | Repeated:
+    async def begin(self, wanted: BeginRun) -> Begun | Repeated | Asks:
         """Transaction 1: every reason to refuse a message is found here, before anything of it is stored."""
         if self._gatherer.waiting >= MAX_WAITING:
             raise Unavailable("More messages are waiting than the server can store.", retry_after=1)
-        begun: Begun | Repeated = await self._gatherer.put(wanted)
+        begun: Begun | Repeated | Asks = await self._gatherer.put(wanted)
         return begun
 
     async def finish(self, ending: FinishRun) -> Finished | None:
         """Transaction 2: the answer, its steps, its cost and the final state, once. None when the run was lost or erased."""
         finished: Finished | None = await self._gatherer.put(ending)
         return finished
+
+    async def answer(self, given: AnswerRun) -> Begun | None:
+        """Let a run go on that waited for a person, here unless a worker is to; `Conflict` when it does not wait."""
+        begun: Begun | None = await self._gatherer.put(given)
+        return begun
 
     async def promote(self, session_id: UUID, job: UUID | None = None) -> Begun | None:
         """Begin the session's next queued run, if nothing runs there; for a worker only the one whose `job` it has come for."""

@@ -5,24 +5,28 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from datetime import timedelta
 from typing import Any, TypeVar
+from uuid import UUID
 
 from msgspec.structs import replace
 
+from app.agent.asking import Suspended
 from app.agent.chattable import Binding
 from app.agent.history import History
 from app.agent.runner import Answer, answer
-from app.domain import ANSWER_TYPES, Chunk, Message, Outcome, Run, RunStatus, Usage, new_id
+from app.domain import ANSWER_TYPES, Chunk, Message, Outcome, Run, RunStatus, Usage, new_id, now
 from app.errors import AppError, NotFound, Unavailable
 from app.journal.log import Log, LogFull, joined
 from app.journal.recorder import MAX_STEPS, Recorder
+from app.journal.replay import Done, Replay
 from app.llm.run import RunLLM
 from app.llm.stages import Caller
 from app.llm.tokens import count
 from app.reports import report
-from app.store import messages, runs
+from app.store import journal, messages, runs
 from app.store.database import is_passing
-from app.store.operations import Begun, Finished, FinishRun
+from app.store.operations import AnswerRun, Begun, Finished, FinishRun
 from app.usecases.calls import called, names_of, paired
 from app.usecases.live import LiveRun
 from app.usecases.platform import Platform
@@ -38,6 +42,8 @@ WRONG = "Something went wrong in the server."
 SHUTDOWN = {"code": "shutdown", "message": "The server is shutting down.", "status": 503}
 
 
+UNANSWERED = {"code": "unanswered", "message": "Nobody has answered the agent's question in time.", "status": 504}
+
 Work = Callable[[Platform, Begun, LiveRun], Awaitable[Answer]]
 
 
@@ -45,6 +51,7 @@ def start(platform: Platform, begun: Begun, work: Work | None = None) -> LiveRun
     """Begin to answer, in a task that belongs to the platform and not to the caller. Without other `work`, the agent answers."""
     recorder = Recorder(steps_before(begun.attempt))
     live = LiveRun(begun.run, Log(begun.run.id), recorder, begun.credential_id, begun.attempt)
+    live.shown = sum(len(content) for _, content in begun.said)
     platform.live[begun.run.id] = live
     platform.tasks.start(_conduct(platform, begun, live, work or _answer), name="run")
     return live
@@ -60,7 +67,11 @@ async def _conduct(platform: Platform, begun: Begun, live: LiveRun, work: Work) 
     finished: Finished | None = None
     try:
         result = await _result(platform, begun, live, work)
-        finished = await finish(platform, _ending(live, result, promote=not platform.draining.is_set()))
+        if isinstance(result, Suspended):
+            ending = _waiting(live, begun, result)
+        else:
+            ending = _ending(live, result, promote=not platform.draining.is_set())
+        finished = await finish(platform, ending)
         live.stored = finished.stored
         if live.history and finished.outcome.messages and not begun.ephemeral:
             platform.windows.put(live.run.session_id, [*live.history, *finished.outcome.messages])
@@ -71,7 +82,7 @@ async def _conduct(platform: Platform, begun: Begun, live: LiveRun, work: Work) 
         start(platform, finished.promoted)
 
 
-async def _result(platform: Platform, begun: Begun, live: LiveRun, work: Work) -> Answer | AppError | None:
+async def _result(platform: Platform, begun: Begun, live: LiveRun, work: Work) -> Answer | Suspended | AppError | None:
     """What the agent's work came to; None when it was ended early, which binds only until here."""
     task = asyncio.current_task()
     assert task is not None  # noqa: S101 - a coroutine always runs in a task
@@ -85,8 +96,8 @@ async def _result(platform: Platform, begun: Begun, live: LiveRun, work: Work) -
             raise
         task.uncancel()
         return None
-    except AppError as error:
-        return error
+    except (AppError, Suspended) as ended:
+        return ended
     except Exception as error:
         if is_passing(error):
             return Unavailable("The database is not available at the moment.")
@@ -102,6 +113,8 @@ async def _answer(platform: Platform, begun: Begun, live: LiveRun) -> Answer:
     live.history = history = (
         history_of(begun, request) if request and begun.ephemeral else await _history(platform, begun)
     )
+    if begun.attempt > 1:
+        live.recorder.serve(Replay(await _done(platform, begun.run.id)))
     if begun.request and request:
         live.tools = names_of(request.tools)
         record(live.recorder, begun.request["body"], history if begun.ephemeral else history[-1:])
@@ -122,6 +135,16 @@ async def _answer(platform: Platform, begun: Begun, live: LiveRun) -> Answer:
             state=await _state(platform, history, session.agent_id) if version.state_model else None,
         )
         return await answer(version, binding, asked_in(shown), live.log, timeout=platform.run_timeout)
+
+
+async def _done(platform: Platform, run_id: UUID) -> Sequence[Done]:
+    """What the run has done before it was begun anew."""
+
+    async def read() -> Sequence[Done]:
+        async with platform.engine.connect() as db:
+            return await journal.completed(db, run_id)
+
+    return await patiently(read)
 
 
 def caller_of(begun: Begun, version: str = "", shares_cache: bool = False) -> Caller:
@@ -187,6 +210,25 @@ def _ending(live: LiveRun, result: Answer | AppError | None, *, promote: bool) -
     calls = called(chunks, run.id, live.tools) if live.tools else []
     answers = [stored_answer(chunks, status, given, calls)] if chunks or status is RunStatus.COMPLETED else []
     return FinishRun(run, answers, live.recorder.steps, live.credential_id, promote)
+
+
+def _waiting(live: LiveRun, begun: Begun, asked: Suspended) -> FinishRun:
+    """The run until a person answers: nobody conducts it, and it keeps what is needed to begin it anew."""
+    expires_at = now() + timedelta(seconds=asked.seconds)
+    question = {"question": asked.question, "schema": asked.schema, "expires_at": expires_at.isoformat()}
+    usage = live.run.usage + live.recorder.usage
+    run = replace(live.run, status=RunStatus.WAITING, usage=usage, question=question)
+    chunks = joined(event.chunk for event in live.log.events)
+    kept = {
+        "id": begun.message.id,
+        "stored": True,
+        "again": begun.again,
+        "request": begun.request,
+        "attempt": begun.attempt + 1,
+        "ask": question | {"seq": asked.seq},
+        "said": [(chunk.content_type, chunk.content) for chunk in chunks],
+    }
+    return FinishRun(run, [], live.recorder.steps, live.credential_id, False, pending=kept)
 
 
 def given_back(run: Run, spent: Usage) -> Run:
@@ -283,3 +325,23 @@ def stop_all(platform: Platform, ids: Iterable[Any]) -> None:
     for id in ids:
         if live := platform.live.get(id):
             live.end("cancel")
+
+
+async def answer_question(platform: Platform, session_id: UUID, run_id: UUID, answer: Any) -> LiveRun | Run:
+    """Let a run go on that waits for a person, here unless a worker is to. `Conflict` when it does not wait any more."""
+    if begun := await platform.writer.answer(AnswerRun(session_id, run_id, answer)):
+        return start(platform, begun)
+    async with platform.engine.connect() as db:
+        run = await runs.get(db, run_id, owner=None)
+    if run is None:
+        raise NotFound("run", param="run_id")
+    return run
+
+
+async def unanswered(platform: Platform, run: Run, credential_id: UUID | None) -> FinishRun:
+    """The end of a run whose question nobody has answered in time; or that was cancelled while it waited."""
+    async with platform.engine.connect() as db:
+        chunks = [Chunk(content, content_type) for content_type, content in await runs.said(db, run.id)]
+    status, error = (RunStatus.CANCELLED, None) if run.cancel_requested else (RunStatus.PARTIAL, UNANSWERED)
+    ended = replace(run, status=status, error=error, layout=layout(chunks), question=None)
+    return FinishRun(ended, [stored_answer(chunks, status)] if chunks else [], (), credential_id)

@@ -46,6 +46,8 @@ class LiveRun:
     """The tools of the request, whose calls are for its sender."""
     answering: asyncio.Task[object] | None = None
     ended_by: EndedBy | None = None
+    shown: int = 0
+    """How much of the log was shown before a person was asked: it is said again, and need not be read again."""
     flushed: int = 0
     billed: int = 0
     due: float = field(default_factory=lambda: time.monotonic() + YOUNG_SECONDS)

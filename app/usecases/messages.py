@@ -14,7 +14,7 @@ from app.domain import Message, Page, Principal, Run, RunStatus, new_id
 from app.errors import InvalidInput, NotFound, Unavailable
 from app.llm.tokens import count
 from app.store import messages, sessions
-from app.store.operations import BeginRun, IdempotencyKey, Repeated
+from app.store.operations import Asks, BeginRun, IdempotencyKey, Repeated
 from app.usecases import conduct
 from app.usecases.live import LiveRun
 from app.usecases.platform import Platform
@@ -85,6 +85,8 @@ async def begin(platform: Platform, wanted: BeginRun, work: conduct.Work | None 
     if len(platform.live) >= platform.max_runs:
         raise Unavailable("The server is answering as many messages as it can.", retry_after=1)
     begun = await platform.writer.begin(wanted)
+    if isinstance(begun, Asks):
+        return await conduct.answer_question(platform, wanted.session_id, begun.run_id, wanted.message.content)
     if isinstance(begun, Repeated):
         return begun.run
     if begun.interrupts:

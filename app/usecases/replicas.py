@@ -22,7 +22,7 @@ from app.store.database import is_passing
 from app.store.operations import FinishRun
 from app.store.redis import Client
 from app.usecases import conduct
-from app.usecases.conduct import finish, layout, start, stored_answer
+from app.usecases.conduct import finish, layout, start, stored_answer, unanswered
 from app.usecases.platform import Platform
 from app.usecases.relay import extend
 from app.usecases.windows import MAX_MESSAGES, MAX_TOKENS
@@ -162,7 +162,7 @@ async def _end_lost(platform: Platform) -> None:
         if run.id in platform.live:  # its conductor was slow to take it up, and has now
             continue
         ending = await _remains(platform, run, credential_id)
-        if run.background and not run.cancel_requested:
+        if run.background and not (run.cancel_requested or run.question):
             ending = await _another_attempt(platform, ending)
         log.warning("run %s is %s for a server that died", run.id, "ended" if ending.run.status.is_final else "queued")
         finished = await finish(platform, ending)
@@ -185,6 +185,8 @@ async def _another_attempt(platform: Platform, ending: FinishRun) -> FinishRun:
 
 
 async def _remains(platform: Platform, run: Run, credential_id: UUID | None) -> FinishRun:
+    if run.question:
+        return await unanswered(platform, run, credential_id)
     said, bills = await _said(platform.redis, run.id)
     chunks = joined(event.chunk for event in said.events)
     status = RunStatus.CANCELLED if run.cancel_requested else RunStatus.PARTIAL if chunks else RunStatus.FAILED

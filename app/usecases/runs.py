@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.domain import Outcome, Page, Principal, Run, RunStatus
-from app.errors import NotAuthenticated, NotFound
+from app.domain import Chunk, Outcome, Page, Principal, Run, RunStatus
+from app.errors import Conflict, NotAuthenticated, NotFound, Unavailable
 from app.journal.log import Log
 from app.store import messages, runs, sessions
-from app.usecases.conduct import SHUTDOWN, start, stored_log
-from app.usecases.live import Seen
+from app.usecases.conduct import SHUTDOWN, answer_question, finish, start, stored_log, unanswered
+from app.usecases.live import LiveRun, Seen
 from app.usecases.platform import Platform
 
 STORE_SECONDS = 10.0
@@ -52,6 +53,8 @@ async def following(platform: Platform, run: Run) -> AsyncIterator[Log]:
         yield live.log
     elif run.status.is_final:
         yield (await load(platform.engine, [run.id]))[run.id]
+    elif run.status is RunStatus.WAITING:
+        yield await _paused(platform.engine, run)
     elif platform.draining.is_set():
         yield _closed(_elsewhere(run.id))
     else:
@@ -92,7 +95,19 @@ async def load(engine: AsyncEngine, ids: Sequence[UUID]) -> Mapping[UUID, Log]:
         ended = [run for run in found.values() if run.status.is_final]
         answers = await messages.of_runs(db, [run.id for run in ended]) if ended else {}
     logs = {run.id: stored_log(run, answers.get(run.id, ())) for run in ended}
+    logs |= {run.id: await _paused(engine, run) for run in found.values() if run.status is RunStatus.WAITING}
     return logs | {id: _closed(_erased(id)) for id in ids if id not in found}
+
+
+async def _paused(engine: AsyncEngine, run: Run) -> Log:
+    """The log of a run that waits for a person."""
+    async with engine.connect() as db:
+        said = await runs.said(db, run.id)
+    made = Log(run.id)
+    for content_type, content in said:
+        made.append(Chunk(content, content_type))
+    made.close(Outcome(run))
+    return made
 
 
 def _closed(outcome: Outcome) -> Log:
@@ -110,6 +125,16 @@ def _elsewhere(id: UUID) -> Outcome:
     return Outcome(Run(id, id, id, "", id, RunStatus.QUEUED, error=SHUTDOWN))
 
 
+async def answer(platform: Platform, principal: Principal, id: UUID, given: Any) -> LiveRun | Run:
+    """Answer the question of a run of the caller: the run goes on, here unless a worker is to."""
+    run = await get(platform, principal, id)
+    if platform.draining.is_set():
+        raise Unavailable("The server is shutting down.", retry_after=1)
+    if run.status is not RunStatus.WAITING:
+        raise Conflict("The run does not wait for an answer.", param="run_id")
+    return await answer_question(platform, run.session_id, id, given)
+
+
 async def cancel(platform: Platform, principal: Principal, id: UUID) -> Run:
     """End a run early, whichever replica conducts it; what it said so far is kept. Gives its final state.
 
@@ -123,7 +148,14 @@ async def cancel(platform: Platform, principal: Principal, id: UUID) -> Run:
         live.end("cancel")
         return (await live.log.ended()).run
     async with platform.engine.begin() as db:
-        await runs.request_cancel(db, [id])
+        asking = await runs.claim_waiting(db, id, platform.writer.replica)
+        if asking is None:
+            await runs.request_cancel(db, [id])
+    if asking:
+        finished = await finish(platform, await unanswered(platform, *asking))
+        if finished.promoted:
+            start(platform, finished.promoted)
+        return finished.outcome.run
     run = await get(platform, principal, id)
     if run.status.is_final:  # it waited its turn
         await _next_turn(platform, run.session_id)

@@ -1,0 +1,77 @@
+"""A question to a person: the run ends there, and begins anew with the answer in its journal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import msgspec
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from app.agent.plain import canonical
+from app.errors import InvalidInput
+from app.journal.recorder import Recorder
+
+T = TypeVar("T")
+
+MAX_QUESTION = 10_000
+"""The longest question, in characters."""
+MAX_SECONDS = 30 * 86_400.0
+"""The longest time a run waits for an answer."""
+NOT_UNDERSTOOD = "I could not read your answer: {problem}. {question}"
+
+
+class Suspended(BaseException):
+    """The run waits for a person. It is no `Exception`, so that an agent's own handlers let it pass."""
+
+    def __init__(self, question: str, schema: dict[str, Any], seconds: float, seq: int) -> None:
+        super().__init__(question)
+        self.question = question
+        self.schema = schema
+        self.seconds = seconds
+        self.seq = seq
+        """The number of its step, which has no output yet."""
+
+
+def ask(recorder: Recorder, show: Callable[[str, str], None], question: str, schema: type[T], seconds: float) -> T:
+    """The answer, when the journal has it; else `Suspended`. One that does not fit the schema is asked for again.
+
+    `show` shows question and answer beside what the agent says.
+    """
+    if not question or len(question) > MAX_QUESTION:
+        raise InvalidInput(f"question must have 1 to {MAX_QUESTION} characters.", param="question")
+    if not 0 < seconds <= MAX_SECONDS:
+        raise InvalidInput(f"timeout must be more than 0 and at most {MAX_SECONDS:.0f} seconds.", param="timeout")
+    adapter = TypeAdapter(schema)
+    shape = adapter.json_schema()
+    given = canonical({"question": question, "schema": shape}) or b""
+    shown = question
+    while True:
+        show("question", shown)
+        recorded = recorder.served("ask", "ask", given)
+        if recorded is None:
+            with recorder.step("ask", "ask", input=given) as step:
+                step.status = "partial"
+            raise Suspended(shown, shape, seconds, step.seq)
+        answer = msgspec.json.decode(recorded)
+        show("answer", answer if isinstance(answer, str) else recorded.decode())
+        try:
+            return _read(adapter, schema, answer)
+        except ValidationError as error:
+            problem = error.errors(include_url=False, include_input=False)[0]["msg"]
+            shown = NOT_UNDERSTOOD.format(problem=problem, question=question)
+
+
+def _read(adapter: TypeAdapter[T], schema: Any, answer: Any) -> T:
+    """The answer as the schema has it. What a person types may be the JSON of it, or the value of its only field: `yes`."""
+    if isinstance(answer, str) and schema is not str:
+        tries: list[Any] = [answer]
+        if isinstance(schema, type) and issubclass(schema, BaseModel) and len(schema.model_fields) == 1:
+            tries.append({next(iter(schema.model_fields)): answer.strip()})
+        for value in tries:
+            try:
+                return adapter.validate_python(value)
+            except ValidationError:
+                continue
+        return adapter.validate_json(answer)
+    return adapter.validate_python(answer)
