@@ -103,7 +103,7 @@ class Contract:
 
     async def _streams(self) -> str:
         """What a reader sees while it comes is what is kept, and it does not hang on how the model cut its answer."""
-        trial = Trial(self._version, Echo(), params=self._params)
+        trial = Trial(self._version, Echo(), params=self._params, person=_person)
         work = Tasks().start(trial.answer("Hello, world", timeout=TIMEOUT), name="streamed")
         read: list[Event] = []
         while not work.done():
@@ -126,7 +126,7 @@ class Contract:
 
     async def _cancels(self) -> str:
         llm, tasks = Echo(endless=True), Tasks()
-        trial = Trial(self._version, llm, params=self._params)
+        trial = Trial(self._version, llm, params=self._params, person=_person)
         work = tasks.start(trial.answer("Hello", timeout=TIMEOUT), name="cancelled")
         begun = tasks.start(llm.begun.wait(), name="begun")
         await asyncio.wait({work, begun}, timeout=STARTED, return_when=asyncio.FIRST_COMPLETED)
@@ -176,7 +176,9 @@ class Contract:
             if again is None or plain(again) != plain(given.state):
                 raise BrokenPromise("its state is another one when it is loaded again")
         before = [Message.user("Hello"), Message.assistant(given.text)]
-        await Trial(version, Echo(), params=stored).answer("And?", state=given.state, before=before, timeout=TIMEOUT)
+        await Trial(version, Echo(), params=stored, person=_person).answer(
+            "And?", state=given.state, before=before, timeout=TIMEOUT
+        )
         has = [name for name, model in (("params", version.params_model), ("state", version.state_model)) if model]
         return ", ".join(has) or "it has neither params nor state"
 
@@ -185,13 +187,13 @@ class Contract:
         _, trial = await self._run("Hello", llm)
         if not llm.asked:
             return "it asks no language model"
-        usage = trial.recorder.usage
+        usage = trial.usage
         if usage.prompt <= 0 or usage.completion <= 0:
             raise BrokenPromise("its calls of the language model are not counted")
         return f"{usage.prompt} prompt, {usage.completion} completion"
 
     async def _run(self, text: str, llm: Echo | None = None) -> tuple[Answer, Trial]:
-        trial = Trial(self._version, llm or Echo(), params=self._params)
+        trial = Trial(self._version, llm or Echo(), params=self._params, person=_person)
         return await trial.answer(text, timeout=TIMEOUT), trial
 
 
@@ -202,6 +204,11 @@ async def _finding(name: str, promise: Callable[[], Coroutine[Any, Any, str]]) -
         return Finding(name, "failed", error.message)
     except BrokenPromise as error:
         return Finding(name, "failed", f"{error}.")
+
+
+async def _person(_: str, schema: dict[str, Any]) -> Any:
+    """Answers whatever fits."""
+    return sample(schema)
 
 
 def _said(messages: list[dict[str, Any]], wanted: Mapping[str, Any]) -> str:

@@ -25,7 +25,7 @@ from app.agent.recorded import Recorded
 from app.agent.trial import Trial
 from app.agent.version import AgentVersion, Code, declared_in
 from app.domain import Chunk, Message, SessionParams, Step, Usage
-from app.errors import LLMError, PluginError
+from app.errors import AgentFailed, LLMError, PluginError
 from app.journal.log import joined
 from app.llm.llm import LLM, Finish, ToolCall
 from app.llm.tokens import count, count_messages
@@ -107,19 +107,27 @@ async def answered(
     settings: Mapping[str, str] | None = None,
     state: Mapping[str, Any] | None = None,
     before: Sequence[Message] = (),
+    replies: Sequence[Any] = (),
     session_params: SessionParams | None = None,
     timeout: float = 60,  # noqa: ASYNC109 - the agent's, not the caller's
 ) -> Answer:
     """Have an agent answer `text`, as the platform would.
 
     `params` and `state` are the agent's, as JSON; `settings` the operator's variables `AGENT_<ID>_<FIELD>`; `before` what was
-    said before. Without an `llm` the agent cannot ask one.
+    said before; `replies` what the person answers to its questions, in turn. Without an `llm` the agent cannot ask one.
     """
     version = AgentVersion(agent, "test", Code("test"), settings or {})
-    tried = Trial(version, llm or Scripted([]), params=params, session_params=session_params)
+    left = list(replies)
+
+    async def person(question: str, _: object) -> Any:
+        if not left:
+            raise AgentFailed(f"The agent asks once more than there are replies: {question}")
+        return left.pop(0)
+
+    tried = Trial(version, llm or Scripted([]), params=params, session_params=session_params, person=person)
     given = await tried.answer(text, state=state, before=before, timeout=timeout)
     chunks = joined(event.chunk for event in tried.log.events)
-    return Answer(given.text, chunks, tried.recorder.steps, tried.recorder.usage, given.state)
+    return Answer(given.text, chunks, tried.steps, tried.usage, given.state)
 
 
 def load(path: Path, agent_id: str | None = None) -> type[Chattable]:

@@ -14,7 +14,7 @@ from app.agent.runner import Answer
 from app.agent.trial import Trial
 from app.agent.version import AgentVersion
 from app.domain import ANSWER_TYPES, Message
-from app.errors import AppError
+from app.errors import AgentFailed, AppError
 from app.llm.llm import LLM
 from app.tasks import Tasks
 
@@ -34,7 +34,7 @@ async def talk(
     async with _llm(scripted) as llm:
         async for line in _lines(text):
             try:
-                given = await _answered(Trial(version, llm, params=params), line, before, state)
+                given = await _answered(Trial(version, llm, params=params, person=_person), line, before, state)
             except AppError as error:
                 typer.echo(error.message, err=True)
                 well = False
@@ -78,6 +78,13 @@ async def _outcome(
         return await trial.answer(text, before=before, state=state, timeout=TIMEOUT)
     except AppError as error:
         return error
+
+
+async def _person(question: str, _: object) -> str:
+    """The next line that is typed."""
+    if not (line := await asyncio.to_thread(sys.stdin.readline)):
+        raise AgentFailed("The agent asks a person, and there is no line left to answer it.")
+    return str(line).rstrip("\n")
 
 
 async def _lines(text: str | None) -> AsyncIterator[str]:
