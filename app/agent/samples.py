@@ -25,6 +25,8 @@ def _made(schema: Mapping[str, Any], known: Mapping[str, Any], depth: int) -> An
     followed = schema.get("anyOf") or schema.get("oneOf") or schema.get("allOf") or ()
     if "$ref" in schema:
         followed = (known.get(str(schema["$ref"]).rpartition("/")[2], {}),)
+    if depth and any(choice.get("type") == "null" for choice in followed):
+        return None
     return _made(followed[0], known, depth + 1) if followed else _typed(schema, known, depth)
 
 

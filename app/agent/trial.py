@@ -80,6 +80,8 @@ class Trial:
                 if self._person is None:
                     raise AgentFailed(f"The agent asks a person, and nobody is there: {asked.question}") from None
                 self._begin_anew(asked.seq, await self._person(asked.question, asked.schema))
+            finally:
+                await llm.close()
 
     def _begin_anew(self, seq: int, answer: Any) -> None:
         self._earlier = list(self.steps)
@@ -115,6 +117,12 @@ class Journaled(LLM):
         self._llm, self._recorder = llm, recorder
         self._served, self._said = served, said
         self._loop = asyncio.get_running_loop()
+        self._calls = _Calls()
+
+    async def close(self) -> None:
+        """End the calls that are still open, and refuse new ones: the run is over."""
+        self._calls.closed = True
+        await asyncio.gather(*(reply.close() for reply in self._calls.open if not reply.ended))
 
     async def generate(self, messages: list[dict[str, Any]], **options: Any) -> AsyncGenerator[Chunk, None]:
         """Ask the other."""
@@ -126,8 +134,12 @@ class Journaled(LLM):
         return await self._llm.embed(texts, model=model)
 
     def _open(self, messages: Messages, options: dict[str, Any]) -> Reply:
+        if self._calls.closed:
+            raise asyncio.CancelledError("the run is over")
         kept = {name: value for name, value in options.items() if name not in ("cache", "accept")}
-        return Reply(self._items(Prompt.of(messages).messages(), {**self._llm._defaults, **kept}))
+        reply = Reply(self._items(Prompt.of(messages).messages(), {**self._llm._defaults, **kept}))
+        self._calls.open.append(reply)
+        return reply
 
     async def _items(self, messages: list[dict[str, Any]], options: dict[str, Any]) -> AsyncGenerator[Items, None]:
         given = canonical({"messages": messages, "options": options})
@@ -150,3 +162,11 @@ class Journaled(LLM):
         finish = (Finish(said.finish_reason or "stop", said.usage),)
         self._said.setdefault(given, []).append([*all_items, finish])
         yield finish
+
+
+class _Calls:
+    """The calls of a run, shared by its LLM and all that `use` makes of it."""
+
+    def __init__(self) -> None:
+        self.closed = False
+        self.open: list[Reply] = []
