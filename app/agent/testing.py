@@ -132,7 +132,7 @@ async def answered(
 
 def load(path: Path, agent_id: str | None = None) -> type[Chattable]:
     """The agent that a file or package declares, or of several the one of that id."""
-    name = f"agents_{re.sub(r'[^0-9A-Za-z_]', '_', path.stem)}_{next(_numbers)}"
+    name = f"agent_under_test_{re.sub(r'[^0-9A-Za-z_]', '_', path.stem)}_{next(_numbers)}"
     found = {cls.id: cls for cls in declared_in(name, vars(import_file(name, path.resolve())))}
     if agent_id is None and len(found) == 1:
         return next(iter(found.values()))
