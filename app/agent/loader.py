@@ -74,10 +74,15 @@ class Agents:
         deadline: float = DEADLINE,
         own: Sequence[type[Chattable]] = (),
         servers: Collection[str] = (),
+        only: str | None = None,
     ) -> None:
-        """`own` are the platform's own agents: they have their ids before any file, and are in no list. `servers` are MCP's."""
+        """`own` are the platform's own agents: they have their ids before any file, and are in no list. `servers` are MCP's.
+
+        With `only`, a file's or package's name, nothing else of the folder is loaded.
+        """
         self._servers = servers
         self._folder = folder
+        self._only = only
         self._variables = variables
         self._deadline = deadline
         self._units: dict[str, _Unit] = {}
@@ -117,7 +122,7 @@ class Agents:
     async def refresh(self) -> None:
         """Load what is new or changed, forget what is gone."""
         async with self._refreshing:
-            there = await asyncio.to_thread(_scan, self._folder)
+            there = await asyncio.to_thread(_scan, self._folder, self._only)
             gone = [name for name in self._units if name not in there]
             for name in gone:
                 self._replace(self._units.pop(name), {})
@@ -185,7 +190,7 @@ class Agents:
             code.release()
 
     def _import(self, name: str, path: Path, code: Code) -> dict[str, AgentVersion | str]:
-        module = _import(code.name, path)
+        module = import_file(code.name, path)
         found = declared_in(code.name, vars(module))
         if not found:
             raise PluginError("declares no Chattable with an id")
@@ -234,11 +239,11 @@ def _is_cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-def _scan(folder: Path) -> dict[str, Signature]:
+def _scan(folder: Path, only: str | None = None) -> dict[str, Signature]:
     """The files and packages of agents, each with what tells a change."""
     there = {}
     for path in sorted(folder.iterdir()):
-        if path.name.startswith(("_", ".")):
+        if path.name.startswith(("_", ".")) or only not in (None, path.name):
             continue
         if (path.suffix == ".py" and path.is_file()) or (path / "__init__.py").is_file():
             there[path.name] = _signature(path)
@@ -292,7 +297,8 @@ class _Finder(MetaPathFinder):
         return next((spec for spec in specs if spec), None)
 
 
-def _import(name: str, path: Path) -> ModuleType:
+def import_file(name: str, path: Path) -> ModuleType:
+    """A file or package of agents, as the module `name`."""
     file = path / "__init__.py" if path.is_dir() else path
     inside = [str(path)] if path.is_dir() else None
     spec = spec_from_file_location(name, file, loader=_Source(name, str(file)), submodule_search_locations=inside)

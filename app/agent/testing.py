@@ -8,26 +8,32 @@ def test_it_reads_the_weather() -> None:
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
+import re
 import threading
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import msgspec
 
-from app.agent.chattable import Binding, Chattable
-from app.agent.history import History
-from app.agent.plain import canonical
-from app.agent.runner import answer as run
-from app.agent.version import AgentVersion, Code
-from app.domain import Chunk, Message, Session, SessionParams, Step, Usage, User, new_id
-from app.errors import LLMError
-from app.journal.log import Log, joined
-from app.journal.recorder import Recorder
-from app.llm.llm import LLM, Finish, Items, Reply, ToolCall
-from app.llm.messages import Messages, Prompt
+from app.agent.chattable import Chattable
+from app.agent.loader import import_file
+from app.agent.recorded import Recorded
+from app.agent.trial import Trial
+from app.agent.version import AgentVersion, Code, declared_in
+from app.domain import Chunk, Message, SessionParams, Step, Usage
+from app.errors import AgentFailed, LLMError, PluginError
+from app.journal.log import joined
+from app.llm.llm import LLM, Finish, ToolCall
 from app.llm.tokens import count, count_messages
+
+__all__ = ["Answer", "Line", "Recorded", "Scripted", "answer", "answered", "call", "load"]
+
+_numbers = itertools.count(1)
+"""So that a file can be loaded twice."""
 
 Line: TypeAlias = str | Chunk | ToolCall | Exception | Sequence[str | Chunk | ToolCall]
 """What a scripted model says to one call: text, other chunks, calls of tools, or how it fails."""
@@ -101,55 +107,38 @@ async def answered(
     settings: Mapping[str, str] | None = None,
     state: Mapping[str, Any] | None = None,
     before: Sequence[Message] = (),
+    replies: Sequence[Any] = (),
     session_params: SessionParams | None = None,
     timeout: float = 60,  # noqa: ASYNC109 - the agent's, not the caller's
 ) -> Answer:
     """Have an agent answer `text`, as the platform would.
 
     `params` and `state` are the agent's, as JSON; `settings` the operator's variables `AGENT_<ID>_<FIELD>`; `before` what was
-    said before. Without an `llm` the agent cannot ask one.
+    said before; `replies` what the person answers to its questions, in turn. Without an `llm` the agent cannot ask one.
     """
     version = AgentVersion(agent, "test", Code("test"), settings or {})
-    stored = version.validate_params(params or {})
-    session = Session(new_id(), User(new_id(), "Ada"), version.id, stored, session_params or SessionParams())
-    message, log, recorder = Message.user(text), Log(new_id()), Recorder()
-    recorded = _Recorded(llm or Scripted([]), recorder)
-    binding = Binding(session, History([*before, message]), recorded, recorder, state)
-    given = await run(version, binding, message, log, timeout=timeout)
-    chunks = joined(event.chunk for event in log.events)
-    return Answer(given.text, chunks, recorder.steps, recorder.usage, given.state)
+    left = list(replies)
+
+    async def person(question: str, _: object) -> Any:
+        if not left:
+            raise AgentFailed(f"The agent asks once more than there are replies: {question}")
+        return left.pop(0)
+
+    tried = Trial(version, llm or Scripted([]), params=params, session_params=session_params, person=person)
+    given = await tried.answer(text, state=state, before=before, timeout=timeout)
+    chunks = joined(event.chunk for event in tried.log.events)
+    return Answer(given.text, chunks, tried.steps, tried.usage, given.state)
 
 
-class _Recorded(LLM):
-    """Another LLM, whose calls are steps."""
-
-    def __init__(self, llm: LLM, recorder: Recorder) -> None:
-        self._llm, self._recorder = llm, recorder
-        self._loop = asyncio.get_running_loop()
-
-    async def generate(self, messages: list[dict[str, Any]], **options: Any) -> AsyncGenerator[Chunk, None]:
-        """Ask the other."""
-        async for chunk in self._open(messages, options):
-            yield chunk
-
-    async def embed(self, texts: Sequence[str], *, model: str | None = None) -> list[list[float]]:
-        """By the other."""
-        return await self._llm.embed(texts, model=model)
-
-    def _open(self, messages: Messages, options: dict[str, Any]) -> Reply:
-        kept = {name: value for name, value in options.items() if name not in ("cache", "accept")}
-        return Reply(self._items(Prompt.of(messages).messages(), {**self._llm._defaults, **kept}))
-
-    async def _items(self, messages: list[dict[str, Any]], options: dict[str, Any]) -> AsyncGenerator[Items, None]:
-        reply, at = self._llm._open(messages, options), 0
-        name = options.get("model") or type(self._llm).__name__
-        with self._recorder.step("llm", name, input=canonical({"messages": messages, "options": options})) as step:
-            while chunks := await reply.since(at):
-                yield chunks
-                at += len(chunks)
-            said = reply.response
-            step.usage, step.output = said.usage, canonical(str(said))
-        yield (Finish(said.finish_reason or "stop", said.usage),)
+def load(path: Path, agent_id: str | None = None) -> type[Chattable]:
+    """The agent that a file or package declares, or of several the one of that id."""
+    name = f"agent_under_test_{re.sub(r'[^0-9A-Za-z_]', '_', path.stem)}_{next(_numbers)}"
+    found = {cls.id: cls for cls in declared_in(name, vars(import_file(name, path.resolve())))}
+    if agent_id is None and len(found) == 1:
+        return next(iter(found.values()))
+    if agent_id not in found:
+        raise PluginError(f"{path.name} declares {', '.join(found) or 'no agent'}: name one of them")
+    return found[agent_id]
 
 
 def _parts(line: Any) -> Sequence[str | Chunk | ToolCall]:

@@ -29,6 +29,8 @@ class Threads:
     def __init__(self, name: str, size: int) -> None:
         self._name = name
         self._places = asyncio.Semaphore(size)
+        self.busy = 0
+        """How many threads are at work, those that were abandoned included."""
 
     async def run(self, function: Callable[[], T], *, wait: bool = False) -> T:
         """Call `function` in a thread and in the caller's context.
@@ -40,12 +42,13 @@ class Threads:
         if self._places.locked() and not wait:
             raise Unavailable("The agent is busy with other conversations.", retry_after=1)
         await self._places.acquire()
-        call = _Call(function, self._places.release)
+        self.busy += 1
+        call = _Call(function, self._release)
         thread = threading.Thread(target=call.work, name=self._name, daemon=True)
         try:
             thread.start()
         except RuntimeError:  # the machine gives no more threads
-            self._places.release()
+            self._release()
             raise Unavailable("The server cannot start another thread.", retry_after=1) from None
         try:
             await call.ended
@@ -53,6 +56,10 @@ class Threads:
             call.loop.call_later(GRACE, call.interrupt, thread)
             raise
         return _result(call.outcome[0])
+
+    def _release(self) -> None:
+        self.busy -= 1
+        self._places.release()
 
 
 class _Call(Generic[T]):

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from app.cli.agents import agents
 from app.cli.models import models
 from app.cli.usage import show_usage
 from app.errors import SettingsError
@@ -18,6 +19,7 @@ commands = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+commands.add_typer(agents, name="agents")
 commands.add_typer(models, name="models")
 commands.command("usage")(show_usage)
 

@@ -15,10 +15,8 @@ import pytest
 import yaml
 from fastapi import FastAPI
 
-from app.agent.loader import Agents
 from app.main import create_app
 from app.settings import Settings
-from tests.agents.stage import perform
 
 ROOT = Path(__file__).parents[2]
 ENGLISH, CHINESE = "README.md", "README.zh-CN.md"
@@ -138,29 +136,6 @@ def test_the_chinese_readme_has_the_same_blocks_and_headings() -> None:
 def test_the_agent_of_the_readme_has_twelve_lines() -> None:
     (agent,) = (block for kind, block in BLOCK.findall(read(ENGLISH)) if kind == "python")
     assert len([line for line in agent.splitlines() if line.strip()]) == 12
-
-
-@pytest.mark.parametrize(
-    ("agent", "answer"),
-    [
-        ("reverse", "olleh"),
-        ("slow_words", "hello "),
-        ("weather", "Asked with a key of 3 letters: hello has 20 degrees celsius. (You have asked 1 times.)"),
-    ],
-)
-async def test_the_agents_of_contributing_answer(tmp_path: Path, agent: str, answer: str) -> None:
-    for kind, block in BLOCK.findall(read("CONTRIBUTING.md")):
-        if kind == "python":
-            (tmp_path / Path(block.partition("\n")[0]).name).write_text(block)
-    agents = Agents(tmp_path, {"AGENT_WEATHER_SERVICE_KEY": "key"})
-    await agents.load()
-    try:
-        assert sorted(row.id or "" for row in agents.listing()) == ["reverse", "slow_words", "weather"]
-        given = (await perform(agents.get(agent))).answer
-        assert given
-        assert given.text == answer
-    finally:
-        agents.close()
 
 
 def test_every_dependency_has_its_reason() -> None:
