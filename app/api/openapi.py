@@ -41,6 +41,7 @@ TAGS = {
     "messages": "What is said in sessions; a session's messages are a tree.",
     "runs": "Messages being answered: their state, their events, their end.",
     "agents": "What answers: agents of files, and users' presets of them. And the Model Coordination Protocol.",
+    "knowledge": "What agents keep for a user to look things up in.",
     "tasks": "What agents do in the background.",
     "verbs": "The same platform as verbs: sessions, messages and runs with one POST each.",
     "openai": "OpenAI's protocol, under `/v1` and `/api/v1/llm`.",
