@@ -234,7 +234,7 @@ def _cosine(one: Sequence[float], other: Sequence[float]) -> float:
 
 
 def _holds(value: Any, wanted: Any) -> bool:
-    """Whether a value is `wanted`, or has it in its list: as PostgreSQL's `@>` on JSON sees it."""
+    """Whether a value is `wanted`, or a list with all of its items: as PostgreSQL's `@>` on JSON sees it."""
     if isinstance(value, list):
-        return all(item in value for item in (wanted if isinstance(wanted, list) else [wanted]))
+        return isinstance(wanted, list) and all(item in value for item in wanted)
     return bool(value == wanted and isinstance(value, bool) == isinstance(wanted, bool))

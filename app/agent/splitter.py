@@ -6,6 +6,7 @@ Sizes are in units: a Chinese, Japanese or Korean character, which is about a to
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 SIZE = 1200
 """The most units of a passage: some 300 tokens, well within the 512 that small embedding models read."""
@@ -16,7 +17,7 @@ WIDE = 4
 _CJK = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff]")
 _ENDS = (
     re.compile(r"\n[^\S\n]*\n\s*"),
-    re.compile(r"[.!?]+[\"'”’)]{0,3}\s+|[。！？；]+[”’」』）]{0,3}|\n"),
+    re.compile(r"[.!?]{1,3}[\"'”’)]{0,3}\s+|[。！？；]+[”’」』）]{0,3}|\n"),
     re.compile(r"\s+|[,，、]"),
 )
 """Where a passage may end, the best first: of a paragraph, of a sentence or line, of a word."""
@@ -24,14 +25,17 @@ _ENDS = (
 
 def split(text: str, size: int = SIZE, overlap: int = OVERLAP) -> list[str]:
     """The passages of a text, in order; together they have all of it but spaces at their ends. In linear time."""
-    passages: list[str] = []
+    passages = (text[start:end].strip() for start, end in spans(text, size, overlap))
+    return [passage for passage in passages if passage]
+
+
+def spans(text: str, size: int, overlap: int) -> Iterator[tuple[int, int]]:
+    """Where passages begin and end."""
     start, length = 0, len(text.rstrip())
     while start < length:
         end = min(_end(text, start, size), length)
-        if passage := text[start:end].strip():
-            passages.append(passage)
+        yield start, end
         start = _again(text, start, end, overlap) if end < length else length
-    return passages
 
 
 def _units(text: str) -> int:

@@ -54,9 +54,10 @@ class UserPassages:
     async def keep(self, documents: Sequence[Document]) -> None:
         """Add what is not there."""
         model = self._model()
+        ids = iter(sorted(new_id() for document in documents for _ in document.contents))
         rows = [
             {
-                "id": new_id(),
+                "id": next(ids),
                 "user_id": self._user_id,
                 "agent_id": self._agent_id,
                 "file_id": document.file_id,

@@ -7,21 +7,21 @@ import time
 import pytest
 from hypothesis import given, strategies
 
-from app.agent.splitter import OVERLAP, SIZE, _units, split
+from app.agent.splitter import OVERLAP, SIZE, _units, spans, split
 
 LETTERS = strategies.sampled_from("ab .!?\n,，。！知识庫🙂\u3000")
 
 
-@given(strategies.text(LETTERS, max_size=400), strategies.integers(8, 60), strategies.integers(0, 7))
+@given(strategies.text(LETTERS, max_size=400), strategies.integers(40, 90), strategies.integers(0, 7))
 def test_passages_have_all_of_a_text_in_order_and_fit(text: str, size: int, overlap: int) -> None:
-    at = 0
-    for passage in split(text, size, overlap):
-        assert 0 < _units(passage) <= size
-        found = text.find(passage, max(0, at - size))
-        assert found >= 0
-        assert not text[at:found].strip()
-        at = max(at, found + len(passage))
+    begun, at = -1, 0
+    for start, end in spans(text, size, overlap):
+        assert begun < start <= at < end
+        assert _units(text[start:end]) <= size
+        assert _units(text[start:at]) <= overlap
+        begun, at = start, end
     assert not text[at:].strip()
+    assert all(passage in text and passage.strip() == passage != "" for passage in split(text, size, overlap))
 
 
 def test_a_passage_ends_with_a_paragraph_or_else_a_sentence_and_the_next_repeats_its_end() -> None:
@@ -36,7 +36,7 @@ def test_a_passage_ends_with_a_paragraph_or_else_a_sentence_and_the_next_repeats
 
 def test_chinese_is_cut_at_its_own_stops_and_counts_by_what_it_costs() -> None:
     passages = split("知识库保存文字，供智能体查找。" * 200)
-    assert all(passage.endswith("。") and len(passage) <= SIZE // 4 for passage in passages)
+    assert all(passage.endswith("。") and _units(passage) <= SIZE for passage in passages)
     assert all(passage.startswith("知识库") for passage in passages)
 
 
