@@ -18,6 +18,7 @@ from uuid import UUID
 
 import msgspec
 from msgspec import Struct, field
+from msgspec.structs import replace
 
 T = TypeVar("T")
 
@@ -429,6 +430,31 @@ class FileLimits(Struct, frozen=True):
     bytes: int
     user_files: int
     user_bytes: int
+
+
+class Passage(Struct, frozen=True):
+    """A piece of what an agent keeps for a user to look things up in, the `position`-th of its text or file.
+
+    `score` says how near it is to what was searched for, from -1 to 1. Only in a list of one's own it has `agent_id` and `created_at`.
+    """
+
+    id: UUID
+    content: str
+    position: int = 0
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    file_id: UUID | None = None
+    score: float = 0.0
+    agent_id: str = ""
+    created_at: datetime | None = None
+
+    def scored(self, score: float) -> Passage:
+        """The same, as a search found it."""
+        return replace(self, score=score)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it is recorded."""
+        found = {"id": str(self.id), "content": self.content, "position": self.position, "meta": dict(self.meta)}
+        return found | {"file_id": str(self.file_id) if self.file_id else None, "score": self.score}
 
 
 class BatchStatus(StrEnum):

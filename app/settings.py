@@ -69,6 +69,9 @@ class Settings(BaseSettings):
     user_max_file_bytes: int = Field(
         10_000_000_000, ge=0, le=10**15, description="how many bytes of files a user may keep"
     )
+    user_max_passages: int = Field(
+        20_000, ge=0, le=1_000_000, description="how many passages of knowledge agents may keep for a user"
+    )
     run_timeout: float = Field(600, gt=0, le=86400, description="seconds an agent may take for one answer")
     jobs: int = Field(
         10, ge=0, le=1000, description="jobs a server process does at once; 0 leaves them to `chattable worker`"

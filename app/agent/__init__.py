@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 from app.agent.chattable import Chattable
 from app.agent.history import History
 from app.agent.stream import Stream
-from app.domain import Chunk, Message, Session, SessionParams
+from app.domain import Chunk, Message, Passage, Session, SessionParams
 from app.llm.llm import LLM, Completion, Reply, ToolCall
 
 if TYPE_CHECKING:
     from app.agent.base import BaseAgent
     from app.agent.json_keys import JsonKeyExtractorPP
+    from app.agent.knowledge import Knowledge
     from app.agent.matching import FilterPP, PatternMatcherPP, ReplacePP
     from app.agent.memory import BaseMemory, Memory, MemoryManager
     from app.agent.parallel import ParallelPrompt
@@ -35,6 +36,7 @@ _LATER = {
     "Feed": "app.agent.postprocess",
     "FilterPP": "app.agent.matching",
     "JsonKeyExtractorPP": "app.agent.json_keys",
+    "Knowledge": "app.agent.knowledge",
     "Memory": "app.agent.memory",
     "MemoryManager": "app.agent.memory",
     "OpenAILike": "app.llm.openai_like",
@@ -66,12 +68,14 @@ __all__ = [
     "FilterPP",
     "History",
     "JsonKeyExtractorPP",
+    "Knowledge",
     "Memory",
     "MemoryManager",
     "Message",
     "OpenAILike",
     "OpenAIRequest",
     "ParallelPrompt",
+    "Passage",
     "PatternMatcherPP",
     "Prompt",
     "ReplacePP",

@@ -96,7 +96,8 @@ class BaseAgent(Chattable):
         with comes before what it shares, and is not seen here.
         """
         child = agent(llm=self.llm, **kwargs) if isinstance(agent, type) else agent.again(llm=self.llm, **kwargs)
-        for name in ("memory", "stream", "session", "history", "request", "_recorder", "_threads"):
+        self.knowledge  # noqa: B018 - now or never it is shared
+        for name in ("memory", "_passages", "stream", "session", "history", "request", "_recorder", "_threads"):
             if name in vars(self) and name not in kwargs:
                 setattr(child, name, getattr(self, name))
         child._config.maps.extend(self._config.maps)

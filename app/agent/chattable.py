@@ -19,6 +19,7 @@ from app.errors import AgentFailed
 from app.journal.recorder import Recorder
 
 if TYPE_CHECKING:
+    from app.agent.knowledge import Knowledge, Passages
     from app.agent.mcp_servers import Toolboxes
     from app.agent.memory import MemoryManager
     from app.agent.request import OpenAIRequest
@@ -45,6 +46,8 @@ class Binding:
     """What the agent remembers; without one it begins with nothing."""
     toolboxes: Toolboxes | None = None
     """The MCP servers whose tools it may name."""
+    passages: Passages | None = None
+    """What the agent keeps for the user to look things up in; without them it begins with nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,7 @@ class Chattable:
     request: OpenAIRequest | None = None
     """The request, when the message came through the OpenAI protocol."""
 
+    _passages: Passages | None = None
     _recorder: Recorder
     _threads: Threads
     _toolboxes: Toolboxes | None = None
@@ -166,6 +170,15 @@ class Chattable:
         """The embedding of each text, in order; by the model `embedding` where there is one and none is named."""
         return await self.llm.embed(texts, model=model)
 
+    @property
+    def knowledge(self) -> Knowledge:
+        """What this agent keeps for the user to look things up in. In a script it is gone at the end."""
+        from app.agent.knowledge import InProcess, Knowledge
+
+        if self._passages is None:
+            self._passages = InProcess()
+        return Knowledge(self._passages, self.embed, self._recorder)
+
     def bind(self, binding: Binding, stream: Stream, own: Own, threads: Threads) -> None:
         """Give the instance what it works with; for the platform, after `__init__`."""
         self.session = binding.session
@@ -173,6 +186,7 @@ class Chattable:
         self.llm = binding.llm
         self.stream = stream
         self.request = binding.request
+        self._passages = binding.passages
         if binding.memory is not None or "memory" not in vars(self):
             self.memory = binding.memory or _new_memory()
         self._recorder = binding.recorder

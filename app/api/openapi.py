@@ -42,6 +42,7 @@ TAGS = {
     "runs": "Messages being answered: their state, their events, their end.",
     "agents": "What answers: agents of files, and users' presets of them. And the Model Coordination Protocol.",
     "mcp": "The Model Context Protocol: agents as tools.",
+    "knowledge": "What agents keep for a user to look things up in.",
     "tasks": "What agents do in the background.",
     "verbs": "The same platform as verbs: sessions, messages and runs with one POST each.",
     "openai": "OpenAI's protocol, under `/v1` and `/api/v1/llm`.",

@@ -141,7 +141,7 @@ def _serve(settings: Settings, stack: ExitStack, signals: Signals) -> None:
     _check_objects(settings)
     engines.start()
     with checking("DATABASE_DIRECT_URL" if engines.is_pooled else "DATABASE_URL"):
-        _upgrade(engines.direct_url)
+        _upgrade(engines.direct_url, engines.postgres)
     with checking("DATABASE_URL"):
         about_key = _first_administrator(settings, engines, data_dir)
     workers.tell(engines.settings() | _secret_key(settings, data_dir))
@@ -220,9 +220,11 @@ def _secret_key(settings: Settings, data_dir: Path) -> dict[str, str]:
     return {} if settings.secret_key else {"secret_key": secret_key(data_dir)}
 
 
-def _upgrade(url: str) -> None:
+def _upgrade(url: str, postgres: Postgres | None = None) -> None:
     from app.store import migrations
 
+    if postgres:
+        migrations.add_vectors(postgres.superuser_url)
     migrations.upgrade(url)
 
 
@@ -261,7 +263,7 @@ def upgrade(settings: Settings) -> None:
             postgres = Postgres(settings.data_dir)
             stack.callback(postgres.stop)
             postgres.start()
-            _upgrade(postgres.url)
+            _upgrade(postgres.url, postgres)
             return
         name = "DATABASE_DIRECT_URL" if settings.database_direct_url else "DATABASE_URL"
         with checking(name):

@@ -37,7 +37,7 @@ async def embed(
     """The embedding of each text, in order."""
     if isinstance(texts, str) or not all(isinstance(text, str) and text for text in texts):
         raise InvalidInput("texts must be a list of texts that are not empty.", param="texts")
-    model = _model(stages.catalog(), alias)
+    model = embedding_model(stages.catalog(), alias)
     parts = {text: text.encode(errors="surrogatepass") for text in texts}
     if not parts:
         return []
@@ -62,7 +62,8 @@ async def embed(
     return [vectors[text] for text in texts]
 
 
-def _model(catalog: Catalog, alias: str | None) -> Model:
+def embedding_model(catalog: Catalog, alias: str | None = None) -> Model:
+    """The model that embeds texts: `alias`, or the one that does when none is named."""
     model = catalog.get(alias or (EMBEDDING if EMBEDDING in catalog.models else DEFAULT))
     if model.cascade:
         raise InvalidInput("model must not be a cascade: two models' embeddings differ.", param="model")

@@ -74,6 +74,11 @@ class Postgres:
         """The `postgres` database as the superuser, who may create databases and extensions."""
         return self._url("postgres", "postgres")
 
+    @property
+    def superuser_url(self) -> str:
+        """The application's database as the superuser, who may create extensions in it."""
+        return self._url("postgres", "chattable")
+
     def _url(self, role: str, database: str) -> str:
         place = f"host={quote(str(self._sockets), safe='/')}&port={PORT}"
         return f"postgresql://{role}:{self._passwords[role]}@/{database}?{place}"

@@ -10,7 +10,7 @@ import asyncpg
 from app.store.database import asyncpg_url
 
 FOLDER = Path(__file__).parents[2] / "migrations"
-HEAD = "0009"
+HEAD = "0010"
 """The newest revision in `migrations/versions`; a test holds it to that."""
 
 
@@ -29,6 +29,20 @@ def upgrade(url: str) -> None:
     config.set_main_option("script_location", str(FOLDER).replace("%", "%%"))
     config.attributes["url"] = asyncpg_url(url)
     command.upgrade(config, "head")
+
+
+def add_vectors(url: str) -> None:
+    """Create pgvector where it is installed; `url` is of a role that may, as the application's may not in an embedded server."""
+    asyncio.run(_add_vectors(url))
+
+
+async def _add_vectors(url: str) -> None:
+    connection = await asyncpg.connect(url, timeout=10)
+    try:
+        if await connection.fetchval("SELECT 1 FROM pg_available_extensions WHERE name = 'vector'"):
+            await connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
+    finally:
+        await connection.close()
 
 
 async def current(url: str) -> str | None:

@@ -21,7 +21,7 @@ from sqlalchemy import (
     Uuid,
     text,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, REAL
 
 metadata = MetaData(
     naming_convention={
@@ -399,6 +399,28 @@ loose_objects = Table(
 
 An `uploading` one is there before its object, with the bytes that are kept free for it, and is put off for as long as it goes on. It
 becomes a file, or `abandoned`. What a file leaves is `erased`. No foreign keys: they outlive users."""
+
+passages = Table(
+    "passages",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("user_id", Uuid, ForeignKey("users.id", ondelete="CASCADE"), nullable=False),
+    Column("agent_id", Text, nullable=False),
+    Column("file_id", Uuid, ForeignKey("files.id", ondelete="CASCADE")),
+    Column("document", LargeBinary, nullable=False),
+    Column("position", Integer, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("content", Text, nullable=False),
+    Column("meta", JSONB, nullable=False),
+    Column("vector", ARRAY(REAL), nullable=False),
+    _created(),
+    UniqueConstraint("user_id", "agent_id", "model", "document", "position"),
+    Index("ix_passages_user_id", "user_id", "id"),
+    Index("ix_passages_file_id", "file_id", postgresql_where=text("file_id IS NOT NULL")),
+)
+"""What agents keep for users to look things up in. `document` is the digest of the text or file that a passage is of.
+
+A `vector` is one of pgvector's only while it is compared: the table is the same in a database without that extension."""
 
 batches = Table(
     "batches",

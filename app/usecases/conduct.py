@@ -30,6 +30,7 @@ from app.store import journal, messages, runs
 from app.store.database import is_passing
 from app.store.operations import AnswerRun, Begun, Finished, FinishRun, RecordSteps
 from app.usecases.calls import called, names_of, paired
+from app.usecases.knowledge import UserPassages
 from app.usecases.live import LiveRun
 from app.usecases.platform import Platform
 from app.usecases.requests import SAID, asked_in, history_of, record, request_of, told
@@ -163,6 +164,7 @@ async def _answer(platform: Platform, begun: Begun, live: LiveRun) -> Answer:
             recorder=live.recorder,
             request=request,
             toolboxes=platform.toolboxes,
+            passages=UserPassages(platform, begun.run.user_id, session.agent_id),
             state=await _state(platform, history, session.agent_id) if version.state_model else None,
         )
         return await answer(version, binding, asked_in(shown), live.log, timeout=platform.run_timeout)

@@ -9,6 +9,7 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from app.agent.documents import Documents
 from app.agent.loader import Agents
 from app.agent.mcp_servers import Toolboxes
 from app.domain import FileLimits, Principal
@@ -54,6 +55,9 @@ class Platform:
     run_timeout: float
     is_away: Callable[[Model], bool]
     """Whether all endpoints of a language model failed a moment ago."""
+    max_passages: int = 20_000
+    """How many passages of knowledge a user may have."""
+    documents: Documents = field(default_factory=Documents)
     passwords: Passwords = field(default_factory=Passwords)
     tasks: Tasks = field(default_factory=Tasks)
     live: dict[UUID, LiveRun] = field(default_factory=dict)

@@ -10,9 +10,11 @@ from uuid import UUID, uuid4
 
 import httpx2
 
+from app.agent.knowledge import Document
 from app.api.gate import PUBLIC
 from app.main import create_app
 from app.settings import Settings
+from app.usecases.knowledge import UserPassages
 from tests.house import House, send, session
 
 NOUNS = (
@@ -28,8 +30,9 @@ NOUNS = (
     "file_id",
     "agent_id",
     "task_id",
+    "passage_id",
 )
-FILTERS = {("after", "query"), ("after", "body"), ("agent_id", "query")}
+FILTERS = {("after", "query"), ("after", "body"), ("agent_id", "query"), ("file_id", "query")}
 """Of lists of one's own, where an unknown id finds nothing and is no error."""
 
 
@@ -138,7 +141,11 @@ async def belongings(house: House, name: str) -> tuple[httpx2.AsyncClient, dict[
     task_id = (await client.post("/api/v1/agents/tasks", json=task)).json()["id"]
     form = {"files": {"file": b"secret"}, "data": {"purpose": "user_data"}}
     file = (await client.post("/v1/files", **form)).json()["id"]
+    passages = UserPassages(house.platform, UUID(client.headers["x-test-user"]), "scripted_agent")
+    await passages.keep([Document(b"digest", [f"secret of {name}"], [[1.0, 2.0]], {})])
+    passage = (await client.get("/api/v1/knowledge")).json()["first_id"]
     own = {
+        "passage_id": passage,
         "file_id": file,
         "agent_id": preset,
         "task_id": task_id,
@@ -154,7 +161,7 @@ async def belongings(house: House, name: str) -> tuple[httpx2.AsyncClient, dict[
 async def everything(client: httpx2.AsyncClient, own: dict[str, str]) -> list[str]:
     paths = ["sessions", f"sessions/{own['session_id']}", f"sessions/{own['session_id']}/messages", "keys"]
     paths += [f"agents/{own['agent_id']}", f"agents/tasks/{own['task_id']}", f"agents/tasks/{own['task_id']}/log"]
-    paths += [f"runs/{own['run_id']}", f"users/{own['user_id']}", "messages?q=secret"]
+    paths += [f"runs/{own['run_id']}", f"users/{own['user_id']}", "messages?q=secret", "knowledge"]
     answers = [await client.get(f"/api/v1/{path}") for path in paths]
     assert {answer.status_code for answer in answers} == {200}
     return [answer.text for answer in answers]
