@@ -19,6 +19,7 @@ from app.journal.recorder import Recorder
 
 if TYPE_CHECKING:
     from app.agent.memory import MemoryManager
+    from app.agent.remembering import Recollection
     from app.agent.request import OpenAIRequest
     from app.llm.llm import LLM, Reply
     from app.llm.messages import Messages
@@ -38,8 +39,8 @@ class Binding:
     state: Mapping[str, Any] | None = None
     """The agent's state as it was stored with the last answer of this branch."""
     request: OpenAIRequest | None = None
-    memory: MemoryManager | None = None
-    """What the agent remembers; without one it begins with nothing."""
+    memory: Recollection | None = None
+    """What the agent remembers; without one it begins with nothing, and nothing of it is stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,8 +161,10 @@ class Chattable:
         self.llm = binding.llm
         self.stream = stream
         self.request = binding.request
-        if binding.memory is not None or "memory" not in vars(self):
-            self.memory = binding.memory or _new_memory()
+        if "memory" not in vars(self):
+            self.memory = _new_memory()
+        if binding.memory is not None:
+            binding.memory.fill(self.memory)
         self._recorder = binding.recorder
         self._threads = threads
         for name in ("params", "settings", "state"):

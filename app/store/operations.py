@@ -8,7 +8,7 @@ from uuid import UUID
 
 from msgspec import Struct
 
-from app.domain import Message, Outcome, Preset, Principal, Run, Session, Step
+from app.domain import MemoryChange, Message, Outcome, Preset, Principal, Run, Session, Step
 from app.errors import AppError
 
 
@@ -105,6 +105,8 @@ class FinishRun(Struct, frozen=True):
     credential_id: UUID | None = None
     promote: bool = True
     lost: bool = False
+    memories: Sequence[MemoryChange] = ()
+    """What the agent remembers otherwise since its last answer; it hangs on the last one of these."""
 
     @property
     def session_id(self) -> UUID:
