@@ -42,6 +42,7 @@ TAGS = {
     "runs": "Messages being answered: their state, their events, their end.",
     "agents": "What answers: agents of files, and users' presets of them. And the Model Coordination Protocol.",
     "tasks": "What agents do in the background.",
+    "memories": "What agents remember, which their users may see and erase.",
     "verbs": "The same platform as verbs: sessions, messages and runs with one POST each.",
     "openai": "OpenAI's protocol, under `/v1` and `/api/v1/llm`.",
 }

@@ -20,7 +20,7 @@ AWAY_SECONDS = 1.0
 
 
 async def once(engine: AsyncEngine) -> None:
-    """Make the coming months' partitions, and forget what has ended: tokens, old failed logins, keys, jobs, memories, ephemeral sessions."""
+    """Make the coming months' partitions, and forget what has ended: tokens, old failed logins, keys, jobs, memories, unused sessions."""
     async with engine.begin() as db:
         await partitions.ensure(db, now())
         await credentials.sweep(db)
