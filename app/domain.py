@@ -378,6 +378,36 @@ class Job(Struct, frozen=True):
     lost: int = 0
 
 
+class Remembered(Struct, frozen=True):
+    """An entry of an agent's memory as it is stored: on the answer `message_id`. One of the user's has no session."""
+
+    id: UUID
+    role: str
+    content: str
+    memory_id: str
+    score: float
+    importance: float
+    tags: Sequence[str]
+    created_at: datetime
+    used_at: datetime
+    uses: int
+    expires_at: datetime | None = None
+    term: str = "short"
+    beside: Mapping[str, Any] = field(default_factory=dict)
+    session_id: UUID | None = None
+    message_id: UUID | None = None
+    agent_id: str = ""
+
+
+class MemoryChange(Struct, frozen=True):
+    """What has become of an entry of an agent's memory; without one it was forgotten. `known` says that it was stored before."""
+
+    id: UUID
+    of_user: bool
+    known: bool
+    entry: Remembered | None = None
+
+
 class Step(Struct):
     """One recorded act in a run. Input and output are kept by the hash of their bytes, as are `parts`, which the input names by hash.
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from app.agent.knowledge import Knowledge, Passages
     from app.agent.mcp_servers import Toolboxes
     from app.agent.memory import MemoryManager
+    from app.agent.remembering import Recollection
     from app.agent.request import OpenAIRequest
     from app.llm.llm import LLM, Reply
     from app.llm.messages import Messages
@@ -42,8 +43,8 @@ class Binding:
     state: Mapping[str, Any] | None = None
     """The agent's state as it was stored with the last answer of this branch."""
     request: OpenAIRequest | None = None
-    memory: MemoryManager | None = None
-    """What the agent remembers; without one it begins with nothing."""
+    memory: Recollection | None = None
+    """What the agent remembers; without one it begins with nothing, and nothing of it is stored."""
     toolboxes: Toolboxes | None = None
     """The MCP servers whose tools it may name."""
     passages: Passages | None = None
@@ -187,8 +188,10 @@ class Chattable:
         self.stream = stream
         self.request = binding.request
         self._passages = binding.passages
-        if binding.memory is not None or "memory" not in vars(self):
-            self.memory = binding.memory or _new_memory()
+        if "memory" not in vars(self):
+            self.memory = _new_memory()
+        if binding.memory is not None:
+            binding.memory.fill(self.memory)
         self._recorder = binding.recorder
         self._threads = threads
         self._toolboxes = binding.toolboxes

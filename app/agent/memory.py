@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Self, overload
 
 import msgspec
@@ -281,12 +281,28 @@ class MemoryManager(BaseMemory):
             entries = None
         if entries is None:
             raise InvalidInput("This is no exported memory.", param="exported")
+        self.fill(entries)
+
+    def fill(self, entries: Iterable[Memory]) -> None:
+        """Hold these entries, oldest first, and no others, within the limits; for who stores them elsewhere."""
         self._entries, self._size = {}, 0
         self._changed = {}
-        for entry in entries:
+        last: dict[str, Memory] = {}
+        for entry in list(entries):
             self._put(entry)
-            self._shrink(entry)
+            last[entry.memory_id] = entry
+        for entry in last.values():
+            if entry.id in self._entries:
+                self._shrink(entry)
         self._changed = {id: None for id, entry in self._changed.items() if entry is None}
+
+    def scopes(self) -> Sequence[Self]:
+        """This memory, and that of the user if it was looked at."""
+        return [self, self._user] if self._user is not None else [self]
+
+    def __iter__(self) -> Iterator[Memory]:
+        """The entries of every memory, oldest first."""
+        return iter(self._alive(None))
 
     def changes(self) -> Changes:
         """What has changed since this was last asked."""

@@ -18,7 +18,7 @@ from app.agent.plain import clean, plain
 from app.agent.stream import Stream
 from app.agent.version import AgentVersion
 from app.agent.watchdog import AgentBlocked, in_agent
-from app.domain import Chunk, Message
+from app.domain import Chunk, MemoryChange, Message
 from app.errors import AgentFailed, AgentTimeout, AppError
 from app.journal.log import Log
 from app.llm.bridge import wait
@@ -44,6 +44,8 @@ class Answer(Struct, frozen=True):
     additional_kwargs: Mapping[str, Any] = field(default_factory=dict)
     name: str | None = None
     state: Mapping[str, Any] | None = None
+    memories: Sequence[MemoryChange] = ()
+    """What is remembered otherwise than before."""
     finish: Literal["stop", "length", "tool_calls", "content_filter", "cut"] = "stop"
 
 
@@ -124,7 +126,8 @@ async def _outcome(
         own = Own(params, version.make_settings(), version.make_state(binding.state))
         agent, given = await _chat(version, partial(_make, version, binding, stream, own), message, stream)
         beside = await _final(given, stream)
-        return Answer(events.answer(), state=_state(version, agent), **beside)
+        memories = binding.memory.changes() if binding.memory else ()
+        return Answer(events.answer(), state=_state(version, agent), memories=memories, **beside)
     except BaseException as error:
         return error
 

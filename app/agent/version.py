@@ -82,6 +82,8 @@ class AgentVersion:
         self._settings = _settings(self.id, _declared(cls, "settings"), variables)
         self.params_schema: dict[str, Any] | None = self.params_model.model_json_schema() if self.params_model else None
         """JSON Schema of the parameters a session may set; None when there are none."""
+        self.uses_memory = _says(cls, code, "memory")
+        """Whether what it remembers is to be loaded before a message and stored after it."""
         self.threads = Threads(f"agent {self.id}", THREADS)
         if self.state_model:
             _default(self.state_model)
@@ -154,6 +156,22 @@ def declared_in(module: str, namespace: Mapping[str, Any]) -> list[type[Chattabl
             raise PluginError(f"the id {cls.id} is given twice")
         ids.append(cls.id)
     return found
+
+
+def _says(cls: type[Chattable], code: Code, word: str) -> bool:
+    """Whether the word stands in the agent's modules, or in one that a class used there comes from; also when that cannot be told."""
+    names = [name for name in sys.modules if name == code.name or name.startswith(code.name + ".")]
+    classes = [value for name in names for value in vars(sys.modules[name]).values() if inspect.isclass(value)]
+    names += [base.__module__ for used in (cls, *classes) if issubclass(used, Chattable) for base in used.__mro__]
+    for name in dict.fromkeys(names):
+        if name.startswith("app.") or name in ("builtins", "typing", "abc"):
+            continue
+        try:
+            if word in inspect.getsource(sys.modules[name]):
+                return True
+        except (OSError, KeyError, TypeError):
+            return True
+    return False
 
 
 def _description(cls: type[Chattable]) -> str:

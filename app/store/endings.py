@@ -9,6 +9,7 @@ import asyncpg
 from msgspec.structs import replace
 
 from app.domain import Message, Outcome, Run, RunStatus, now
+from app.store import memories
 from app.store.operations import Finished, FinishRun, RecordSteps, Result
 from app.store.rows import Rows
 from app.store.turns import stored
@@ -77,6 +78,8 @@ def _end(op: FinishRun, session: asyncpg.Record, replica: UUID, rows: Rows) -> F
         rows.add_message(run.user_id, answer, is_found=not session["ephemeral"])
     leaf_id = answers[-1].id if answers else session["leaf_id"]
     rows.advance(run.session_id, session["next_seq"] + len(answers), leaf_id, run.ended_at or now())
+    if op.memories and answers and answers[-1].id:
+        rows.memories += memories.rows(run, answers[-1].id, op.memories)
     for step in op.steps:
         rows.add_step(run, step)
     _charge(op, rows)

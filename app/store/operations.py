@@ -8,7 +8,7 @@ from uuid import UUID
 
 from msgspec import Struct
 
-from app.domain import Message, Outcome, Preset, Principal, Run, Session, Step
+from app.domain import MemoryChange, Message, Outcome, Preset, Principal, Run, Session, Step
 from app.errors import AppError
 
 
@@ -137,6 +137,8 @@ class FinishRun(Struct, frozen=True):
     lost: bool = False
     pending: Mapping[str, Any] | None = None
     """What a run keeps that waits for a person: its question, and what is needed to begin it anew."""
+    memories: Sequence[MemoryChange] = ()
+    """What the agent remembers otherwise since its last answer; it hangs on the last one of these."""
 
     @property
     def session_id(self) -> UUID:

@@ -16,7 +16,7 @@ import asyncpg
 import msgspec
 
 from app.domain import Message, Run, Step, Value
-from app.store import jobs, search
+from app.store import jobs, memories, search
 from app.store.runs import usage_columns
 
 ValueKey = bytes
@@ -76,6 +76,7 @@ class Rows:
     values: dict[ValueKey, bytes] = field(default_factory=dict)
     ledger: list[dict[str, Any]] = field(default_factory=list)
     keys: list[tuple[UUID, str, bytes, UUID]] = field(default_factory=list)
+    memories: list[dict[str, Any]] = field(default_factory=list)
     interrupted: list[UUID] = field(default_factory=list)
     jobs: list[tuple[UUID, UUID, bool]] = field(default_factory=list)
     """Of new background runs: id, owner, and whether it is its turn."""
@@ -222,6 +223,8 @@ async def store(db: asyncpg.Connection, rows: Rows) -> list[tuple[UUID, int]] | 
         raise asyncpg.SerializationError("a run was taken over meanwhile")
     if rows.keys:
         await db.execute(SET_KEY, *map(list, zip(*rows.keys, strict=True)))
+    if rows.memories:
+        await memories.store(db, rows.memories)
     if rows.interrupted:
         await db.execute(INTERRUPT, rows.interrupted)
     if rows.jobs:

@@ -8,6 +8,7 @@ from sqlalchemy import (
     CheckConstraint,
     Column,
     DateTime,
+    Float,
     ForeignKey,
     Index,
     Integer,
@@ -198,6 +199,34 @@ messages = Table(
     Index("ix_messages_terms", "terms", postgresql_using="gin"),
 )
 """`tokens` is a local estimate for windowing. `terms` are owner-salted words and bigrams for search, see `store/search.py`."""
+
+memories = Table(
+    "memories",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("message_id", Uuid, primary_key=True),
+    Column("user_id", Uuid, nullable=False),
+    Column("session_id", Uuid, ForeignKey("sessions.id", ondelete="CASCADE")),
+    Column("agent_id", Text, nullable=False),
+    Column("memory_id", Text, nullable=False),
+    Column("role", Text, nullable=False),
+    Column("content", Text, nullable=False),
+    Column("score", Float, nullable=False),
+    Column("importance", Float, nullable=False),
+    Column("tags", ARRAY(Text), nullable=False),
+    _created(),
+    _time("used_at"),
+    Column("uses", Integer, nullable=False),
+    _time("expires_at", nullable=True),
+    Column("term", Text, CheckConstraint("term IN ('short', 'long')", name="term"), nullable=False),
+    Column("beside", JSONB),
+    Column("forgotten", Boolean, nullable=False),
+    Index("ix_memories_session_id", "session_id", "agent_id", postgresql_where=text("session_id IS NOT NULL")),
+    Index("uq_memories_user_id", "user_id", "id", unique=True, postgresql_where=text("session_id IS NULL")),
+    Index("ix_memories_expires_at", "expires_at", postgresql_where=text("expires_at IS NOT NULL")),
+)
+"""What agents remember. In a session an entry has a row for each answer that changed it, and on a branch the last one holds, which may say
+that it was forgotten. Entries of the user have no session, and one row. No foreign key to users: it would lock them after sessions."""
 
 runs = Table(
     "runs",

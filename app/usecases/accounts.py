@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.domain import Credential, Page, Principal, Role, User, new_id, now
 from app.errors import Conflict, InvalidInput, NotFound, Unavailable
-from app.store import accounts, credentials, files, presets, runs, sessions
+from app.store import accounts, credentials, files, memories, presets, runs, sessions
 from app.usecases.conduct import stop_all
 from app.usecases.creations import claim
 from app.usecases.files import sweep_soon
@@ -115,6 +115,7 @@ async def delete_user(platform: Platform, principal: Principal, id: UUID) -> Non
         await sessions.erase(db, user_id=id)
         await presets.erase(db, owner_id=id)
         await files.erase_of(db, id)
+        await memories.erase_of_user(db, id)
         await accounts.delete_user(db, id)
     stop_all(platform, ending)
     sweep_soon(platform)

@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from app.agent.asking import Suspended
 from app.agent.chattable import Binding
 from app.agent.history import History
+from app.agent.remembering import Recollection
 from app.agent.runner import Answer, answer
 from app.domain import ANSWER_TYPES, Chunk, Message, Outcome, Run, RunStatus, Usage, new_id, now
 from app.errors import AppError, NotFound, Unavailable
@@ -26,7 +27,7 @@ from app.llm.run import RunLLM
 from app.llm.stages import Caller
 from app.llm.tokens import count
 from app.reports import report
-from app.store import journal, messages, runs
+from app.store import journal, memories, messages, runs
 from app.store.database import is_passing
 from app.store.operations import AnswerRun, Begun, Finished, FinishRun, RecordSteps
 from app.usecases.calls import called, names_of, paired
@@ -166,6 +167,7 @@ async def _answer(platform: Platform, begun: Begun, live: LiveRun) -> Answer:
             toolboxes=platform.toolboxes,
             passages=UserPassages(platform, begun.run.user_id, session.agent_id),
             state=await _state(platform, history, session.agent_id) if version.state_model else None,
+            memory=await _memory(platform, begun) if version.uses_memory else None,
         )
         return await answer(version, binding, asked_in(shown), live.log, timeout=platform.run_timeout)
 
@@ -232,6 +234,17 @@ async def _state(platform: Platform, history: Sequence[Message], agent_id: str) 
     return await patiently(read)
 
 
+async def _memory(platform: Platform, begun: Begun) -> Recollection:
+    """What the agent remembers of this branch, and of the user."""
+    run = begun.run
+
+    async def read() -> Recollection:
+        async with platform.engine.connect() as db:
+            return Recollection(await memories.recall(db, run.message_id, run.user_id, run.session_id, run.agent_id))
+
+    return await patiently(read)
+
+
 def _ending(live: LiveRun, result: Answer | AppError | None, *, promote: bool) -> FinishRun:
     status, error = _verdict(live, result)
     given = result if isinstance(result, Answer) else None
@@ -242,7 +255,8 @@ def _ending(live: LiveRun, result: Answer | AppError | None, *, promote: bool) -
     run = replace(live.run, status=status, error=error, usage=usage, layout=layout(chunks))
     calls = called(chunks, run.id, live.tools) if live.tools else []
     answers = [stored_answer(chunks, status, given, calls)] if chunks or status is RunStatus.COMPLETED else []
-    return FinishRun(run, answers, live.recorder.steps, live.credential_id, promote)
+    remembered = given.memories if given else ()
+    return FinishRun(run, answers, live.recorder.steps, live.credential_id, promote, memories=remembered)
 
 
 def _waiting(live: LiveRun, begun: Begun, asked: Suspended) -> FinishRun:

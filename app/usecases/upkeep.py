@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.domain import now
 from app.reports import report
-from app.store import budgets, creations, credentials, ephemeral, jobs, partitions, queue, runs
+from app.store import budgets, creations, credentials, ephemeral, jobs, memories, partitions, queue, runs
 from app.store.database import is_passing
 
 log = logging.getLogger(__name__)
@@ -20,7 +20,7 @@ AWAY_SECONDS = 1.0
 
 
 async def once(engine: AsyncEngine) -> None:
-    """Make the coming months' partitions, and forget ended tokens, old failed logins, idempotency keys and ephemeral sessions."""
+    """Make the coming months' partitions, and forget what has ended: tokens, old failed logins, keys, jobs, memories, unused sessions."""
     async with engine.begin() as db:
         await partitions.ensure(db, now())
         await credentials.sweep(db)
@@ -28,6 +28,7 @@ async def once(engine: AsyncEngine) -> None:
         await creations.sweep(db)
         await budgets.sweep(db)
         await jobs.sweep(db)
+        await memories.sweep(db)
         await queue.sweep(db)
     more = True
     while more:
