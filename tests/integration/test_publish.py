@@ -28,45 +28,63 @@ class Sayer(BaseAgent):
 
     async def run(self, request: OpenAIRequest) -> Any:
         query = request.get_user_query()
-        if query == "forget stop":
-            await self.stream.send("text", "said")
-        elif query == "return":
-            return "returned"
-        elif query == "nothing":
-            return None
-        elif query == "raise":
-            raise ValueError("a secret")
-        elif query == "exit":
-            raise SystemExit
-        elif query == "upstream":
-            raise LLMUnavailable("The language model is not available.")
-        elif query == "say and raise":
-            await self.stream.send("text", "said")
-            raise ValueError("a secret")
-        elif query == "hang":
-            await self.stream.send("text", "begun")
-            await asyncio.sleep(600)
-        elif query == "types":
-            await self.stream.send("thinking", "hm <")
-            await self.stream.send("status", "busy")
-            await self.stream.send("text", "a")
-            await self.stream.send("code", "b")
-            await self.stream.send("thinking", " yes")
-            await self.stream.stop()
-        elif query == "leak":
-            before, self.default_setting = self.default_setting, "dirty"
-            return f"{before} {self.get_config('seen', 'no')}{self.update_config(seen='yes') and ''}"
-        elif query == "headers":
-            return json.dumps([request.get_header("Authorization"), request.get_header("X-Colour")])
-        else:
-            self.memory.add_user(query)
-            if query == "fail":
-                raise ValueError
-            await asyncio.sleep(0.01)
-            history = self.memory.build_history()
-            self.memory.add_assistant("ok")
-            return " ".join(message.content for message in history if message.role == "user")
-        return None
+        known = getattr(self, "do_" + query.replace(" ", "_"), self.remember)
+        return await known(request)
+
+    async def do_forget_stop(self, request: OpenAIRequest) -> None:
+        await self.stream.send("text", "said")
+
+    async def do_return(self, request: OpenAIRequest) -> str:
+        return "returned"
+
+    async def do_nothing(self, request: OpenAIRequest) -> None: ...
+
+    async def do_raise(self, request: OpenAIRequest) -> None:
+        raise ValueError("a secret")
+
+    async def do_exit(self, request: OpenAIRequest) -> None:
+        raise SystemExit
+
+    async def do_upstream(self, request: OpenAIRequest) -> None:
+        raise LLMUnavailable("The language model is not available.")
+
+    async def do_say_and_raise(self, request: OpenAIRequest) -> None:
+        await self.stream.send("text", "said")
+        raise ValueError("a secret")
+
+    async def do_hang(self, request: OpenAIRequest) -> None:
+        await self.stream.send("text", "begun")
+        await asyncio.sleep(600)
+
+    async def do_types(self, request: OpenAIRequest) -> None:
+        for kind, content in (
+            ("thinking", "hm <"),
+            ("status", "busy"),
+            ("text", "a"),
+            ("code", "b"),
+            ("thinking", " yes"),
+        ):
+            await self.stream.send(kind, content)
+        await self.stream.stop()
+
+    async def do_leak(self, request: OpenAIRequest) -> str:
+        before, self.default_setting = self.default_setting, "dirty"
+        seen = self.get_config("seen", "no")
+        self.update_config(seen="yes")
+        return f"{before} {seen}"
+
+    async def do_headers(self, request: OpenAIRequest) -> str:
+        return json.dumps([request.get_header("Authorization"), request.get_header("X-Colour")])
+
+    async def remember(self, request: OpenAIRequest) -> str:
+        query = request.get_user_query()
+        self.memory.add_user(query)
+        if query == "fail":
+            raise ValueError
+        await asyncio.sleep(0.01)
+        history = self.memory.build_history()
+        self.memory.add_assistant("ok")
+        return " ".join(message.content for message in history if message.role == "user")
 
 
 def ask(url: str, query: str, *, stream: bool = False, key: str | None = None, **fields: Any) -> requests.Response:
