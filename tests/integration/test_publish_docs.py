@@ -87,12 +87,11 @@ async def off_loop(work: Callable[[], Any]) -> Any:
 async def test_the_page_does_what_it_says(fake: FakeUpstream, tmp_path: Path) -> None:
     agent, client, alone = (block for kind, block in BLOCKS if kind == "python")
     (shell,) = (block for kind, block in BLOCKS if kind == "bash")
-    (tmp_path / "served_agent.py").write_text(agent)
+    (tmp_path / "served_agent.py").write_text(agent.replace("https://api.openai.com/v1", fake.base_url))
     port = free_port()
-    env = {"OPENAI_BASE_URL": fake.base_url, "OPENAI_API_KEY": "sk-test"}
 
     def do() -> None:
-        server = uvicorn_with(tmp_path, port, 1, **env)
+        server = uvicorn_with(tmp_path, port, 1)
         try:
             answers(f"http://127.0.0.1:{port}", server)
             said = [
