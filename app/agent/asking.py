@@ -9,7 +9,7 @@ import msgspec
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from app.agent.plain import canonical
-from app.errors import InvalidInput
+from app.errors import AgentFailed, InvalidInput
 from app.journal.recorder import Recorder
 
 T = TypeVar("T")
@@ -42,6 +42,8 @@ def ask(recorder: Recorder, show: Callable[[str, str], None], question: str, sch
         raise InvalidInput(f"question must have 1 to {MAX_QUESTION} characters.", param="question")
     if not 0 < seconds <= MAX_SECONDS:
         raise InvalidInput(f"timeout must be more than 0 and at most {MAX_SECONDS:.0f} seconds.", param="timeout")
+    if not recorder.can_wait:
+        raise AgentFailed("Only a running server can ask a person: this agent has none.")
     adapter = TypeAdapter(schema)
     shape = adapter.json_schema()
     given = canonical({"question": question, "schema": shape}) or b""

@@ -125,7 +125,7 @@ async def _outcome(
         params = version.make_params(binding.session.agent_params)
         own = Own(params, version.make_settings(), version.make_state(binding.state))
         agent, given = await _chat(version, partial(_make, version, binding, stream, own), message, stream)
-        beside = await _final(given, stream)
+        beside = await final(given, stream)
         memories = binding.memory.changes() if binding.memory else ()
         return Answer(events.answer(), state=_state(version, agent), memories=memories, **beside)
     except BaseException as error:
@@ -193,7 +193,7 @@ async def _send(stream: Stream, item: Any) -> None:
         raise AgentFailed("The agent yielded something that is neither text nor a Chunk.")
 
 
-async def _final(given: Any, stream: Stream) -> dict[str, Any]:
+async def final(given: Any, stream: Stream) -> dict[str, Any]:
     """The answer rule: what `chat` returned is the answer if nothing that counts as one was sent before.
 
     A completion that was sent as it came still tells how it ended. Gives the fields of the `Answer` that are not said in the log.
@@ -252,7 +252,7 @@ def _state(version: AgentVersion, agent: Chattable) -> Mapping[str, Any] | None:
 
 def _fault(version: AgentVersion, error: BaseException) -> AppError:
     """The error as callers may see it; what else is known goes to the log."""
-    if known := _app_error(error):
+    if known := app_error(error):
         return known
     log.error("agent %s failed", version.id, exc_info=error)
     if isinstance(error, AgentBlocked):
@@ -260,8 +260,8 @@ def _fault(version: AgentVersion, error: BaseException) -> AppError:
     return AgentFailed(f"The agent failed: {type(error).__name__[:64]}.")
 
 
-def _app_error(error: BaseException) -> AppError | None:
+def app_error(error: BaseException) -> AppError | None:
     """The platform's error, also out of a task group."""
     if isinstance(error, BaseExceptionGroup):
-        return next(filter(None, map(_app_error, error.exceptions)), None)
+        return next(filter(None, map(app_error, error.exceptions)), None)
     return error if isinstance(error, AppError) else None

@@ -43,6 +43,8 @@ class ScriptStream(Stream):
 class Unrecorded(Recorder):
     """Lets steps happen, and keeps nothing of them."""
 
+    can_wait = False
+
     def begin(self, step: OpenStep) -> None:
         """Count none of them, for a script may have any number."""
         self._opened = 0

@@ -57,6 +57,9 @@ class Recorder:
     `replay`.
     """
 
+    can_wait = True
+    """Whether a run that is ended by a question begins anew with the answer."""
+
     def __init__(self, after: int = 0, replay: Replay | None = None) -> None:
         self._after = after
         self._replay = replay
