@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 STATUS_CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
 MAX_RETRY_AFTER = 900
+NOT_AN_OBJECT = "Input should be a JSON object"
+"""Instead of pydantic's sentence, which speaks of Python."""
 
 
 def problem(error: Mapping[str, Any], *, retry_after: float | None = None, **extra: Any) -> Response:
@@ -71,7 +73,11 @@ def sentence(errors: Sequence[Any]) -> InvalidInput:
     first = errors[0]
     place = [str(part)[:64] for part in first["loc"] if part not in ("body", "query", "path", "header", "form")]
     name = ".".join(place) or "body"
-    text = str(first["msg"]).removeprefix("Value error, ")
+    text = (
+        NOT_AN_OBJECT if first["type"] == "model_attributes_type" else str(first["msg"]).removeprefix("Value error, ")
+    )
+    if name == "body" and text == NOT_AN_OBJECT:
+        text += ", sent with the header Content-Type: application/json"
     return InvalidInput(f"{name}: {text[:200]}.".replace("..", "."), param=name[:200])
 
 

@@ -106,6 +106,7 @@ class Engines:
 
 def run(settings: Settings) -> int:
     """Serve until a signal (0) or until the application cannot be started (1)."""
+    check_folder(settings)
     signals = Signals()
     try:
         with ExitStack() as stack, _cleaning_undisturbed(signals):
@@ -116,6 +117,12 @@ def run(settings: Settings) -> int:
         typer.echo(f"chattable: {error}", err=True)
         return 1
     return 0
+
+
+def check_folder(settings: Settings) -> None:
+    """A `SettingsError` where there is no folder of agents."""
+    if not settings.agents_dir.is_dir():
+        raise SettingsError(f"AGENTS_DIR {settings.agents_dir.absolute()} is not a folder.")
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import signal
 import typer
 import uvloop
 
-from app.cli.serve import checking
+from app.cli.serve import check_folder, checking
 from app.errors import SettingsError
 from app.main import DRAIN_SECONDS, opened, take_jobs
 from app.settings import Settings
@@ -19,6 +19,7 @@ from app.usecases import runs
 
 def run(settings: Settings, at_once: int) -> None:
     """Do jobs until a signal. What runs then gets the time to end that a server gives it, and is queued again; a second signal hurries."""
+    check_folder(settings)
     direct = settings.database_direct_url or settings.database_url
     if settings.database_url is None or direct is None:
         raise SettingsError(

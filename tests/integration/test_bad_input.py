@@ -79,6 +79,14 @@ async def test_a_bad_body_is_told_in_one_sentence(shared: House, raw: bytes, par
     check(await shared.admin.post("/SendMessage", content=raw, headers=JSON), param=param)
 
 
+async def test_a_body_without_its_type_is_told_which_header_it_lacks(shared: House) -> None:
+    for path in ("/ListSessions", "/api/v1/users"):
+        answer = await shared.admin.post(path, content=b'{"name": "x"}', headers={"content-type": "text/plain"})
+        assert answer.status_code == 400
+        wanted = "body: Input should be a JSON object, sent with the header Content-Type: application/json."
+        assert (answer.json()["detail"], answer.json()["param"]) == (wanted, "body")
+
+
 @pytest.mark.parametrize("limit", ["-1", "0", "101", str(2**63), "NaN", "1e400", "x", ""])
 async def test_a_bad_limit_names_the_field(shared: House, limit: str) -> None:
     check(await shared.admin.get("/api/v1/sessions", params={"limit": limit}), param="limit")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from app.cli.serve import run as serve
+from app.cli.worker import run as work
 from app.errors import SettingsError
 from app.settings import Settings, agent_variables, load
 
@@ -47,6 +50,7 @@ def test_both_names_of_the_base_url_work(monkeypatch: pytest.MonkeyPatch, name: 
         ("AUTH", "none"),
         ("ADMIN_API_KEY", "short-secret"),
         ("OPENAI_BASE_URL", "ftp://x"),
+        ("REDIS_URL", "cache.example:6379"),
         ("RUN_TIMEOUT", "-1"),
         ("FILE_MAX_BYTES", "0"),
         ("USER_MAX_FILE_BYTES", "-1"),
@@ -62,6 +66,14 @@ def test_a_wrong_value_is_one_sentence_that_names_the_setting(
     assert str(caught.value).startswith(f"{name}: ")
     assert "\n" not in str(caught.value)
     assert "short-secret" not in str(caught.value)
+
+
+def test_a_folder_of_agents_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
+    settings = load(agents_dir=tmp_path / "nowhere")
+    for start in (serve, partial(work, at_once=1)):
+        with pytest.raises(SettingsError, match=r"^AGENTS_DIR \S+nowhere is not a folder\.$"):
+            start(settings)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_empty_variable_is_as_good_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
