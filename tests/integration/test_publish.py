@@ -226,7 +226,7 @@ def test_keys_and_rates_hold() -> None:
     app = publish_agent_api(Sayer(), "run", config)
     with served(app) as found:
         url = found + "/api/v1/chat/completions"
-        body = {"messages": [{"role": "user", "content": "headers"}], "stream": False}
+        body: Any = {"messages": [{"role": "user", "content": "headers"}], "stream": False}
         for header in (None, "Bearer three", "one", "Basic one"):
             refused = requests.post(url, json=body, headers={"Authorization": header} if header else {}, timeout=30)
             assert (refused.status_code, refused.json()["error"]["type"]) == (401, "authentication_error")

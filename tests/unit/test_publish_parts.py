@@ -36,13 +36,13 @@ async def test_a_streamer_ends_once_and_takes_nothing_after() -> None:
     await streamer.stop(stop_reason="late")
     with pytest.raises(AgentFailed):
         await streamer.send_data("text", "more")
-    body = json.loads((await streamer.start_non_streaming_openai()).body)
+    body = json.loads(bytes((await streamer.start_non_streaming_openai()).body))
     assert (body["model"], body["choices"][0]["finish_reason"]) == ("MyModel", "stop")
     assert streamer.start_streaming_openai().media_type == "text/event-stream"
 
 
 async def test_a_streamer_whose_time_is_over_ends_with_timeout() -> None:
-    body = json.loads((await DataStreamer(timeout=0.01).start_non_streaming_openai()).body)
+    body = json.loads(bytes((await DataStreamer(timeout=0.01).start_non_streaming_openai()).body))
     assert body["choices"][0]["finish_reason"] == "timeout"
 
 
