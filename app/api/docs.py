@@ -62,7 +62,7 @@ class Document:
         self._bytes = b""
 
     async def read(self) -> bytes:
-        """The document; the first look waits for it, and holds up nobody else."""
+        """The document; the first look waits for it, and others only while pydantic keeps the interpreter: some tenths of a second."""
         async with self._lock:
             if not self._bytes:
                 self._bytes = await asyncio.to_thread(self._make)

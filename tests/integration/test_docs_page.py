@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import time
 
 import pytest
 
@@ -57,13 +56,12 @@ async def test_the_first_look_at_the_document_holds_nobody_up(shared: House) -> 
     shared.app.openapi_schema = None
     client = await shared.client()
     looks = [asyncio.create_task(client.get("/openapi.json")) for _ in range(3)]
-    longest = 0.0
+    turns = 0
     while not all(look.done() for look in looks):
-        began = time.perf_counter()
         await asyncio.sleep(0.001)
-        longest = max(longest, time.perf_counter() - began)
+        turns += 1
     documents = [look.result() for look in looks]
     assert {document.status_code for document in documents} == {200}
     assert len({document.content for document in documents}) == 1
     assert documents[0].json() == shared.app.openapi()
-    assert longest < 0.5
+    assert turns > 2, "it is made in a thread: the loop goes on meanwhile"

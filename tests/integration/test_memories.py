@@ -48,6 +48,9 @@ class Keeper(Chattable):
             case "fail":
                 self.memory.add_user(rest)
                 raise RuntimeError("no")
+            case "slowly":
+                self.memory.add_user(rest)
+                await asyncio.sleep(0.5)
             case "sleep":
                 self.memory.add_user(rest)
                 await asyncio.sleep(60)
@@ -300,7 +303,7 @@ async def test_memory_outlives_the_server_and_is_the_same_at_another_replica(
 
 async def test_a_crash_before_the_answer_is_stored_remembers_nothing(house: House) -> None:
     chat = await session(house.admin, "keeper")
-    asleep = asyncio.ensure_future(send(house.admin, chat, "use nothing"))
+    asleep = asyncio.ensure_future(send(house.admin, chat, "slowly kept"))
     run = UUID(await house.until_live())
     async with house.platform.engine.begin() as db:  # as another replica does with the runs of one that is dead
         taken = text("UPDATE runs SET status = 'partial', ended_at = now() WHERE id = :id")
