@@ -112,10 +112,9 @@ class ScriptedAgent(Chattable):
                 yield word
 
     async def fail(self, text: str) -> AsyncIterator[str]:
-        if text:
-            raise RuntimeError(text)
-        raise RuntimeError
-        yield  # which makes this a generator like the others
+        for word in "":  # which makes this a generator like the others
+            yield word
+        raise RuntimeError(*([text] if text else []))
 
     async def keep(self, text: str) -> AsyncIterator[str]:
         before, self.state.text = self.state.text, text

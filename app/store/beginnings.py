@@ -145,10 +145,10 @@ def _begin(
             raise Conflict("Idempotency-Key: it was used for another request.", param="idempotency-key")
         if repeated["status"] != RunStatus.FAILED:
             return Repeated(run_of(Row(repeated)))
-    if check["asks"] and op.at_leaf and not (op.again or check["stored"]):
-        return Asks(check["active"])
         if not op.ephemeral:  # which brings all that it needs
             op = replace(op, again=True, message=replace(op.message, id=repeated["message_id"]))
+    if check["asks"] and op.at_leaf and not (op.again or check["stored"]):
+        return Asks(check["active"])
     if not check["stored"] and (refusal := budgets.refusal(check["budgets"])):
         raise refusal
     waits = _waits(session, check)

@@ -115,13 +115,13 @@ async def _result(platform: Platform, begun: Begun, live: LiveRun, work: Work) -
     """What the agent's work came to; None when it was ended early, which binds only until here."""
     task = asyncio.current_task()
     assert task is not None  # noqa: S101 - a coroutine always runs in a task
-    if live.ended_by:
+    if live.is_ended():
         return None
     live.answering = task
     try:
         return await work(platform, begun, live)
     except asyncio.CancelledError:
-        if not live.ended_by:
+        if not live.is_ended():
             raise
         task.uncancel()
         return None

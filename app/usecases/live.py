@@ -54,9 +54,13 @@ class LiveRun:
     stored: bool = False
     """Whether its end is stored: until then what Redis has of it must stay."""
 
+    def is_ended(self) -> bool:
+        """Whether it was ended early."""
+        return self.ended_by is not None
+
     def end(self, by: EndedBy) -> None:
         """Stop the agent; what it has said so far is kept, unless the run is lost to another replica."""
-        if self.ended_by is None:
+        if not self.is_ended():
             self.ended_by = by
             if self.answering is not None:
                 self.answering.cancel()

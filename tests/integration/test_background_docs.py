@@ -56,7 +56,7 @@ async def test_the_pages_worker_starts_and_ends(running: Engines, database_url: 
 async def test_a_worker_without_its_database_ends_with_a_sentence(
     running: Engines, tmp_path: Path, database: str, sentence: str
 ) -> None:
-    given = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
+    given = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "AGENTS_DIR": str(AGENTS)}
     given |= {"DATABASE_URL": running.database_url} if database else {}
     words = [sys.executable, "-m", "app.cli", "worker"]
     process = await asyncio.create_subprocess_exec(*words, cwd=tmp_path, env=given, stderr=asyncio.subprocess.PIPE)

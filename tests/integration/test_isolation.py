@@ -172,9 +172,9 @@ def test_the_document_has_places_for_every_noun() -> None:
     assert len(PLACES) > 40
 
 
-async def test_another_users_id_is_answered_exactly_like_an_unknown_one(house: House) -> None:
-    alice, hers = await belongings(house, "alice")
-    bob, own = await belongings(house, "bob")
+async def test_another_users_id_is_answered_exactly_like_an_unknown_one(llm_house: House) -> None:
+    alice, hers = await belongings(llm_house, "alice")
+    bob, own = await belongings(llm_house, "bob")
     before = await everything(alice, hers)
     for place in PLACES:
         targets = set(hers.values()) if place.noun == "after" else {hers[place.noun]}
@@ -185,12 +185,12 @@ async def test_another_users_id_is_answered_exactly_like_an_unknown_one(house: H
             assert "alice" not in foreign[1], place
             assert (place.noun, place.where) in FILTERS or 400 <= foreign[0] < 500, (place, foreign)
         if place.method == "DELETE" or place.path in ("/DeleteSession", "/api/v1/auth/logout"):
-            bob, own = await belongings(house, f"bob{uuid4().hex}")
+            bob, own = await belongings(llm_house, f"bob{uuid4().hex}")
     assert await everything(alice, hers) == before
 
 
-async def test_a_malformed_id_is_answered_like_an_unknown_one(house: House) -> None:
-    bob, own = await belongings(house, "bob")
+async def test_a_malformed_id_is_answered_like_an_unknown_one(llm_house: House) -> None:
+    bob, own = await belongings(llm_house, "bob")
     for place in PLACES:
         if place.noun in ("after", "user_id"):
             continue
@@ -198,13 +198,13 @@ async def test_a_malformed_id_is_answered_like_an_unknown_one(house: House) -> N
         assert (status, text) == await call(bob, place, str(uuid4()), own), place
 
 
-async def test_another_users_run_cannot_be_cancelled(house: House) -> None:
-    alice, hers = await belongings(house, "alice")
-    bob, _ = await belongings(house, "bob")
+async def test_another_users_run_cannot_be_cancelled(llm_house: House) -> None:
+    alice, hers = await belongings(llm_house, "alice")
+    bob, _ = await belongings(llm_house, "bob")
     slow = asyncio.ensure_future(send(alice, hers["session_id"], "sleep: 1"))
-    run_id = await house.until_live()
+    run_id = await llm_house.until_live()
     assert (await bob.post("/CancelRun", json={"run_id": run_id})).status_code == 404
-    assert (await house.admin.post("/CancelRun", json={"run_id": run_id})).status_code == 404
+    assert (await llm_house.admin.post("/CancelRun", json={"run_id": run_id})).status_code == 404
     assert (await slow).json()["content"] == "asleep and awake"
 
 

@@ -189,17 +189,21 @@ async def work(url: str, endpoint: str, calls: str, seconds: str, seed: str) -> 
     async def one(number: int) -> None:
         deadline = asyncio.get_running_loop().time() + 60
         async with limiter.lease(f"u{number % 3}", tokens=1, deadline=deadline) as held:
-            await asyncio.shield(client.eval(COUNT, 3, *keys, 1))
+            counted = asyncio.ensure_future(client.eval(COUNT, 3, *keys, 1))
             try:
+                await asyncio.shield(counted)
                 await asyncio.sleep(float(seconds) * (dice.uniform(0, 2) if seed else 1))
                 held.succeeded(1)
             finally:
-                await asyncio.shield(client.eval(COUNT, 3, *keys, -1))
+                await counted
+                await client.eval(COUNT, 3, *keys, -1)
 
     running = [tasks.start(one(number), name=str(number)) for number in range(int(calls))]
-    while seed and not all(task.done() for task in running):
+    victims = list(running) if seed else []
+    dice.shuffle(victims)
+    while victims and not all(task.done() for task in running):
         await asyncio.sleep(dice.uniform(0, 0.1))
-        dice.choice(running).cancel()
+        victims.pop().cancel()  # each once, so that it counts to the end
     await asyncio.wait(running)
     sharing.cancel()
     await asyncio.wait([sharing])
