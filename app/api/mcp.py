@@ -24,7 +24,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from app.agent.loader import Listed
-from app.api.callers import Chat, Here, strict_json
+from app.api.callers import Chat, Here, typed_json
 from app.api.fields import Content, JsonObject
 from app.api.gate import LOOPBACK, MAX_BODY_BYTES
 from app.api.problems import known, sentence
@@ -208,7 +208,7 @@ def _arguments(given: Mapping[str, Any]) -> Arguments:
     try:
         return Arguments.model_validate(given)
     except ValidationError as error:
-        raise sentence(error.errors(include_url=False, include_input=False)) from None
+        raise sentence(error) from None
 
 
 def _result(answer: str, outcome: Outcome) -> CallToolResult:
@@ -266,9 +266,7 @@ async def serve_mcp(here: Here, caller: Chat, request: Request) -> Response:
     door: Door = request.app.state.mcp
     door.check(request.headers)
     body = await request.body()
-    asked = strict_json(body)
-    if not request.headers.get("content-type", "").lower().startswith("application/json"):
-        raise InvalidInput("Send the header Content-Type: application/json.", param="content-type")
+    asked = typed_json(request.headers, body)
     method = asked.get("method") if isinstance(asked, dict) else None
     if method == "notifications/cancelled":
         params = asked.get("params")
