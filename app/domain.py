@@ -418,7 +418,7 @@ class Step(Struct):
     path: str
     kind: str
     name: str
-    status: Literal["completed", "partial", "failed", "cancelled"]
+    status: Literal["completed", "partial", "failed", "cancelled", "replayed"]
     started_at: datetime
     ended_at: datetime | None = None
     input: bytes | None = None

@@ -88,7 +88,7 @@ def _end(op: FinishRun, session: asyncpg.Record, replica: UUID, rows: Rows) -> F
 
 def _charge(op: FinishRun, rows: Rows) -> None:
     for step in op.steps:
-        if step.kind == "llm":
+        if step.kind == "llm" and step.status != "replayed":
             rows.charge(op.run, step, op.credential_id)
 
 

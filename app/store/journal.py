@@ -16,19 +16,29 @@ from app.store.tables import step_values, steps
 
 
 async def completed(db: AsyncConnection, run_id: UUID) -> Sequence[Done]:
-    """The completed steps of a run with their results, to be served again."""
+    """What a run has done, with what came of it, to be served again."""
+    columns = (steps.c[name] for name in ("seq", "path", "kind", "input_hash", "status", "error", "model"))
     query = (
-        select(steps.c.seq, steps.c.path, steps.c.kind, steps.c.input_hash, step_values.c.body)
+        select(*columns, step_values.c.body)
         .join(
             step_values,
             and_(step_values.c.scope_id == steps.c.scope_id, step_values.c.hash == steps.c.output_hash),
             isouter=True,
         )
-        .where(steps.c.run_id == run_id, steps.c.status == "completed")
+        .where(steps.c.run_id == run_id, steps.c.status != "cancelled")
         .order_by(steps.c.seq)
     )
     return [
-        Done(row.seq, row.path, row.kind, row.input_hash or b"", zlib.decompress(row.body) if row.body else None)
+        Done(
+            row.seq,
+            row.path,
+            row.kind,
+            row.input_hash or b"",
+            zlib.decompress(row.body) if row.body else None,
+            row.status,
+            row.error,
+            row.model,
+        )
         for row in await db.execute(query)
     ]
 
