@@ -46,6 +46,7 @@ from app.api import (
     responses,
     rest,
     seed,
+    traces,
 )
 from app.api import files as files_api
 from app.api.gate import Gate, uploads
@@ -130,6 +131,7 @@ def create_app(settings: Settings) -> FastAPI:
         budgets_api.router,
         cache_api.router,
         rest.router,
+        traces.router,
         errands.router,
         knowledge.router,
         memories.router,

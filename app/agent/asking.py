@@ -55,9 +55,7 @@ def ask(recorder: Recorder, show: Callable[[str, str], None], question: str, sch
             if answered is None:
                 step.status = "partial"
         if answered is None and not recorder.can_wait:
-            raise AgentFailed(
-                "Only a running server can ask a person, and a rerun asks nobody."
-            )
+            raise AgentFailed("Only a running server can ask a person, and a rerun asks nobody.")
         if answered is None:
             raise Suspended(shown, shape, seconds, step.seq)
         answer = msgspec.json.decode(answered)

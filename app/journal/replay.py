@@ -87,9 +87,12 @@ class Replay:
         self.rerun = rerun
         self.diverged: ReplayDiverged | None = None
         """What the run did first that it may not: whatever its agent makes of the error, the run has failed."""
-        self._is_redone = False
+        self.missed: Done | None = None
+        """The step that is to happen anew, as long as it has not ended."""
         self._steps: dict[tuple[str, str, bytes], deque[Done]] = {}
         for step in sorted(steps, key=lambda step: step.seq):
+            if rerun and step.seq == rerun.seq:
+                self.missed = step
             self._steps.setdefault((step.kind, step.path, step.input), deque()).append(step)
 
     def take(self, kind: str, path: str, digest: bytes) -> Done | None:
@@ -111,6 +114,8 @@ class Replay:
             return ("serve", found) if found and found.is_known else ("do", None)
         if found and found.seq == self.rerun.seq:
             return "redo", found
+        if found and self._is_around(found):
+            return "do", None
         if found and found.is_known:
             return "serve", found
         if self._may_happen(kind, found):
@@ -120,13 +125,21 @@ class Replay:
 
     def redone(self) -> None:
         """The step that was to happen anew has ended: from now on others may depend on it."""
-        self._is_redone = True
+        self.missed = None
+
+    def _is_around(self, step: Done) -> bool:
+        """Whether the step that is to happen anew is inside this one, of whose equals it is the last before it."""
+        inner = self.missed
+        if inner is None or not inner.path.startswith(f"{step.path}/") or inner.seq < step.seq:
+            return False
+        equals = self._steps.get((step.kind, step.path, step.input))
+        return not equals or equals[0].seq > inner.seq
 
     def _may_happen(self, kind: str, found: Done | None) -> bool:
         assert self.rerun is not None  # noqa: S101 - asked of reruns only
         if self.diverged:
             return False
-        follows = self._is_redone and self.rerun.downstream
+        follows = self.missed is None and self.rerun.seq is not None and self.rerun.downstream
         if kind in ACTING:
             return self.rerun.live and (follows or found is not None)
         return follows

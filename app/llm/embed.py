@@ -48,8 +48,8 @@ async def embed(
     asked = encoded({"model": model.alias, "texts": [value.digest.hex() for value in values], **options}, "texts")
     with recorder.step("llm", model.alias, input=asked, parts=values) as step:
         if step.served is None:
-            made = await _made(stages, model, parts, options, caller, step)
-            step.done(_recorded(made))
+            made, known = await _made(stages, model, parts, options, caller, step)
+            step.done(_recorded(made, known))
         if step.served is not None:
             made = dict(zip(parts, map(_vector, msgspec.json.decode(step.served, type=_Vectors).vectors), strict=True))
     return [made[text] for text in texts]
@@ -62,8 +62,8 @@ async def _made(
     options: Mapping[str, int],
     caller: Caller,
     step: OpenStep,
-) -> dict[str, list[float]]:
-    """The embeddings of texts, those of the cache and the rest."""
+) -> tuple[dict[str, list[float]], int]:
+    """The embeddings of texts, and how many of them the cache had."""
     dimensions = options.get("dimensions")
     kind = b"embedding %s" % (b"" if dimensions is None else b"%d " % dimensions)
     questions = {text: stages.question(model, caller, "", kind + part) for text, part in parts.items()}
@@ -78,20 +78,21 @@ async def _made(
         vectors |= await _embedded(stages, model, missing, options, caller, step)
     for text in missing:
         stages.cache.keep(questions[text], CachedVector(array("d", vectors[text]).tobytes(), count(text)))
-    return vectors
+    return vectors, len(known)
 
 
 class _Vectors(msgspec.Struct):
     """What the step of embeddings has as its output: each a row of 64-bit floats."""
 
     vectors: list[bytes]
+    from_cache: int = 0
 
 
-def _recorded(vectors: Mapping[str, Sequence[float]]) -> bytes | None:
+def _recorded(vectors: Mapping[str, Sequence[float]], known: int) -> bytes | None:
     """Embeddings as they are recorded, unless they are too many: then they are made again, mostly from the cache."""
     if sum(map(len, vectors.values())) > MAX_NUMBERS:
         return None
-    return msgspec.json.encode(_Vectors([array("d", vector).tobytes() for vector in vectors.values()]))
+    return msgspec.json.encode(_Vectors([array("d", vector).tobytes() for vector in vectors.values()], known))
 
 
 def _vector(row: bytes) -> list[float]:

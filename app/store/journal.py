@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import and_, select
+from sqlalchemy import Row, and_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain import Step
@@ -46,19 +47,23 @@ async def completed(db: AsyncConnection, run_id: UUID) -> Sequence[Done]:
 async def calls(db: AsyncConnection, run_id: UUID, *, after: int) -> Sequence[Step]:
     """The calls of language models of a run that goes on, as they were stored meanwhile, but for the first so many steps."""
     query = select(steps).where(steps.c.run_id == run_id, steps.c.kind == "llm", steps.c.seq > after)
-    return [
-        Step(
-            row.seq,
-            row.path,
-            row.kind,
-            row.name,
-            row.status,
-            row.started_at,
-            row.ended_at,
-            model=row.model,
-            usage=usage_of(row),
-            error=row.error,
-            from_cache=row.from_cache,
-        )
-        for row in await db.execute(query.order_by(steps.c.seq))
-    ]
+    return [step_of(row) for row in await db.execute(query.order_by(steps.c.seq))]
+
+
+def step_of(row: Row[Any]) -> Step:
+    """The step in a row of `steps`, without its values."""
+    return Step(
+        row.seq,
+        row.path,
+        row.kind,
+        row.name,
+        row.status,
+        row.started_at,
+        row.ended_at,
+        model=row.model,
+        usage=usage_of(row),
+        error=row.error,
+        from_cache=row.from_cache,
+        input_hash=row.input_hash,
+        output_hash=row.output_hash,
+    )

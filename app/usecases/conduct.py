@@ -60,7 +60,7 @@ def start(platform: Platform, begun: Begun, work: Work | None = None) -> LiveRun
     live.log.begin_with(Chunk(content, content_type) for content_type, content in begun.said)
     live.shown = live.log.position
     platform.live[begun.run.id] = live
-    platform.tasks.start(_conduct(platform, begun, live, work or _answer), name="run")
+    platform.tasks.start(_conduct(platform, begun, live, work or answered), name="run")
     return live
 
 
@@ -137,7 +137,8 @@ async def _result(platform: Platform, begun: Begun, live: LiveRun, work: Work) -
         live.answering = None
 
 
-async def _answer(platform: Platform, begun: Begun, live: LiveRun) -> Answer:
+async def answered(platform: Platform, begun: Begun, live: LiveRun) -> Answer:
+    """The work of a run: its agent answers."""
     session = begun.session
     request = request_of(begun)
     live.history = history = (
