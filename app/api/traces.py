@@ -32,7 +32,7 @@ def _storable(value: Any) -> Any:
 
 
 class StepOut(Out):
-    """An act in a run. Its place in the tree is its path; `input` and `output` are the names of its values."""
+    """An act in a run. Its place in the tree is its path; the hashes name its values."""
 
     seq: int
     path: str
@@ -45,8 +45,8 @@ class StepOut(Out):
     error: dict[str, Any] | None
     started_at: datetime
     ended_at: datetime | None
-    input: str | None
-    output: str | None
+    input_hash: str | None
+    output_hash: str | None
 
 
 class StepsOut(BaseModel):
@@ -148,28 +148,28 @@ class LineageOut(Out):
 
 
 class SourceOut(Out):
-    """A step whose output has a text, and what of its input other steps have made; `unknown` is what no step is known for."""
+    """A step whose output has a text; `sources` are the steps that made what it was given, `unknown` what no step is known for."""
 
     seq: int
     path: str
     kind: str
     name: str
     text: str
-    sources: list[SourceOut]
+    sources: list[int]
     unknown: list[str]
 
 
 class WhyOut(BaseModel):
-    """Where a sentence comes from: nothing, when no step is known to have said it."""
+    """The step that said a sentence first, and behind it those it had it from; nothing when none is known to have said it."""
 
     object: Literal["why"] = "why"
     data: list[SourceOut]
 
 
 def _step(step: Any) -> StepOut:
-    names = {side: name.hex() if (name := getattr(step, f"{side}_hash")) else None for side in ("input", "output")}
-    fields = {name: getattr(step, name) for name in StepOut.model_fields if name not in names}
-    return StepOut.model_validate(fields | names)
+    hashes = {name: value.hex() if (value := getattr(step, name)) else None for name in ("input_hash", "output_hash")}
+    fields = {name: getattr(step, name) for name in StepOut.model_fields}
+    return StepOut.model_validate(fields | hashes)
 
 
 async def _owner(here: Platform, caller: Principal, user: UUID | str | None) -> UUID | None:

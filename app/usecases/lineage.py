@@ -45,14 +45,14 @@ class Lineage(Struct, frozen=True):
 
 
 class Source(Struct, frozen=True):
-    """A step whose output has a text, the steps that made what it was given, and what of that no step is known for."""
+    """A step whose output has a text, the numbers of those that made what it was given, and what of that no step is known for."""
 
     seq: int
     path: str
     kind: str
     name: str
     text: str
-    sources: Sequence[Source]
+    sources: Sequence[int]
     unknown: Sequence[str]
 
 
@@ -105,25 +105,19 @@ class _Acts:
     def __init__(self, steps: Sequence[Step], given: Mapping[int, Sequence[str]], made: Mapping[int, str]) -> None:
         self._steps, self._given, self._made = steps, given, made
 
-    def first_with(self, text: str, before: int | None = None, depth: int = 0) -> list[Source]:
-        """The first steps that gave a text, and what they had it from."""
-        for step in self._steps:
-            if (before is None or step.seq < before) and text in self._made.get(step.seq, ""):
-                return [self._source(step, text, depth)]
-        return []
-
-    def _source(self, step: Step, text: str, depth: int) -> Source:
-        sources: dict[int, Source] = {}
-        unknown: list[str] = []
-        for part in self._given.get(step.seq, ()):
-            earlier = self._makers(part, step.seq)
-            if not earlier:
-                unknown.append(_cut(part))
-            for maker in earlier:
-                if maker.seq not in sources and depth < MAX_DEPTH:
-                    sources[maker.seq] = self._source(maker, _cut(self._made[maker.seq]), depth + 1)
-        found = [sources[seq] for seq in sorted(sources)]
-        return Source(step.seq, step.path, step.kind, step.name, _cut(text), found, unknown)
+    def first_with(self, text: str) -> list[Source]:
+        """The first step that gave a text, and behind it all that it had it from."""
+        found: dict[int, Source] = {}
+        first = [(step, text, 0) for step in self._steps if text in self._made.get(step.seq, "")][:1]
+        while first:
+            step, said, depth = first.pop(0)
+            makers = {part: self._makers(part, step.seq) for part in self._given.get(step.seq, ())}
+            sources = {maker.seq: maker for each in makers.values() for maker in each}
+            unknown = [_cut(part) for part, each in makers.items() if not each]
+            found[step.seq] = Source(step.seq, step.path, step.kind, step.name, _cut(said), sorted(sources), unknown)
+            if depth < MAX_DEPTH:
+                first += [(each, self._made[seq], depth + 1) for seq, each in sources.items() if seq not in found]
+        return list(found.values())
 
     def _makers(self, part: str, before: int) -> list[Step]:
         """The steps before one whose whole output stands in a part of its input."""

@@ -301,5 +301,5 @@ async def test_runs_of_others_are_unknown(here: House) -> None:
         ]
         assert [answer.status_code for answer in answers] == [404] * 5
     (step,) = await steps(ann, run["run_id"])
-    assert (await ann.get(f"/api/v1/values/{step['output']}")).status_code == 200
-    assert (await ben.get(f"/api/v1/values/{step['output']}")).status_code == 404
+    assert (await ann.get(f"/api/v1/values/{step['output_hash']}")).status_code == 200
+    assert (await ben.get(f"/api/v1/values/{step['output_hash']}")).status_code == 404
