@@ -73,7 +73,7 @@ class Settings(BaseSettings):
         20_000, ge=0, le=1_000_000, description="how many passages of knowledge agents may keep for a user"
     )
     step_days: Annotated[dict[str, Annotated[int, Field(ge=1, le=36_500)]], NoDecode] = Field(
-        {}, description="days for which steps are kept, by kind, as `prompt=7,llm=90,*=365`; without it for ever"
+        {}, description="days for which steps are kept, by kind, as `prompt:7,llm:90,*:365`; without it for ever"
     )
     run_timeout: float = Field(600, gt=0, le=86400, description="seconds an agent may take for one answer")
     jobs: int = Field(
@@ -95,7 +95,7 @@ class Settings(BaseSettings):
         if not isinstance(value, str):
             return value
         return {
-            kind.strip(): days.strip() for kind, _, days in (part.partition("=") for part in value.split(",") if part)
+            kind.strip(): days.strip() for kind, _, days in (part.partition(":") for part in value.split(",") if part)
         }
 
     @field_validator("log_level", mode="before")
