@@ -326,6 +326,10 @@ class Run(Struct, frozen=True):
     """Whether a job conducts it, and not the server that took the message."""
     question: Mapping[str, Any] | None = None
     """What it asks a person while it waits: `question`, the JSON `schema` of the answer, and when that `expires_at`."""
+    parent_id: UUID | None = None
+    """The run whose steps it is served, when it is a rerun of kind `rerun`."""
+    forked_at: int | None = None
+    """The number of the step there that it does anew; None when it does none."""
 
 
 class Errand(Struct, frozen=True):
@@ -418,7 +422,7 @@ class Step(Struct):
     path: str
     kind: str
     name: str
-    status: Literal["completed", "partial", "failed", "cancelled"]
+    status: Literal["completed", "partial", "failed", "cancelled", "replayed"]
     started_at: datetime
     ended_at: datetime | None = None
     input: bytes | None = None
@@ -428,6 +432,9 @@ class Step(Struct):
     usage: Usage = field(default_factory=Usage)
     error: Mapping[str, Any] | None = None
     from_cache: bool = False
+    input_hash: bytes | None = None
+    output_hash: bytes | None = None
+    """The names of its values, where it comes from the store without them."""
 
 
 class Outcome(Struct, frozen=True):

@@ -46,6 +46,7 @@ from app.api import (
     responses,
     rest,
     seed,
+    traces,
 )
 from app.api import files as files_api
 from app.api.gate import Gate, uploads
@@ -130,6 +131,7 @@ def create_app(settings: Settings) -> FastAPI:
         budgets_api.router,
         cache_api.router,
         rest.router,
+        traces.router,
         errands.router,
         knowledge.router,
         memories.router,
@@ -209,7 +211,7 @@ async def opened(settings: Settings, database_url: str) -> AsyncIterator[Platfor
         engine = connect(database_url, pooled=pooled)
         stack.push_async_callback(engine.dispose)
         # A worker that starts again while the database is away serves all the same, and says 503 until it is back.
-        upkeep_in = await upkeep.attempt(engine)
+        upkeep_in = await upkeep.attempt(engine, settings.step_days)
         tasks = Tasks()
         servers = Servers(mcp_servers(settings, strict=False), tasks)
         agents = Agents(settings.agents_dir, settings_module.agent_variables(), own=[ModelRelay], servers=servers.names)
@@ -260,7 +262,7 @@ async def opened(settings: Settings, database_url: str) -> AsyncIterator[Platfor
         stack.push_async_callback(platform.tasks.close)
         _keep_going(platform, heart)
         models.keep_going(platform.tasks)
-        platform.tasks.start(upkeep.keep(engine, upkeep_in), name="upkeep")
+        platform.tasks.start(upkeep.keep(engine, upkeep_in, settings.step_days), name="upkeep")
         yield platform
 
 

@@ -72,6 +72,9 @@ class Settings(BaseSettings):
     user_max_passages: int = Field(
         20_000, ge=0, le=1_000_000, description="how many passages of knowledge agents may keep for a user"
     )
+    step_days: Annotated[dict[str, Annotated[int, Field(ge=1, le=36_500)]], NoDecode] = Field(
+        {}, description="days for which steps are kept, by kind, as `prompt:7,llm:90,*:365`; without it for ever"
+    )
     run_timeout: float = Field(600, gt=0, le=86400, description="seconds an agent may take for one answer")
     jobs: int = Field(
         10, ge=0, le=1000, description="jobs a server process does at once; 0 leaves them to `chattable worker`"
@@ -85,6 +88,15 @@ class Settings(BaseSettings):
     @classmethod
     def _split(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("step_days", mode="before")
+    @classmethod
+    def _pairs(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        return {
+            kind.strip(): days.strip() for kind, _, days in (part.partition(":") for part in value.split(",") if part)
+        }
 
     @field_validator("log_level", mode="before")
     @classmethod

@@ -42,21 +42,24 @@ def ask(recorder: Recorder, show: Callable[[str, str], None], question: str, sch
         raise InvalidInput(f"question must have 1 to {MAX_QUESTION} characters.", param="question")
     if not 0 < seconds <= MAX_SECONDS:
         raise InvalidInput(f"timeout must be more than 0 and at most {MAX_SECONDS:.0f} seconds.", param="timeout")
-    if not recorder.can_wait:
-        raise AgentFailed("Only a running server can ask a person: this agent has none.")
     adapter = TypeAdapter(schema)
     shape = adapter.json_schema()
     given = canonical({"question": question, "schema": shape}) or b""
     shown = question
     while True:
         show("question", shown)
-        recorded = recorder.served("ask", "ask", given)
-        if recorded is None:
-            with recorder.step("ask", "ask", input=given) as step:
+        with recorder.step("ask", "ask", input=given) as step:
+            if step.served is None and "input" in step.changes:
+                step.done(msgspec.json.encode(step.changes["input"], order="sorted"))
+            answered = step.output if step.served is None else step.served
+            if answered is None:
                 step.status = "partial"
+        if answered is None and not recorder.can_wait:
+            raise AgentFailed("Only a running server can ask a person, and a rerun asks nobody.")
+        if answered is None:
             raise Suspended(shown, shape, seconds, step.seq)
-        answer = msgspec.json.decode(recorded)
-        show("answer", answer if isinstance(answer, str) else recorded.decode())
+        answer = msgspec.json.decode(answered)
+        show("answer", answer if isinstance(answer, str) else answered.decode())
         try:
             return _read(adapter, schema, answer)
         except ValidationError as error:

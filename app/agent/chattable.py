@@ -5,16 +5,19 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from random import random
 from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, Self, TypeVar, overload
 
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 
 from app.agent.asking import ask
 from app.agent.history import History
 from app.agent.plain import canonical, revived
 from app.agent.stream import Stream
 from app.agent.threads import Threads
-from app.domain import Message, Session
+from app.domain import Message, Session, now
 from app.errors import AgentFailed
 from app.journal.recorder import Recorder
 
@@ -123,17 +126,35 @@ class Chattable:
         """
         name = getattr(fn, "__name__", type(fn).__name__)
         given = canonical({"args": args, "kwargs": kwargs})
-        if (recorded := self._recorder.served("step", name, given)) is not None:
-            return revived(recorded, fn)
+        result: Any = None
         with self._recorder.step("step", name, input=given, nested=True) as step:
-            if inspect.iscoroutinefunction(fn):
-                result = await fn(*args, **kwargs)
-            else:
-                result = await self._threads.run(lambda: fn(*args, **kwargs), wait=True)
-                if inspect.isawaitable(result):
-                    result = await result
-            step.output = canonical(result)
-        return result
+            if step.served is None:
+                if "input" in step.changes:
+                    args, kwargs = (step.changes["input"].get(name, ()) for name in ("args", "kwargs"))
+                    step.input = canonical({"args": args, "kwargs": dict(kwargs)})
+                result = await self._called(partial(fn, *args, **dict(kwargs)), fn)
+                step.done(canonical(result))
+        return result if step.served is None else revived(step.served, fn)
+
+    async def _called(self, call: Callable[[], Any], fn: Callable[..., Any]) -> Any:
+        result = call() if inspect.iscoroutinefunction(fn) else await self._threads.run(call, wait=True)
+        return await result if inspect.isawaitable(result) else result
+
+    def now(self) -> datetime:
+        """The present moment in UTC, recorded: the same when the run begins anew, or is replayed."""
+        return self._noted("now", datetime, now)
+
+    def random(self) -> float:
+        """A random number from 0 up to 1, recorded likewise. `random.Random(self.random())` gives more, and other kinds."""
+        return self._noted("random", float, random)
+
+    def _noted(self, name: str, kind: type[R], give: Callable[[], R]) -> R:
+        with self._recorder.step(name, name) as step:
+            given = step.changes["input"] if "input" in step.changes else give()
+            if step.served is None:
+                step.done(canonical(given if isinstance(given, str | float) else str(given)))
+        told = step.output if step.served is None else step.served
+        return TypeAdapter(kind).validate_json(told or b"")
 
     async def run_tools(
         self, messages: Messages, *, tools: Sequence[Callable[..., Any] | str] | None = None, max_rounds: int = 8

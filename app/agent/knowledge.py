@@ -9,6 +9,7 @@ from hashlib import sha256
 from typing import Any, Protocol, TypeAlias
 from uuid import UUID
 
+import msgspec
 from msgspec import Struct
 
 from app.agent.documents import Content, Documents
@@ -92,9 +93,9 @@ class Knowledge:
         kept = _checked(meta, "meta")
         given = canonical({"sources": [_named(each) for each in sources], "media_type": media_type, "meta": kept})
         with self._recorder.step("retrieval", "knowledge.add", input=given, nested=True) as step:
-            count = await self._add(sources, media_type, kept)
-            step.output = canonical(count)
-        return count
+            if step.served is None:
+                step.done(canonical(await self._add(sources, media_type, kept)))
+        return int(step.served or step.output or 0)
 
     async def search(self, query: str, k: int = 5, filter: Mapping[str, Any] | None = None) -> list[Passage]:
         """The `k` passages that are nearest to `query` in what they mean, the nearest first.
@@ -109,10 +110,14 @@ class Knowledge:
         meta, query = _checked(filter or {}, "filter"), clean(query)
         given = canonical({"query": query, "k": k, "filter": meta})
         with self._recorder.step("retrieval", "knowledge.search", input=given, nested=True) as step:
-            (vector,) = _sound(await self._embed([query]))
-            found = await self._passages.nearest(vector, k, meta)
-            step.output = canonical([passage.to_dict() for passage in found])
-        return found
+            if step.served is None:
+                if "input" in step.changes:
+                    query, k = str(step.changes["input"].get("query", query)), int(step.changes["input"].get("k", k))
+                    step.input = canonical({"query": query, "k": k, "filter": meta})
+                (vector,) = _sound(await self._embed([query]))
+                found = await self._passages.nearest(vector, k, meta)
+                step.done(canonical([passage.to_dict() for passage in found]))
+        return found if step.served is None else msgspec.json.decode(step.served, type=list[Passage])
 
     async def _add(self, sources: Sequence[Source], media_type: str, meta: Mapping[str, Any]) -> int:
         documents, characters = [], 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -220,9 +221,9 @@ class Prompt:
         shown = {name: value if canonical(value) else str(value) for name, value in values.items()}
         given = canonical({"template": template, "values": shown})
         with self._agent._recorder.step("prompt", self.description or "prompt", input=given) as step:
-            text = await render(template, values)
-            step.output = canonical(text)
-        return text
+            text = await render(str(step.changes.get("prompt", template)), values) if step.served is None else ""
+            step.done(canonical(text))
+        return text if step.served is None else str(json.loads(step.served))
 
     async def _processed(self, call: _Call) -> str:
         """The end of the answer, and what the whole came to."""

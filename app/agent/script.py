@@ -43,7 +43,10 @@ class ScriptStream(Stream):
 class Unrecorded(Recorder):
     """Lets steps happen, and keeps nothing of them."""
 
-    can_wait = False
+    @property
+    def can_wait(self) -> bool:
+        """Nobody is there to answer."""
+        return False
 
     def begin(self, step: OpenStep) -> None:
         """Count none of them, for a script may have any number."""

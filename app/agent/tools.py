@@ -171,13 +171,21 @@ class ToolExecutor:
     async def _execute(self, call: ToolCall) -> ToolResult:
         given = canonical({"arguments": call.arguments})
         with self._recorder.step("tool", call.name, input=given, nested=True) as step:
-            try:
-                result = ToolResult(call.id, call.name, _text(await self._called(call)))
-            except AppError as error:
-                result = ToolResult(call.id, call.name, error.message, failed=True)
-                step.status, step.error = "failed", error.to_dict()
-            step.output = canonical(result.content)
-        return result
+            step.failure = None  # what went wrong is told to the model, and not raised
+            if step.served is None:
+                if "input" in step.changes:
+                    call = ToolCall(call.id, call.name, _text(step.changes["input"]))
+                    step.input = canonical({"arguments": call.arguments})
+                try:
+                    content, failed = _text(await self._called(call)), False
+                except AppError as error:
+                    content, failed = error.message, True
+                    step.status, step.error = "failed", error.to_dict()
+                step.done(canonical(content))
+            if step.served is not None:
+                content = json.loads(step.served)
+                failed = (step.handed_on or step).error is not None
+        return ToolResult(call.id, call.name, content, failed)
 
     async def _called(self, call: ToolCall) -> Any:
         found = self.registry.get(call.name)

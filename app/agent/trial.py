@@ -143,13 +143,13 @@ class Journaled(LLM):
 
     async def _items(self, messages: list[dict[str, Any]], options: dict[str, Any]) -> AsyncGenerator[Items, None]:
         given = canonical({"messages": messages, "options": options})
-        if self._served.get(given):
-            for items in self._served[given].pop(0):
-                yield items
-            return
         name = options.get("model") or type(self._llm).__name__
-        reply, at, all_items = self._llm._open(messages, options), 0, list[Items]()
         with self._recorder.step("llm", name, input=given) as step:
+            if step.served is not None:
+                for items in self._served[given].pop(0):
+                    yield items
+                return
+            reply, at, all_items = self._llm._open(messages, options), 0, list[Items]()
             try:
                 while chunks := await reply.since(at):
                     yield chunks

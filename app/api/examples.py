@@ -67,6 +67,8 @@ _IN_OBJECTS: dict[tuple[str, str], Any] = {
     ("AgentOfSession", "id"): "fake_echo_agent",
     ("AgentOut", "id"): "fake_echo_agent",
     ("BudgetIn", "id"): UUID,
+    ("ChangeOut", "cost"): ["0.00012", "0.00009"],
+    ("ChangeOut", "tokens"): [120, 90],
     ("CompletionIn", "prompt"): "Hello",
     ("EmbeddingsIn", "model"): "embedding",
     ("FileDeleted", "id"): FILE,
@@ -126,5 +128,5 @@ class _Maker:
         if choices[0]:
             return self.make(choices[0])
         if schema.get("type") == "array":
-            return [self.make(schema.get("items", {}))]
+            return [self.make(each) for each in schema.get("prefixItems") or [schema.get("items", {})]]
         return _BY_FORMAT.get(schema.get("format", ""), _BY_TYPE.get(schema.get("type", "object"), {}))

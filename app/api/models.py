@@ -364,6 +364,8 @@ class RunOut(Out):
     status: RunStatus
     usage: UsageOut
     background: bool
+    parent_id: UUID | None = Field(description="the run that a rerun repeats")
+    forked_at: int | None = Field(description="the step of it that the rerun has done anew")
     question: dict[str, Any] | None = Field(description="what a waiting run asks: `question`, `schema`, `expires_at`")
     error: dict[str, Any] | None
     created_at: datetime | None

@@ -9,8 +9,9 @@ import typer
 
 from app.cli.agents import agents
 from app.cli.models import models
+from app.cli.runs import runs
 from app.cli.usage import show_usage
-from app.errors import SettingsError
+from app.errors import AppError, SettingsError
 
 commands = typer.Typer(
     name="chattable",
@@ -21,6 +22,7 @@ commands = typer.Typer(
 )
 commands.add_typer(agents, name="agents")
 commands.add_typer(models, name="models")
+commands.add_typer(runs, name="runs")
 commands.command("usage")(show_usage)
 
 
@@ -71,3 +73,6 @@ def main() -> None:
     except SettingsError as error:
         typer.echo(f"chattable: {error}", err=True)
         sys.exit(2)
+    except AppError as error:
+        typer.echo(f"chattable: {error.message}", err=True)
+        sys.exit(1)

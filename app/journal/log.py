@@ -45,7 +45,11 @@ class Log:
         self.outcome: Outcome | None = None
         self.strayed = False
         """Whether what it says is not what the run says now, which began anew: its readers are to be given the whole."""
-        self._room = max_bytes
+        self._room = self._max_bytes = max_bytes
+        self._said: dict[str, str] = {}
+        """What it said before it began anew and has not said again, by content type."""
+        self._again: list[Chunk] = []
+        """What it has said again of that."""
         self._waiting: list[asyncio.Future[bool]] = []
 
     @property
@@ -55,6 +59,8 @@ class Log:
 
     def append(self, chunk: Chunk) -> None:
         """Add a chunk; `LogFull` over the cap. One without content says nothing and is left out."""
+        if self._said:
+            chunk = self._new_of(chunk)
         content = chunk.content
         if not content:
             return
@@ -63,6 +69,38 @@ class Log:
             raise LogFull
         self.events.append(Event(self.position + len(content), chunk))
         self._wake()
+
+    def begin_with(self, said: Iterable[Chunk]) -> None:
+        """It has said this before its run began anew: when it says it again, in whatever order of types, it is not added again."""
+        for chunk in said:
+            self.append(chunk)
+        for event in self.events:
+            said_before = self._said.get(event.chunk.content_type, "")
+            self._said[event.chunk.content_type] = said_before + event.chunk.content
+
+    def settle(self) -> None:
+        """Its run has said all it will say: what it has not said again was not meant."""
+        if self._said:
+            self._stray()
+
+    def _new_of(self, chunk: Chunk) -> Chunk:
+        """What of a chunk was not said before. When it is something else altogether, the log holds from now on what is said now."""
+        before, content = self._said.get(chunk.content_type, ""), chunk.content
+        known = min(len(before), len(content))
+        if before[:known] != content[:known]:
+            self._stray()
+            return chunk
+        self._again.append(chunk)
+        self._said[chunk.content_type] = before[known:]
+        if not any(self._said.values()):
+            self._said, self._again = {}, []
+        return Chunk(content[known:], chunk.content_type)
+
+    def _stray(self) -> None:
+        again, self._again, self._said = self._again, [], {}
+        self.events, self.strayed, self._room = [], True, self._max_bytes
+        for chunk in again:
+            self.append(chunk)
 
     def close(self, outcome: Outcome) -> None:
         """End the log: readers get what is left and then the outcome."""

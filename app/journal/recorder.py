@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from decimal import Decimal
@@ -11,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 from app.domain import Step, Usage, Value, now
 from app.errors import AgentFailed, AppError
-from app.journal.replay import Replay
+from app.journal.replay import Done, Replay, Verdict, failure
 
 MAX_STEPS = 10_000
 """The most steps of one run."""
@@ -20,6 +21,8 @@ MAX_BYTES = 64_000_000
 
 BYTES_PER_TOKEN = 4
 """Of JSON in most languages; only used for calls whose process died."""
+
+NEW: Verdict = "do"
 
 _path: ContextVar[str] = ContextVar("step_path", default="")
 
@@ -47,9 +50,25 @@ class JournalFull(AgentFailed):
 
 
 class OpenStep(Step, kw_only=True):
-    """A step while it happens; what is set here until it ends is recorded."""
+    """A step while it happens; what is set here until it ends is recorded.
+
+    Whoever takes it looks at `served` first: what it gave before, in the place of what it would do. When it has done it, it says so by
+    `done`, and looks again: a rerun may hand on what was recorded.
+    """
 
     prices: tuple[Decimal, Decimal] = (Decimal(0), Decimal(0))
+    served: bytes | None = None
+    failure: Exception | None = None
+    """What it failed with before, which is raised at its end."""
+    changes: Mapping[str, Any] = {}
+    """What a rerun wants otherwise: `model`, `params`, `prompt`, `input`."""
+    handed_on: Done | None = None
+
+    def done(self, output: bytes | None) -> None:
+        """It happened, and gave this."""
+        self.output = output
+        if self.handed_on is not None:
+            self.served = self.handed_on.output
 
 
 class Recorder:
@@ -57,16 +76,22 @@ class Recorder:
     `replay`.
     """
 
-    can_wait = True
-    """Whether a run that is ended by a question begins anew with the answer."""
-
     def __init__(self, after: int = 0, replay: Replay | None = None) -> None:
+        self._lock = threading.Lock()
+        """Steps of an agent in a thread begin there, others of its run on the loop."""
         self._after = after
         self._replay = replay
         self._opened = after
         self._bytes = 0
+        self.redone_as: int | None = None
+        """The number of the step that a rerun has done anew."""
         self._steps: list[Step] = []
         self._open: dict[int, OpenStep] = {}
+
+    @property
+    def can_wait(self) -> bool:
+        """Whether a run that is ended by a question begins anew with the answer."""
+        return not self._is_rerun
 
     @property
     def steps(self) -> Sequence[Step]:
@@ -95,31 +120,54 @@ class Recorder:
         """Where a step of this name would stand: its own name after those of the steps around it."""
         return f"{_path.get()}/{name}"
 
-    def served(self, kind: str, name: str, input: bytes | None) -> bytes | None:
-        """The output of such a step, if it happened before; then it is not to happen, nor to be recorded, again."""
-        if not self._replay:
-            return None
-        return self._replay.take(kind, self.path(name), sha256(input).digest() if input else b"")
-
     def step(
         self, kind: str, name: str, *, input: bytes | None = None, parts: Sequence[Value] = (), nested: bool = False
     ) -> _Recording:
         """`with` this, what happens inside is recorded as one step; an exception is recorded and raised on.
 
-        `nested` makes it the parent of the steps begun inside; not for generators, whose context is their caller's.
+        One that happened before is served: what it gave is in `served`, and what it failed with is raised. `nested` makes it the parent
+        of the steps begun inside; not for generators, whose context is their caller's.
         """
-        if self._opened - self._after >= MAX_STEPS or self._bytes > MAX_BYTES:
-            raise JournalFull
-        self._opened += 1
-        opened = OpenStep(self._opened, self.path(name), kind, name, "completed", now(), input=input, parts=parts)
-        return _Recording(self, opened, nested)
+        path, found, verdict = self.path(name), None, NEW
+        with self._lock:
+            if self._replay is not None:
+                digest = sha256(input).digest() if input else b""
+                verdict, found = self._replay.find(kind, path, digest, input, parts)
+            is_kept = verdict != "serve" or self._is_rerun
+            if is_kept and (self._opened - self._after >= MAX_STEPS or self._bytes > MAX_BYTES):
+                raise JournalFull
+            self._opened += is_kept
+            seq = self._opened
+        step = OpenStep(seq, path, kind, name, "completed", now(), input=input, parts=parts)
+        if found is not None:
+            self._recall(step, found, verdict)
+        return _Recording(self, step, nested, verdict, is_kept)
+
+    def _recall(self, step: OpenStep, found: Done, verdict: Verdict) -> None:
+        """Tell a step what is recorded of it."""
+        rerun = self._replay.rerun if self._replay is not None else None
+        hands_on = verdict == "redo" and rerun is not None and not rerun.downstream
+        if verdict == "redo" and rerun is not None:
+            step.changes = rerun.changes
+        if hands_on:
+            step.handed_on = found
+        if verdict == "serve":
+            step.served, step.model = found.output, found.model
+            step.status, step.error = "failed" if found.error else "completed", found.error
+        if found.error and (verdict == "serve" or hands_on):
+            step.failure = failure(found.error)
+
+    @property
+    def _is_rerun(self) -> bool:
+        """Whether what is served is recorded too, for it is another run's."""
+        return self._replay is not None and self._replay.rerun is not None
 
     def bill(self) -> list[Bill]:
         """The run's LLM calls until now, for whoever has to settle them when this process dies."""
         ended = [
             Bill(step.seq, step.model or step.name, *_counts(step.usage), step.usage.cost, ended=True)
             for step in self._steps
-            if step.kind == "llm"
+            if step.kind == "llm" and step.status != "replayed"
         ]
         going = [step for step in self._open.values() if step.kind == "llm"]
         return ended + [
@@ -136,6 +184,12 @@ class Recorder:
         """From now on it is billed as one that goes on."""
         self._open[step.seq] = step
 
+    def redone(self, step: OpenStep) -> None:
+        """The step that was to happen anew has ended."""
+        self.redone_as = step.seq
+        if self._replay is not None:
+            self._replay.redone()
+
     def end(self, step: OpenStep) -> None:
         """It is what it is."""
         del self._open[step.seq]
@@ -147,22 +201,38 @@ class Recorder:
 class _Recording:
     """One step from its beginning to its end: a context manager, written out because every call of a model pays for it."""
 
-    __slots__ = ("_nested", "_recorder", "_step", "_token")
+    __slots__ = ("_how", "_is_kept", "_nested", "_recorder", "_step", "_token")
 
-    def __init__(self, recorder: Recorder, step: OpenStep, nested: bool) -> None:
+    def __init__(self, recorder: Recorder, step: OpenStep, nested: bool, how: Verdict, is_kept: bool) -> None:
         self._recorder, self._step, self._nested = recorder, step, nested
+        self._how, self._is_kept = how, is_kept
 
     def __enter__(self) -> OpenStep:
-        self._recorder.begin(self._step)
-        self._token = _path.set(self._step.path) if self._nested else None
-        return self._step
+        step = self._step
+        if self._is_kept:
+            self._recorder.begin(step)
+        if self._how == "serve" and step.failure is not None and step.served is None:
+            self._end()
+            raise step.failure
+        self._token = _path.set(step.path) if self._nested else None
+        return step
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if error is not None:
-            self._step.status, self._step.error = _verdict(error)
         if self._token:
             _path.reset(self._token)
-        self._recorder.end(self._step)
+        if error is not None and self._how != "serve":
+            self._step.status, self._step.error = _verdict(error)
+        self._end()
+        if error is None and self._step.failure is not None:
+            raise self._step.failure
+
+    def _end(self) -> None:
+        if self._how == "serve":
+            self._step.status, self._step.output = "replayed", self._step.served
+        if self._is_kept:
+            self._recorder.end(self._step)
+        if self._how == "redo":
+            self._recorder.redone(self._step)
 
 
 def _counts(usage: Usage) -> tuple[int, int, int, int, bool]:

@@ -25,6 +25,7 @@ from app.llm.embed import embed
 from app.llm.entries import CachedAnswer
 from app.llm.llm import Finish, Items
 from app.llm.messages import Prompt, encoded, named
+from app.llm.options import checked
 from app.llm.route import Attempt, Request, Router, chain, fitting
 from app.llm.stages import PROMPT_FACTOR, Caller, Reservations, Stages
 from app.llm.tokens import count, count_json
@@ -212,11 +213,14 @@ class CallPath:
         options = {**model.defaults, **call.options}
         names, values = named(call.prompt.values)
         asked = encoded({"model": model.alias, "options": options, "messages": names}, "options")
-        if (recorded := call.recorder.served("llm", model.alias, asked)) is not None:
-            yield call.recall(recorded)
-            return
         last: Items = ()
         with call.recorder.step("llm", model.alias, input=asked, parts=values) as step:
+            if step.served is not None:
+                yield call.recall(step.served)
+                return
+            if step.changes:
+                models, asked = self._changed(models, call, step)
+                model, options = models[0], {**models[0].defaults, **call.options}
             step.model = model.name
             step.prices = model.price.prompt, model.price.completion
             try:
@@ -230,7 +234,9 @@ class CallPath:
                             while items:
                                 last = items
                                 call.add(items)
-                                if call.finish is None:  # the end is told when the step is recorded
+                                if (
+                                    call.finish is None and step.handed_on is None
+                                ):  # the end is told when the step is recorded
                                     yield items
                                 items = await attempt.next()
                         if flight:
@@ -238,7 +244,31 @@ class CallPath:
                 await call.judge()
             finally:
                 _record(step, call, models)
+            if step.handed_on is not None:
+                if step.handed_on.output is not None:
+                    yield call.recall(step.handed_on.output)
+                return
         yield [*last[:-1], call.end(step.usage.cost)]
+
+    def _changed(self, models: Sequence[Model], call: _Call, step: OpenStep) -> tuple[Sequence[Model], bytes]:
+        """Make of the call what a rerun wants: another model, other options, another last message of the user, or others altogether."""
+        changes = step.changes
+        if "model" in changes:
+            catalog = self._stages.catalog()
+            models = chain(_levels(catalog, catalog.get(changes["model"]), None)[-1], catalog.models)
+        if "input" in changes:
+            call.prompt = Prompt.of(changes["input"])
+        if "prompt" in changes:
+            messages = call.prompt.messages()
+            last = max((at for at, each in enumerate(messages) if each["role"] == "user"), default=len(messages))
+            call.prompt = Prompt.of(
+                [*messages[:last], {"role": "user", "content": changes["prompt"]}, *messages[last + 1 :]]
+            )
+        call.options = {**call.options, **checked(changes.get("params", {}))}
+        names, step.parts = named(call.prompt.values)
+        options = {**models[0].defaults, **call.options}
+        step.input = asked = encoded({"model": models[0].alias, "options": options, "messages": names}, "options")
+        return models, asked
 
     def _flight(
         self, model: Model, options: Mapping[str, Any], call: _Call, asked: bytes
@@ -358,7 +388,7 @@ def _record(step: OpenStep, call: _Call, models: Sequence[Model]) -> None:
             step.model = call.request.spec.model
         elif call.request.model:
             step.model = call.request.model.alias
-    step.output = msgspec.json.encode(output)
+    step.done(msgspec.json.encode(output))
     if call.finish:
         step.model = call.finish.model or step.model
     if reason == "cut":

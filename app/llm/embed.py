@@ -22,6 +22,8 @@ from app.llm.tokens import count
 EMBEDDING = "embedding"
 """The alias that embeds texts when none is named."""
 NO_PROMPT = Prompt((), 0)
+MAX_NUMBERS = 20_000
+"""How many numbers of embeddings one step records: those of a dozen texts, as a rule."""
 TEXTS_PER_REQUEST = 100
 """How many texts are embedded at once; the lists that servers take are often not much longer."""
 
@@ -42,24 +44,59 @@ async def embed(
     if not parts:
         return []
     options = {} if dimensions is None else {"dimensions": dimensions}
+    values = [Value.of(part) for part in parts.values()]
+    asked = encoded({"model": model.alias, "texts": [value.digest.hex() for value in values], **options}, "texts")
+    with recorder.step("llm", model.alias, input=asked, parts=values) as step:
+        if step.served is None:
+            made, known = await _made(stages, model, parts, options, caller, step)
+            step.done(_recorded(made, known))
+        if step.served is not None:
+            made = dict(zip(parts, map(_vector, msgspec.json.decode(step.served, type=_Vectors).vectors), strict=True))
+    return [made[text] for text in texts]
+
+
+async def _made(
+    stages: Stages,
+    model: Model,
+    parts: Mapping[str, bytes],
+    options: Mapping[str, int],
+    caller: Caller,
+    step: OpenStep,
+) -> tuple[dict[str, list[float]], int]:
+    """The embeddings of texts, and how many of them the cache had."""
+    dimensions = options.get("dimensions")
     kind = b"embedding %s" % (b"" if dimensions is None else b"%d " % dimensions)
     questions = {text: stages.question(model, caller, "", kind + part) for text, part in parts.items()}
     found = dict(zip(questions, await stages.cache.find(list(questions.values())), strict=True))
     known = {text: entry for text, entry in found.items() if isinstance(entry, CachedVector)}
     vectors = {text: list(array("d", entry.numbers)) for text, entry in known.items()}
     missing = [text for text in questions if text not in known]
-    values = [Value.of(parts[text]) for text in missing]
-    asked = encoded({"model": model.alias, "texts": [value.digest.hex() for value in values], **options}, "texts")
-    with recorder.step("llm", model.alias, input=asked, parts=values) as step:
-        step.model = model.name
-        step.from_cache = not missing
-        step.usage = Usage(saved=model.price.cost(Usage(sum(entry.tokens for entry in known.values()))))
-        step.output = msgspec.json.encode({"embeddings": len(questions), "from_cache": len(known)})
-        if missing:
-            vectors |= await _embedded(stages, model, missing, options, caller, step)
+    step.model = model.name
+    step.from_cache = not missing
+    step.usage = Usage(saved=model.price.cost(Usage(sum(entry.tokens for entry in known.values()))))
+    if missing:
+        vectors |= await _embedded(stages, model, missing, options, caller, step)
     for text in missing:
         stages.cache.keep(questions[text], CachedVector(array("d", vectors[text]).tobytes(), count(text)))
-    return [vectors[text] for text in texts]
+    return vectors, len(known)
+
+
+class _Vectors(msgspec.Struct):
+    """What the step of embeddings has as its output: each a row of 64-bit floats."""
+
+    vectors: list[bytes]
+    from_cache: int = 0
+
+
+def _recorded(vectors: Mapping[str, Sequence[float]], known: int) -> bytes | None:
+    """Embeddings as they are recorded, unless they are too many: then they are made again, mostly from the cache."""
+    if sum(map(len, vectors.values())) > MAX_NUMBERS:
+        return None
+    return msgspec.json.encode(_Vectors([array("d", vector).tobytes() for vector in vectors.values()], known))
+
+
+def _vector(row: bytes) -> list[float]:
+    return list(array("d", row))
 
 
 def embedding_model(catalog: Catalog, alias: str | None = None) -> Model:

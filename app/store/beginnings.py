@@ -92,11 +92,11 @@ def _admit(op: BeginRun, session: asyncpg.Record, check: asyncpg.Record) -> None
         raise NotFound("session", param="session_id")
     if not check["good"] or session["status"] != "active":
         raise NotAuthenticated
-    if session["ephemeral"] and not op.ephemeral and op.echo is None:
+    if session["ephemeral"] and not op.ephemeral and op.echo is None and op.rerun is None:
         raise Conflict("This session was made for one request; it cannot be continued.", param="session_id")
     agent_id = op.agent_id or session["agent_id"]
     is_others = op.preset is not None and session["preset_id"] != op.preset.id
-    if is_others or (session["agent_id"] != agent_id and op.echo is None):
+    if is_others or (session["agent_id"] != agent_id and op.echo is None and op.rerun is None):
         raise InvalidInput("model: another agent answers in this session.", param="model")
     if agent_id not in op.agents:
         raise NotFound("agent", param="agent.id")
@@ -151,7 +151,7 @@ def _begin(
         return Asks(check["active"])
     if not check["stored"] and (refusal := budgets.refusal(check["budgets"])):
         raise refusal
-    waits = _waits(session, check)
+    waits = op.rerun is None and _waits(session, check)
     background = _is_background(op, session)
     later = waits or background
     placed = [op.message] if later and check["stored"] else _placed(op, session, check, known)
@@ -164,8 +164,11 @@ def _begin(
         agent_id,
         message.id or op.run_id,
         RunStatus.QUEUED if later else RunStatus.RUNNING,
+        "rerun" if op.rerun else "chat",
         created_at=now(),
         background=background,
+        parent_id=op.rerun.id if op.rerun else None,
+        forked_at=op.forked_at,
     )
     if not check["stored"]:
         _store(rows, replica, op, session, placed, run)
@@ -253,7 +256,7 @@ def _store(
     rows: Rows, replica: UUID, op: BeginRun, session: asyncpg.Record, placed: Sequence[Message], run: Run
 ) -> None:
     waiting = pending(op) if run.status is RunStatus.QUEUED else None
-    if not waiting:
+    if not waiting and op.rerun is None:
         new = [] if op.again else placed
         for message in new:
             rows.add_message(session["user_id"], message, is_found=not session["ephemeral"])

@@ -72,12 +72,13 @@ def of_jobs(ops: Sequence[FinishRun], results: Mapping[UUID, Result]) -> list[tu
 
 def _end(op: FinishRun, session: asyncpg.Record, replica: UUID, rows: Rows) -> Finished:
     run = replace(op.run, ended_at=now() if op.run.status.is_final else None)
-    answers = _numbered(op, session["next_seq"])
+    answers = _numbered(op, session["next_seq"]) if run.kind == "chat" else []
     rows.end_run(run, replica=replica, pending=op.pending)
     for answer in answers:
         rows.add_message(run.user_id, answer, is_found=not session["ephemeral"])
     leaf_id = answers[-1].id if answers else session["leaf_id"]
-    rows.advance(run.session_id, session["next_seq"] + len(answers), leaf_id, run.ended_at or now())
+    if run.kind == "chat":
+        rows.advance(run.session_id, session["next_seq"] + len(answers), leaf_id, run.ended_at or now())
     if op.memories and answers and answers[-1].id:
         rows.memories += memories.rows(run, answers[-1].id, op.memories)
     for step in op.steps:
@@ -88,7 +89,7 @@ def _end(op: FinishRun, session: asyncpg.Record, replica: UUID, rows: Rows) -> F
 
 def _charge(op: FinishRun, rows: Rows) -> None:
     for step in op.steps:
-        if step.kind == "llm":
+        if step.kind == "llm" and step.status != "replayed":
             rows.charge(op.run, step, op.credential_id)
 
 

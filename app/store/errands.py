@@ -10,7 +10,8 @@ from sqlalchemy import Row, Select, and_, delete, func, insert, select, true, up
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain import Errand, Page, Role, Session, SessionParams, Step, User
-from app.store.runs import Part, run_of, usage_of
+from app.store.journal import step_of
+from app.store.runs import Part, run_of
 from app.store.tables import errands, runs, sessions, steps, users
 
 
@@ -40,7 +41,9 @@ def errand_of(row: Row[Any]) -> Errand:
 
 
 def _errands(owner: UUID | None) -> Select[Any]:
-    of_errand = and_(runs.c.session_id == errands.c.session_id, runs.c.message_id == errands.c.id)
+    of_errand = and_(
+        runs.c.session_id == errands.c.session_id, runs.c.message_id == errands.c.id, runs.c.kind == "chat"
+    )
     last = select(runs, func.count().over().label("attempts")).where(of_errand).order_by(runs.c.id.desc()).limit(1)
     run = last.lateral("run")
     query = (
@@ -105,19 +108,4 @@ async def erase(db: AsyncConnection, id: UUID) -> None:
 async def steps_of(db: AsyncConnection, run_id: UUID, *, after: int, limit: int) -> Sequence[Step]:
     """The steps of a run that has ended, after the one of this number, in the order they began; without their values."""
     query = select(steps).where(steps.c.run_id == run_id, steps.c.seq > after).order_by(steps.c.seq).limit(limit)
-    return [
-        Step(
-            row.seq,
-            row.path,
-            row.kind,
-            row.name,
-            row.status,
-            row.started_at,
-            row.ended_at,
-            model=row.model,
-            usage=usage_of(row),
-            error=row.error,
-            from_cache=row.from_cache,
-        )
-        for row in await db.execute(query)
-    ]
+    return [step_of(row) for row in await db.execute(query)]

@@ -41,6 +41,10 @@ class BeginRun(Struct, frozen=True):
     before: Sequence[Message] = ()
     echo: Mapping[str, Any] | None = None
     """What a stored response repeats of its request; None for a run that is no response to be found again."""
+    rerun: Run | None = None
+    """The run whose steps this one is served; it takes no turn in the session, and leaves nothing there."""
+    forked_at: int | None = None
+    """The number of its step that is done anew."""
     background: bool | None = None
     """Whether a job conducts the run; None leaves it to the session."""
 

@@ -1,13 +1,29 @@
-"""Monthly partitions of `steps`, made ahead of time."""
+"""Monthly partitions of `steps`: made ahead of time, and dropped when all in them is too old."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
+from uuid import UUID
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 MONTHS_AHEAD = 2
+OTHERS = "*"
+"""Stands for all kinds of steps that are not named."""
+
+PAST = """
+SELECT c.relname FROM pg_inherits i
+JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = 'steps'::regclass
+  AND to_date(right(c.relname, 7), 'YYYY_MM') + interval '1 month' < now() - interval '1 day'"""
+EXPIRED = """
+DELETE FROM steps WHERE started_at < now() - make_interval(days => :days)
+  AND (kind = :kind OR :kind = '*' AND kind <> ALL(:named)) RETURNING scope_id"""
+UNUSED = """
+DELETE FROM step_values v WHERE v.scope_id = ANY(:scopes)
+  AND NOT EXISTS (SELECT FROM runs r JOIN steps s ON s.run_id = r.id WHERE r.session_id = v.scope_id)"""
+"""Values live and die with their session's steps: which of them each step names is not looked up."""
 
 
 async def ensure(db: AsyncConnection, moment: datetime) -> None:
@@ -24,3 +40,17 @@ async def ensure(db: AsyncConnection, moment: datetime) -> None:
             )
         )
         first = following
+
+
+async def forget(db: AsyncConnection, days: Mapping[str, int]) -> None:
+    """Erase steps that are older than so many days, by kind, and the values of sessions that have none left."""
+    if not days:
+        return
+    scopes: set[UUID] = set()
+    for kind, number in days.items():
+        values = {"days": number, "kind": kind, "named": list(days)}
+        scopes |= set((await db.execute(text(EXPIRED), values)).scalars())
+    for name in (await db.execute(text(PAST))).scalars().all():
+        if not (await db.execute(text(f"SELECT EXISTS (SELECT FROM {name})"))).scalar():  # noqa: S608 - from the catalog
+            await db.execute(text(f"DROP TABLE {name}"))
+    await db.execute(text(UNUSED), {"scopes": list(scopes)})

@@ -30,7 +30,10 @@ _MESSAGE = (
     "id, session_id, user_id, parent_id, seq, role, content, parts, name, additional_kwargs, run_id, agent_id, tokens, "
     "state, terms, created_at"
 )
-_RUN = "id, session_id, user_id, agent_id, message_id, credential_id, kind, status, replica, pending, background, echo, created_at"
+_RUN = (
+    "id, session_id, user_id, agent_id, message_id, credential_id, kind, status, replica, pending, background, echo, "
+    "created_at, parent_id, forked_at"
+)
 _STEP = (
     "run_id, seq, started_at, scope_id, path, kind, name, input_hash, output_hash, model, ended_at, status, error, from_cache, "
     + _USAGE
@@ -127,6 +130,8 @@ class Rows:
                 "replica": None if pending else replica,
                 "pending": pending,
                 "background": run.background,
+                "parent_id": run.parent_id,
+                "forked_at": run.forked_at,
                 "echo": echo,
                 "created_at": run.created_at,
             }

@@ -71,6 +71,8 @@ def run_of(row: Row[Any] | Any) -> Run:
         layout=row.layout,
         background=row.background,
         question=_question(row.pending) if row.status == RunStatus.WAITING else None,
+        parent_id=row.parent_id,
+        forked_at=row.forked_at,
     )
 
 
@@ -110,7 +112,9 @@ async def forget_response(db: AsyncConnection, id: UUID, session_id: UUID) -> bo
 
 async def list_page(db: AsyncConnection, session_id: UUID, *, after: UUID | None, limit: int) -> Page[Run]:
     """A session's runs, oldest first."""
-    query = select(runs).where(runs.c.session_id == session_id).order_by(runs.c.id).limit(limit + 1)
+    query = (
+        select(runs).where(runs.c.session_id == session_id, runs.c.kind == "chat").order_by(runs.c.id).limit(limit + 1)
+    )
     rows = (await db.execute(query.where(runs.c.id > after) if after else query)).all()
     return Page([run_of(row) for row in rows[:limit]], len(rows) > limit)
 

@@ -239,7 +239,7 @@ runs = Table(
     Column("credential_id", Uuid),
     Column("parent_id", Uuid),
     Column("forked_at", Integer),
-    Column("kind", Text, CheckConstraint("kind IN ('chat')", name="kind"), nullable=False),
+    Column("kind", Text, CheckConstraint("kind IN ('chat', 'rerun')", name="kind"), nullable=False),
     Column(
         "status",
         Text,
@@ -261,6 +261,9 @@ runs = Table(
     Index("ix_runs_replica", "replica", postgresql_where=text("status IN ('running', 'waiting')")),
     Index("ix_runs_session_id", "session_id", "id"),
     Index("ix_runs_user_id", "user_id", "id"),
+    Index("ix_runs_agent_id", "agent_id", "id"),
+    Index("ix_runs_status", "status", "id", postgresql_where=text("status <> 'completed'")),
+    Index("ix_runs_cost", "cost", postgresql_where=text("cost > 0")),
     Index("ix_runs_queued", "session_id", "id", postgresql_where=text("status = 'queued'")),
     Index(
         "uq_runs_active",
@@ -310,6 +313,7 @@ steps = Table(
     Column("status", Text, nullable=False),
     Column("error", JSONB),
     Column("from_cache", Boolean, nullable=False, server_default=text("false")),
+    Index("ix_steps_model", "model", "run_id", postgresql_where=text("model IS NOT NULL")),
     postgresql_partition_by="RANGE (started_at)",
 )
 """One row an act, in monthly partitions (`store/partitions.py`). No foreign keys: erasure deletes by run."""

@@ -57,9 +57,10 @@ def start(platform: Platform, begun: Begun, work: Work | None = None) -> LiveRun
     """Begin to answer, in a task that belongs to the platform and not to the caller. Without other `work`, the agent answers."""
     recorder = Recorder(steps_before(begun.attempt))
     live = LiveRun(begun.run, Log(begun.run.id), recorder, begun.credential_id, begun.attempt)
-    live.shown = sum(len(content) for _, content in begun.said)
+    live.log.begin_with(Chunk(content, content_type) for content_type, content in begun.said)
+    live.shown = live.log.position
     platform.live[begun.run.id] = live
-    platform.tasks.start(_conduct(platform, begun, live, work or _answer), name="run")
+    platform.tasks.start(_conduct(platform, begun, live, work or answered), name="run")
     return live
 
 
@@ -136,7 +137,8 @@ async def _result(platform: Platform, begun: Begun, live: LiveRun, work: Work) -
         live.answering = None
 
 
-async def _answer(platform: Platform, begun: Begun, live: LiveRun) -> Answer:
+async def answered(platform: Platform, begun: Begun, live: LiveRun) -> Answer:
+    """The work of a run: its agent answers."""
     session = begun.session
     request = request_of(begun)
     live.history = history = (
@@ -248,6 +250,8 @@ async def _memory(platform: Platform, begun: Begun) -> Recollection:
 def _ending(live: LiveRun, result: Answer | AppError | None, *, promote: bool) -> FinishRun:
     status, error = _verdict(live, result)
     given = result if isinstance(result, Answer) else None
+    if given:
+        live.log.settle()
     chunks = joined(event.chunk for event in live.log.events)
     if live.run.background and result is None and live.ended_by == "shutdown":
         return FinishRun(given_back(live.run, live.recorder.usage), [], live.recorder.steps, live.credential_id, False)

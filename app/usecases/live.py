@@ -47,10 +47,12 @@ class LiveRun:
     answering: asyncio.Task[object] | None = None
     ended_by: EndedBy | None = None
     shown: int = 0
-    """How much of the log was shown before a person was asked: it is said again, and need not be read again."""
+    """How much of the log was shown before a person was asked: that need not be read again."""
     flushed: int = 0
     billed: int = 0
     due: float = field(default_factory=lambda: time.monotonic() + YOUNG_SECONDS)
+    strayed: bool = False
+    """Whether it is known in Redis that its log holds something else than it did."""
     stored: bool = False
     """Whether its end is stored: until then what Redis has of it must stay."""
 

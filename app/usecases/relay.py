@@ -174,6 +174,8 @@ class Relay:
 def _news(live: LiveRun, due: float) -> tuple[LiveRun, Entry, int] | None:
     """What there is to be copied of a run, and how far its bill is then told; its next turn is `due`."""
     live.due = due
+    if live.log.strayed and not live.strayed:
+        live.strayed, live.flushed = True, 0
     events, marks = live.log.since(live.flushed), live.recorder.marks
     if not events and live.billed == marks:
         return None

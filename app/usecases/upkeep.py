@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -14,12 +16,13 @@ from app.store.database import is_passing
 
 log = logging.getLogger(__name__)
 
+FOR_EVER: Mapping[str, int] = MappingProxyType({})
 PAUSE_SECONDS = 3600.0
 AWAY_SECONDS = 1.0
 """How long to wait for a database that is away."""
 
 
-async def once(engine: AsyncEngine) -> None:
+async def once(engine: AsyncEngine, step_days: Mapping[str, int] = FOR_EVER) -> None:
     """Make the coming months' partitions, and forget what has ended: tokens, old failed logins, keys, jobs, memories, unused sessions."""
     async with engine.begin() as db:
         await partitions.ensure(db, now())
@@ -30,16 +33,18 @@ async def once(engine: AsyncEngine) -> None:
         await jobs.sweep(db)
         await memories.sweep(db)
         await queue.sweep(db)
+    async with engine.begin() as db:
+        await partitions.forget(db, step_days)
     more = True
     while more:
         async with engine.begin() as db:
             more = await ephemeral.sweep(db)
 
 
-async def attempt(engine: AsyncEngine) -> float:
+async def attempt(engine: AsyncEngine, step_days: Mapping[str, int] = FOR_EVER) -> float:
     """Do it `once`; gives the seconds after which to do it again: soon when the database is away, of which the heart tells."""
     try:
-        await once(engine)
+        await once(engine, step_days)
     except Exception as error:
         if not is_passing(error):
             raise
@@ -47,12 +52,12 @@ async def attempt(engine: AsyncEngine) -> float:
     return PAUSE_SECONDS
 
 
-async def keep(engine: AsyncEngine, pause: float) -> None:
+async def keep(engine: AsyncEngine, pause: float, step_days: Mapping[str, int] = FOR_EVER) -> None:
     """Do it again and again, the first time after `pause` seconds. Belongs in a task."""
     while True:
         await asyncio.sleep(pause)
         try:
-            pause = await attempt(engine)
+            pause = await attempt(engine, step_days)
         except Exception as error:
             report(log, "upkeep failed; trying again", error)
             pause = PAUSE_SECONDS

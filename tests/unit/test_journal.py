@@ -131,3 +131,41 @@ def test_the_record_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         pass
     with pytest.raises(JournalFull), recorder.step("s", "x"):
         pass
+
+
+# A run that begins anew
+
+
+def begun(*said: Chunk) -> Log:
+    log = Log(new_id())
+    log.begin_with(said)
+    return log
+
+
+def chunks(log: Log) -> list[tuple[str, str]]:
+    return [(event.chunk.content_type, event.chunk.content) for event in log.events]
+
+
+@given(st.permutations([Chunk("ab", "text"), Chunk("xyz", "thinking"), Chunk("cd", "code")]))
+def test_what_was_said_is_not_said_twice_in_whatever_order_its_types_come(said: list[Chunk]) -> None:
+    log = begun(Chunk("ab", "text"), Chunk("xyz", "thinking"), Chunk("c", "code"))
+    for chunk in said:
+        log.append(chunk)
+    assert chunks(log) == [("text", "ab"), ("thinking", "xyz"), ("code", "c"), ("code", "d")]
+    assert not log.strayed
+
+
+def test_a_run_that_says_something_else_is_heard_as_it_is_now() -> None:
+    log = begun(Chunk("one two", "text"), Chunk("hm", "thinking"))
+    for chunk in (Chunk("one", "text"), Chunk("hm", "thinking"), Chunk(" too", "text")):
+        log.append(chunk)
+    assert chunks(log) == [("text", "one"), ("thinking", "hm"), ("text", " too")]
+    assert log.strayed
+
+
+def test_what_a_run_has_not_said_again_at_its_end_was_not_meant() -> None:
+    log = begun(Chunk("one two"))
+    log.append(Chunk("one"))
+    assert log.answer() == "one two"
+    log.settle()
+    assert (log.answer(), log.strayed) == ("one", True)

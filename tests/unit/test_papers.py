@@ -34,7 +34,7 @@ def read(name: str) -> str:
 
 
 def shown(default: Any) -> str:
-    return "" if default is None or default == () else str(default)
+    return "" if default is None or default in ((), {}) else str(default)
 
 
 def settings() -> list[tuple[str, str, str | None]]:

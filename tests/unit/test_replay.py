@@ -14,9 +14,19 @@ from pydantic import BaseModel
 
 from app.agent.asking import Suspended, ask
 from app.agent.plain import canonical, revived
-from app.errors import InvalidInput
+from app.errors import AppError, InvalidInput, LLMRejected, NotFound
 from app.journal.recorder import Recorder
-from app.journal.replay import Done, Replay
+from app.journal.replay import Done, Replay, ReplayDiverged, Rerun
+
+
+def taken(replay: Replay, path: str, given: bytes) -> bytes | None:
+    found = replay.take("step", path, sha256(given).digest())
+    return found.output if found else None
+
+
+def served(recorder: Recorder, name: str, given: bytes = b"x", kind: str = "step") -> bytes | None:
+    with recorder.step(kind, name, input=given) as step:
+        return step.served
 
 
 def done(seq: int, path: str, given: bytes, output: bytes | None, kind: str = "step") -> Done:
@@ -27,26 +37,112 @@ def done(seq: int, path: str, given: bytes, output: bytes | None, kind: str = "s
 def test_steps_that_ran_side_by_side_are_served_in_whatever_order_they_are_asked_for(order: list[int]) -> None:
     replay = Replay(done(seq, "/fetch", str(seq).encode(), f"page {seq}".encode()) for seq in range(6))
     for seq in order:
-        assert replay.take("step", "/fetch", sha256(str(seq).encode()).digest()) == f"page {seq}".encode()
-    assert not replay
+        assert taken(replay, "/fetch", str(seq).encode()) == f"page {seq}".encode()
+    assert taken(replay, "/fetch", b"0") is None
 
 
 def test_equal_steps_are_served_once_each_in_the_order_they_began() -> None:
     replay = Replay([done(2, "/roll", b"", b"5"), done(1, "/roll", b"", b"3")])
-    empty = sha256(b"").digest()
-    assert [replay.take("step", "/roll", empty) for _ in range(3)] == [b"3", b"5", None]
+    assert [taken(replay, "/roll", b"") for _ in range(3)] == [b"3", b"5", None]
 
 
 def test_the_same_call_inside_another_step_is_another_one() -> None:
     recorder = Recorder(replay=Replay([done(1, "/outer/fetch", b"x", b"inner"), done(2, "/fetch", b"x", b"top")]))
-    assert recorder.served("step", "fetch", b"x") == b"top"
+    assert served(recorder, "fetch") == b"top"
     with recorder.step("step", "outer", nested=True):
-        assert recorder.served("step", "fetch", b"x") == b"inner"
+        assert served(recorder, "fetch") == b"inner"
+    assert [step.name for step in recorder.steps] == ["outer"]
 
 
 def test_what_has_no_form_in_json_happens_again() -> None:
     recorder = Recorder(replay=Replay([done(1, "/open", b"x", None)]))
-    assert recorder.served("step", "open", b"x") is None
+    assert served(recorder, "open") is None
+    assert [step.name for step in recorder.steps] == ["open"]
+
+
+def failed(seq: int, path: str, error: dict[str, Any], output: bytes | None = None, kind: str = "step") -> Done:
+    return Done(seq, path, kind, sha256(b"x").digest(), output, "failed", error)
+
+
+@pytest.mark.parametrize(
+    ("recorded", "kind"),
+    [
+        ({"code": "KeyError"}, KeyError),
+        (LLMRejected("No.", param="messages").to_dict(), LLMRejected),
+        (NotFound("file").to_dict(), NotFound),
+        ({"code": "odd", "message": "Odd.", "status": 418}, AppError),
+    ],
+)
+def test_a_step_that_failed_fails_in_the_same_way(recorded: dict[str, Any], kind: type[Exception]) -> None:
+    recorder = Recorder(replay=Replay([failed(1, "/fetch", recorded)]))
+    with pytest.raises(kind) as raised, recorder.step("step", "fetch", input=b"x"):
+        raise AssertionError("it does not happen")
+    if isinstance(raised.value, AppError):
+        assert raised.value.to_dict() == recorded
+    assert not recorder.steps
+
+
+# Reruns
+
+
+def rerun(*steps: Done, seq: int | None = None, **how: Any) -> Recorder:
+    return Recorder(replay=Replay(steps, Rerun(seq, **how)))
+
+
+def test_a_replay_records_what_it_serves_and_refuses_what_is_not_recorded() -> None:
+    recorder = rerun(done(1, "/fetch", b"x", b"page"), told=lambda step: '{\n "city": "Oslo"\n}')
+    assert served(recorder, "fetch") == b"page"
+    assert [(step.name, step.status, step.output) for step in recorder.steps] == [("fetch", "replayed", b"page")]
+    recorder = rerun(done(1, "/fetch", b"x", b"page"), told=lambda step: '{\n "city": "Oslo"\n}')
+    with pytest.raises(ReplayDiverged) as diverged:
+        recorder.step("step", "fetch", input=b'{"city":"Rome"}')
+    assert diverged.value.to_dict()["path"] == "/fetch"
+    assert [line for line in diverged.value.difference.splitlines() if line[:2] in ("- ", "+ ")] == [
+        '- "city": "Oslo"',
+        '+ "city": "Rome"',
+    ]
+    with pytest.raises(ReplayDiverged):  # also what was recorded, once it has diverged, if it was not
+        recorder.step("llm", "other", input=b"{}")
+
+
+def test_what_a_step_gives_anew_is_recorded_and_what_it_gave_is_handed_on() -> None:
+    recorder = rerun(done(1, "/fetch", b"x", b"old"), done(2, "/next", b"x", b"next"), seq=1)
+    with recorder.step("step", "fetch", input=b"x") as step:
+        assert step.served is None
+        step.done(b"new")
+        assert step.served == b"old"
+    assert served(recorder, "next") == b"next"
+    assert [(step.status, step.output) for step in recorder.steps] == [("completed", b"new"), ("replayed", b"next")]
+    with pytest.raises(ReplayDiverged):
+        served(recorder, "next", b"1")
+
+
+def test_downstream_what_follows_happens_when_its_input_is_new_and_only_then() -> None:
+    recorder = rerun(*(done(n, f"/{n}", b"x", b"old") for n in (1, 2, 3)), seq=2, downstream=True)
+    assert served(recorder, "1") == b"old"
+    with pytest.raises(ReplayDiverged):
+        rerun(done(2, "/2", b"x", b"old"), seq=2, downstream=True).step("llm", "1", input=b"{}")
+    with recorder.step("step", "2", input=b"x") as step:
+        step.done(b"new")
+        assert step.served is None
+    assert served(recorder, "3") == b"old"
+    assert served(recorder, "4", b"{}", "llm") is None
+    with pytest.raises(ReplayDiverged, match="/mail"):
+        recorder.step("tool", "mail", input=b"{}")
+
+
+def test_tools_are_called_again_only_when_they_are_to_be_live() -> None:
+    recorder = rerun(done(1, "/a", b"x", b"old"), seq=1, downstream=True, live=True)
+    with recorder.step("step", "a", input=b"x"):
+        pass
+    assert served(recorder, "mail", b"{}", "tool") is None
+
+
+def test_what_failed_and_is_done_anew_is_handed_on_as_it_failed() -> None:
+    recorder = rerun(failed(1, "/fetch", {"code": "KeyError"}), seq=1)
+    with pytest.raises(KeyError), recorder.step("step", "fetch", input=b"x") as step:
+        step.done(b"new")
+    assert [(step.status, step.output) for step in recorder.steps] == [("completed", b"new")]
 
 
 class Approval(BaseModel):

@@ -1,0 +1,305 @@
+"""One step of a run done anew and the rest from the journal; whole runs replayed; runs compared."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from sqlalchemy import text
+
+from tests.engines import Engines
+from tests.fakes.upstream import FakeUpstream
+from tests.house import House, open_house, send, session
+
+AGENT = '''
+import asyncio
+from pathlib import Path
+
+from app.agent import BaseAgent, Chattable, Message, tool
+
+CALLS = []
+
+
+@tool
+async def mail(to: str) -> str:
+    """Sends a letter."""
+    CALLS.append(to)
+    return f"sent {len(CALLS)} to {to}"
+
+
+async def outline(text: str) -> str:
+    CALLS.append(text)
+    return f"outline {len(CALLS)} of {text}"
+
+
+class Chain(Chattable):
+    """Twenty calls, each of which has what the last one gave."""
+
+    id = "chain"
+
+    async def chat(self, message: Message) -> str:
+        said = message.content
+        for number in range(20):
+            said = str(await self.llm.ainvoke(f"say {number} after {said[:20]}"))
+        return said
+
+
+class Fan(Chattable):
+    """Forty calls at once, six of them equal, and one of what they give."""
+
+    id = "fan"
+
+    async def chat(self, message: Message) -> str:
+        asked = (self.llm.ainvoke(f"say part {max(number, 5)}") for number in range(40))
+        parts = await asyncio.gather(*asked)
+        return str(await self.llm.ainvoke("say " + "+".join(parts)))
+
+
+class Mailer(Chattable):
+    """Calls a tool as the model wants."""
+
+    id = "mailer"
+    tools = [mail]
+
+    async def chat(self, message: Message) -> str:
+        return str(await (await self.run_tools(message.content)).text())
+
+
+class Nested(BaseAgent):
+    """A step with calls inside, a prompt, and a clock."""
+
+    id = "nested"
+
+    async def chat(self, message: Message) -> str:
+        async def inner(topic: str) -> str:
+            plan = await self.step(outline, topic)
+            return str(await self.llm.ainvoke(f"say {plan}"))
+
+        first, second = await asyncio.gather(self.step(inner, "cats"), self.step(inner, "dogs"))
+        made = await self.create_prompt("say {{a}} and {{b}} at {{now}}").update_placeholder(
+            a=first, b=second, now=self.now().isoformat()
+        ).acall()
+        return str(made)
+
+
+class Changed(Chattable):
+    """Says something else every time it is read."""
+
+    id = "changed"
+
+    async def chat(self, message: Message) -> str:
+        CALLS.append("changed")
+        try:
+            return str(await self.llm.ainvoke(f"say {message.content} for the time {len(CALLS)}"))
+        except Exception:
+            return "never mind"
+'''
+
+
+@pytest.fixture
+async def here(running: Engines, database_url: str, fake: FakeUpstream, tmp_path: Path) -> AsyncIterator[House]:
+    (tmp_path / "agents.py").write_text(AGENT)
+    settings = {"redis_url": running.redis_url, "openai_base_url": fake.base_url, "openai_api_key": "sk-test"}
+    async with open_house(database_url, agents_dir=tmp_path, **settings) as house:
+        yield house
+
+
+async def done(client: httpx2.AsyncClient, agent: str, content: str = "x") -> dict[str, Any]:
+    answer = await send(client, await session(client, agent), content)
+    assert answer.status_code == 200, answer.text
+    return dict(answer.json())
+
+
+async def steps(client: httpx2.AsyncClient, run_id: str, kind: str | None = None) -> list[dict[str, Any]]:
+    found = await client.get(f"/api/v1/runs/{run_id}/steps", params={"limit": 1000})
+    assert found.status_code == 200, found.text
+    return [step for step in found.json()["data"] if kind in (None, step["kind"])]
+
+
+async def rerun(client: httpx2.AsyncClient, run_id: str, **how: Any) -> dict[str, Any]:
+    again = await client.post(f"/api/v1/runs/{run_id}/rerun", json=how)
+    assert again.status_code == 200, again.text
+    return dict(again.json())
+
+
+async def output(client: httpx2.AsyncClient, run_id: str, seq: int) -> Any:
+    return (await client.get(f"/api/v1/runs/{run_id}/steps/{seq}/output")).json()["value"]
+
+
+async def test_rerunning_one_of_twenty_steps_makes_one_call(here: House, fake: FakeUpstream) -> None:
+    ann = await here.user("ann")
+    run = await done(ann, "chain")
+    assert fake.hits == 20
+    (seventh,) = [step for step in await steps(ann, run["run_id"]) if step["seq"] == 7]
+    again = await rerun(ann, run["run_id"], step=7, set={"prompt": "say something else", "params": {"temperature": 1}})
+    assert (again["status"], again["kind"], again["answer"]) == ("completed", "rerun", run["content"]), again
+    assert (again["parent_id"], again["forked_at"]) == (run["run_id"], 7)
+    assert fake.hits == 21
+    assert fake.requests[-1].body["messages"] == [{"role": "user", "content": "say something else"}]
+    assert fake.requests[-1].body["temperature"] == 1
+    assert (again["step"]["path"], again["step"]["status"]) == (seventh["path"], "completed")
+    assert (await output(ann, again["id"], again["step"]["seq"]))["text"] == "something else"
+    found = await steps(ann, again["id"], "llm")
+    assert [step["status"] for step in found].count("replayed") == 19
+    assert again["usage"]["total"] == again["step"]["usage"]["total"] < run["usage"]["total"]
+    compared = (await ann.get(f"/api/v1/runs/{run['run_id']}/diff", params={"other": again["id"]})).json()
+    assert (compared["same"], [change["seq"] for change in compared["changed"]]) == (19, [[7, 7]])
+    assert (compared["changed"][0]["same_input"], compared["changed"][0]["same_output"]) == (False, False)
+    assert fake.hits == 21
+
+
+async def test_of_a_fan_out_all_others_come_from_the_journal(here: House, fake: FakeUpstream) -> None:
+    ann = await here.user("ann")
+    run = await done(ann, "fan")
+    before = fake.hits
+    equal = [step["seq"] for step in await steps(ann, run["run_id"], "llm")][3]
+    again = await rerun(ann, run["run_id"], step=equal, set={"prompt": "say new"}, downstream=True)
+    assert again["status"] == "completed", again
+    assert fake.hits == before + 2  # the step, and the one that joins them all
+    assert again["answer"] != run["content"]
+    assert sorted(again["answer"].split("+")) == sorted(["new", *run["content"].split("+")[1:]])
+    found = await steps(ann, again["id"], "llm")
+    assert [step["status"] for step in found].count("replayed") == 39
+    alone = await rerun(ann, run["run_id"], step=equal, set={"prompt": "say other"})
+    assert (alone["answer"], fake.hits) == (run["content"], before + 3)
+
+
+async def test_a_run_is_replayed_without_any_call(here: House, fake: FakeUpstream) -> None:
+    ann = await here.user("ann")
+    for agent, content in (("chain", "x"), ("fan", "x"), ("nested", "x"), ("mailer", 'call mail {"to": "Bo"}')):
+        run = await done(ann, agent, content)
+        before = fake.hits
+        again = await rerun(ann, run["run_id"])
+        assert (again["status"], again["answer"]) == ("completed", run["content"]), again
+        assert (fake.hits, again["usage"]["total"], again["step"]) == (before, 0, None)
+        twice = await rerun(ann, again["id"])
+        assert (twice["answer"], twice["parent_id"]) == (run["content"], again["id"])
+
+
+async def test_a_step_inside_another_is_done_anew(here: House, fake: FakeUpstream) -> None:
+    ann = await here.user("ann")
+    run = await done(ann, "nested")
+    inner = next(step for step in await steps(ann, run["run_id"], "llm") if step["path"] == "/inner/default")
+    before = fake.hits
+    again = await rerun(ann, run["run_id"], step=inner["seq"], set={"prompt": "say birds"}, downstream=True)
+    assert (again["status"], fake.hits) == ("completed", before + 2), again
+    assert "birds" in again["answer"]
+    assert "of dogs" in again["answer"] or "of cats" in again["answer"]
+    (prompt,) = await steps(ann, run["run_id"], "prompt")
+    again = await rerun(ann, run["run_id"], step=prompt["seq"], set={"prompt": "say only {{a}}"}, downstream=True)
+    assert (again["status"], fake.hits) == ("completed", before + 3), again
+    assert again["answer"].startswith("only outline ")
+    (clock,) = await steps(ann, run["run_id"], "now")
+    again = await rerun(ann, run["run_id"], step=clock["seq"], set={"input": "2020-01-01T00:00:00Z"}, downstream=True)
+    assert again["answer"].endswith("at 2020-01-01T00:00:00+00:00"), again
+
+
+async def test_tools_are_called_again_only_where_they_may(here: House, fake: FakeUpstream) -> None:
+    ann = await here.user("ann")
+    run = await done(ann, "mailer", 'call mail {"to": "Bo"}')
+    first = (await steps(ann, run["run_id"], "llm"))[0]["seq"]
+    changed = {"step": first, "set": {"prompt": 'call mail {"to": "Cy"}'}, "downstream": True}
+    refused = await rerun(ann, run["run_id"], **changed)
+    assert (refused["status"], refused["error"]["code"]) == ("failed", "replay_diverged"), refused
+    assert refused["error"]["path"] == "/mail"
+    assert '+ "arguments": "{\\"to\\": \\"Cy\\"}"' in refused["error"]["difference"]
+    live = await rerun(ann, run["run_id"], **changed, tools="live")
+    assert (live["status"], live["answer"]) == ("completed", "The tool said: sent 2 to Cy"), live
+    (tool,) = await steps(ann, run["run_id"], "tool")
+    again = await rerun(ann, run["run_id"], step=tool["seq"], set={"input": {"to": "Di"}})
+    assert (again["status"], again["answer"]) == ("completed", run["content"]), again
+    assert await output(ann, again["id"], again["step"]["seq"]) == "sent 3 to Di"
+
+
+async def test_a_run_that_does_something_else_has_diverged_whatever_its_agent_makes_of_it(
+    here: House, fake: FakeUpstream
+) -> None:
+    ann = await here.user("ann")
+    run = await done(ann, "changed", "news")
+    before = fake.hits
+    again = await rerun(ann, run["run_id"])
+    assert (again["status"], again["error"]["code"], fake.hits) == ("failed", "replay_diverged", before)
+    lines = again["error"]["difference"].splitlines()
+    assert [line for line in lines if line[:2] == "- "] == ['-   "content": "say news for the time 1",']
+    assert [line for line in lines if line[:2] == "+ "] == ['+   "content": "say news for the time 2",']
+
+
+async def test_a_rerun_leaves_the_session_as_it_is(here: House, fake: FakeUpstream) -> None:
+    ann = await here.user("ann")
+    id = await session(ann, "chain")
+    run = (await send(ann, id, "x")).json()
+    before = (await ann.post("/GetSession", json={"session_id": id})).json()
+    await rerun(ann, run["run_id"], step=1, set={"model": "default"})
+    after = (await ann.post("/GetSession", json={"session_id": id})).json()
+    assert after.pop("usage")["total"] > before.pop("usage")["total"]
+    assert after == before
+    items = (await ann.post("/ListMessages", json={"session_id": id})).json()["items"]
+    assert [item["content"] for item in items] == ["x", run["content"]]
+    assert len((await ann.get(f"/api/v1/sessions/{id}/runs")).json()["data"]) == 1
+    async with here.platform.engine.connect() as db:
+        calls = (await db.execute(text("SELECT count(*) FROM ledger"))).scalar_one()
+    assert calls == fake.hits == 21
+    assert (await send(ann, id, "y")).status_code == 200
+    assert (await ann.delete(f"/api/v1/sessions/{id}")).status_code == 204
+    async with here.platform.engine.connect() as db:
+        assert (await db.execute(text("SELECT count(*) FROM steps"))).scalar_one() == 0
+
+
+async def test_a_request_without_a_session_is_done_again(here: House, fake: FakeUpstream) -> None:
+    ann = await here.user("ann")
+    said = [
+        {"role": "user", "content": "say a"},
+        {"role": "assistant", "content": "a"},
+        {"role": "user", "content": "b"},
+    ]
+    answer = await ann.post("/v1/chat/completions", json={"model": "default", "messages": said, "temperature": 0.5})
+    assert answer.status_code == 200, answer.text
+    (run,) = (await ann.get("/api/v1/runs")).json()["data"]
+    again = await rerun(ann, run["id"])
+    assert (again["status"], again["answer"], fake.hits) == ("completed", "You said: b", 1), again
+    (call,) = await steps(ann, run["id"], "llm")
+    await rerun(ann, run["id"], step=call["seq"], set={"prompt": "say c"})
+    assert fake.requests[-1].body["messages"] == [*said[:2], {"role": "user", "content": "say c"}]
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"step": 99}, "step"),
+        ({"step": 0}, "step"),
+        ({"set": {"prompt": "x"}}, "step"),
+        ({"step": 1, "set": {"colour": "red"}}, "set.colour"),
+        ({"step": 1, "tools": "some"}, "tools"),
+        ({"step": 1, "set": {"params": {"temperature": 9}}}, None),
+    ],
+)
+async def test_what_cannot_be_done_is_refused(here: House, body: dict[str, Any], param: str | None) -> None:
+    ann = await here.user("ann")
+    run = await done(ann, "mailer")
+    answer = await ann.post(f"/api/v1/runs/{run['run_id']}/rerun", json=body)
+    if param is None:  # the call itself refuses it
+        assert answer.json()["status"] == "failed", answer.text
+    else:
+        assert (answer.status_code, answer.json()["param"]) == (400, param), answer.text
+
+
+async def test_runs_of_others_are_unknown(here: House) -> None:
+    ann, ben = await here.user("ann"), await here.user("ben")
+    run = await done(ann, "changed")
+    own = await done(ben, "changed")
+    for client in (ben, here.admin):
+        path = f"/api/v1/runs/{run['run_id']}"
+        answers = [
+            await client.get(f"{path}/steps"),
+            await client.get(f"{path}/steps/1/input"),
+            await client.get(f"{path}/why", params={"text": "x"}),
+            await client.get(f"{path}/diff", params={"other": own["run_id"]}),
+            await client.post(f"{path}/rerun", json={}),
+        ]
+        assert [answer.status_code for answer in answers] == [404] * 5
+    (step,) = await steps(ann, run["run_id"])
+    assert (await ann.get(f"/api/v1/values/{step['output_hash']}")).status_code == 200
+    assert (await ben.get(f"/api/v1/values/{step['output_hash']}")).status_code == 404
