@@ -157,6 +157,8 @@ def _plain(amount: Decimal) -> str:
 
 ANSWER_TYPES = frozenset({"text", "code", "result"})
 """The content types that make up an answer; all others are shown beside it."""
+SPEAKER = "speaker"
+"""The content type of a name: what follows is a message of its own, by whoever has it."""
 
 
 class Chunk(Struct, frozen=True):
@@ -406,6 +408,8 @@ class MemoryChange(Struct, frozen=True):
     of_user: bool
     known: bool
     entry: Remembered | None = None
+    agent_id: str = ""
+    """Whose it is, when it is not the run's agent's."""
 
 
 class Step(Struct):
