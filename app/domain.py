@@ -440,6 +440,13 @@ class Outcome(Struct, frozen=True):
     run: Run
     messages: Sequence[Message] = ()
 
+    @property
+    def text(self) -> str:
+        """What was said; of several speakers each after its name, as a paragraph."""
+        if len(self.messages) == 1:
+            return self.messages[0].content
+        return "\n\n".join(f"{each.name}: {each.content}" if each.name else each.content for each in self.messages)
+
 
 class File(Struct, frozen=True):
     """What a user has uploaded, or a batch has written. Its content is in the object store, under the same id.

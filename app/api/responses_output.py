@@ -11,7 +11,7 @@ from typing import Any
 from uuid import UUID
 
 from app.api.openai_models import Json
-from app.domain import ANSWER_TYPES, Outcome, RunStatus
+from app.domain import ANSWER_TYPES, SPEAKER, Outcome, RunStatus
 from app.journal.log import Event
 from app.usecases.calls import Call, Calls
 
@@ -39,6 +39,8 @@ class Output:
         for _, chunk in events:
             if chunk.content_type in ANSWER_TYPES:
                 found += self._say("message", chunk.content)
+            elif chunk.content_type == SPEAKER:  # a message of its own
+                found += [*self._close(), *self._say("message", f"{chunk.content}: ")]
             elif chunk.content_type == "thinking":
                 found += self._say("reasoning", chunk.content)
             elif chunk.content_type == "tool_call":
