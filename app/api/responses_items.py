@@ -159,7 +159,8 @@ def answer_items(run: Run, answers: Sequence[Message], tools: frozenset[str]) ->
 
 def _parts(message: Message) -> list[Json]:
     if message.role == "assistant":
-        return [{"type": "output_text", "text": message.content, "annotations": []}]
+        speaker = f"{message.name}: " if message.name and message.run_id else ""
+        return [{"type": "output_text", "text": f"{speaker}{message.content}", "annotations": []}]
     if not message.parts:
         return [{"type": "input_text", "text": message.content}]
     return [_given_back(part) for part in message.parts]

@@ -7,11 +7,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 from sqlalchemy import text
 
 from app.agent import delegating
+from app.usecases import conduct
 from tests.conftest import copy
 from tests.engines import Engines
 from tests.fakes.upstream import FakeUpstream
@@ -218,13 +220,16 @@ async def test_a_question_of_a_delegate_suspends_the_whole_run(here: House) -> N
     assert [status for kind, _, status in await steps(here) if kind == "agent"] == ["partial", "completed"]
 
 
-async def test_delegates_keep_state_and_memory_on_the_callers_answers(here: House) -> None:
+async def test_delegates_keep_state_and_memory_on_the_callers_answers(
+    here: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ann = await here.user("ann")
     id = await session(ann, "boss")
     first = (await send(ann, id, "counter x 3")).json()
     assert first["content"] == "x 3 3 1 counter"
     assert (await send(ann, id, "counter y 1")).json()["content"] == "y 4 4 1 counter"
-    here.platform.windows.forget(id)  # type: ignore[arg-type]
+    monkeypatch.setattr(conduct, "MAX_TOKENS", 0)  # so that they are not in the window any more
+    here.platform.windows.forget(UUID(id))
     edited = await send(ann, id, "counter z 1", parent_id=first["message_id"])
     assert edited.json()["content"] == "z 4 4 1 counter"
 
