@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequen
 from typing import Any, Literal
 
 from msgspec import Struct
+from pydantic import BaseModel, ConfigDict
 
 from app.agent.chattable import Chattable
 from app.agent.plain import plain
@@ -207,10 +208,15 @@ async def _finding(name: str, promise: Callable[[], Coroutine[Any, Any, str]]) -
         return Finding(name, "failed", f"{error}.")
 
 
+class _Anything(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+
 class _Repeats(Chattable):
     """Stands in for whatever agent it is that another delegates to."""
 
     id = "repeats"
+    params: _Anything
 
     def chat(self, message: Message) -> str:
         return message.content
