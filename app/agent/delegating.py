@@ -69,6 +69,7 @@ class Delegations:
         self._asked: list[str] = above._asked if above else []
         self._kept: ChainMap[str, Kept] = above._kept.new_child() if above else ChainMap()
         self._tasks: set[asyncio.Task[Said | BaseException]] = set()
+        self._loop = asyncio.get_running_loop()
 
     @property
     def kept(self) -> Mapping[str, Kept]:
@@ -77,6 +78,8 @@ class Delegations:
 
     async def ask(self, wish: Wish) -> Reply:
         """The live answer, at its first chunk; errors before that are raised here. One that is in the journal is served from there."""
+        if asyncio.get_running_loop() is not self._loop:
+            raise AgentFailed("An agent that delegates needs an async chat: a loop of its own has no other agents.")
         if self._depth >= MAX_DEPTH:
             raise AgentFailed(f"Agents may delegate to one another {MAX_DEPTH} deep at most.")
         if len(self._asked) >= MAX_COUNT:

@@ -13,6 +13,7 @@ from app.agent.delegating import Wish
 from app.agent.history import History
 from app.domain import SPEAKER, Message
 from app.errors import AgentFailed
+from app.llm.llm import Completion
 
 MAX_PARTICIPANTS = 8
 MAX_TURNS = 20
@@ -77,15 +78,17 @@ class Team(Chattable):
     params: Talk
 
     async def chat(self, message: Message) -> str:
-        """Have one after the other speak; each answer is a message under its speaker's name."""
+        """Have one after the other speak; each answer is a message under its speaker's name. Whoever breaks off is the last."""
         talk = self.params
         said: list[Message] = []
-        while len(said) < (talk.turns or len(talk.participants)):
+        latest = Completion()
+        while len(said) < (talk.turns or len(talk.participants)) and latest.finish_reason != "cut":
             speaker = await self._next(talk, message, said)
             if speaker is None:
                 break
-            said.append(Message.assistant(await self._speak(talk, speaker, said), name=speaker.name))
-        return ""
+            latest = await self._speak(talk, speaker, said)
+            said.append(Message.assistant(str(latest), name=speaker.name))
+        return latest
 
     async def _next(self, talk: Talk, message: Message, said: Sequence[Message]) -> Participant | None:
         called = mentioned(talk, message.content)
@@ -114,7 +117,7 @@ class Team(Chattable):
         found = next((names[word] for each in answer for word in (each, each.rstrip(".-")) if word in names), None)
         return found if found or said else left[0]
 
-    async def _speak(self, talk: Talk, speaker: Participant, said: Sequence[Message]) -> str:
+    async def _speak(self, talk: Talk, speaker: Participant, said: Sequence[Message]) -> Completion:
         if self._delegations is None:
             raise AgentFailed("Only a running server has other agents: this team has none.")
         names = [each.name for each in talk.participants]
@@ -130,7 +133,7 @@ class Team(Chattable):
                 await self.stream.send(SPEAKER, speaker.name)
                 is_announced = True
             await self.stream.send(chunk.content_type, chunk.content)
-        return str(reply.response)
+        return reply.response
 
 
 def mentioned(talk: Talk, text: str) -> list[Participant]:
