@@ -342,7 +342,10 @@ class AnswerOut(BaseModel):
 
     content: str
     messages: list[SpokenOut] | None = Field(
-        None, exclude_if=lambda value: value is None, description="each message, where speakers have names"
+        None,
+        exclude_if=lambda value: value is None,
+        description="each message, where speakers have names",
+        examples=[[{"id": "0199a1b2-c3d4-7e5f-8a9b-0c1d2e3f4a5b", "name": "writer", "content": "Hello"}]],
     )
     type: Literal["ai"] = "ai"
     additional_kwargs: dict[str, Any]
