@@ -253,7 +253,7 @@ ANSWERS: dict[int | str, Json] = {
         "description": "the result, or an error of JSON-RPC; as events when it takes time",
         "content": {
             "application/json": {"schema": {"type": "object"}, "example": {"jsonrpc": "2.0", "id": 1, "result": {}}},
-            "text/event-stream": {"schema": {"type": "string"}, "example": "event: message\ndata: {}\n\n"},
+            "text/event-stream": {"itemSchema": {"type": "object"}, "example": "event: message\ndata: {}\n\n"},
         },
     },
     202: {"description": "there was a notification only"},
@@ -276,7 +276,20 @@ async def serve_mcp(here: Here, caller: Chat, request: Request) -> Response:
         request_id = params.get("requestId") if isinstance(params, dict) else None
         if name := _name_of(_session(request), request_id):
             here.tasks.start(questions.cancel(here, caller, name), name="mcp cancel")
-    return _Served(await door.manager(here.tasks), body, opens=method == "initialize")
+    manager = await door.manager(here.tasks)
+    if not _is_message(asked):
+        raise InvalidInput("The body is no request, notification or answer of JSON-RPC 2.0.")
+    return _Served(manager, body, opens=method == "initialize")
+
+
+def _is_message(asked: Any) -> bool:
+    from mcp_types import jsonrpc_message_adapter
+
+    try:
+        jsonrpc_message_adapter.validate_python(asked, by_name=False)
+    except ValidationError:  # which would be told with all that pydantic has to say
+        return False
+    return True
 
 
 class _Served(Response):
