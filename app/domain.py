@@ -157,6 +157,8 @@ def _plain(amount: Decimal) -> str:
 
 ANSWER_TYPES = frozenset({"text", "code", "result"})
 """The content types that make up an answer; all others are shown beside it."""
+SPEAKER = "speaker"
+"""The content type of a name: what follows is a message of its own, by whoever has it."""
 
 
 class Chunk(Struct, frozen=True):
@@ -410,6 +412,8 @@ class MemoryChange(Struct, frozen=True):
     of_user: bool
     known: bool
     entry: Remembered | None = None
+    agent_id: str = ""
+    """Whose it is, when it is not the run's agent's."""
 
 
 class Step(Struct):
@@ -442,6 +446,13 @@ class Outcome(Struct, frozen=True):
 
     run: Run
     messages: Sequence[Message] = ()
+
+    @property
+    def text(self) -> str:
+        """What was said; of several speakers each after its name, as a paragraph."""
+        if len(self.messages) == 1:
+            return self.messages[0].content
+        return "\n\n".join(f"{each.name}: {each.content}" if each.name else each.content for each in self.messages)
 
 
 class File(Struct, frozen=True):

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from app.agent.postprocess import BasePostprocess, DynamicTypePP, Feed, SplitterPP, TypeMapperPP
     from app.agent.prompts import Prompt
     from app.agent.request import OpenAIRequest
+    from app.agent.team import Participant, Talk, Team
     from app.agent.tools import Tool, ToolExecutor, ToolRegistry, ToolResult, tool
     from app.llm.openai_like import OpenAILike
 
@@ -42,10 +43,13 @@ _LATER = {
     "OpenAILike": "app.llm.openai_like",
     "OpenAIRequest": "app.agent.request",
     "ParallelPrompt": "app.agent.parallel",
+    "Participant": "app.agent.team",
     "PatternMatcherPP": "app.agent.matching",
     "Prompt": "app.agent.prompts",
     "ReplacePP": "app.agent.matching",
     "SplitterPP": "app.agent.postprocess",
+    "Talk": "app.agent.team",
+    "Team": "app.agent.team",
     "Tool": "app.agent.tools",
     "ToolExecutor": "app.agent.tools",
     "ToolRegistry": "app.agent.tools",
@@ -75,6 +79,7 @@ __all__ = [
     "OpenAILike",
     "OpenAIRequest",
     "ParallelPrompt",
+    "Participant",
     "Passage",
     "PatternMatcherPP",
     "Prompt",
@@ -84,6 +89,8 @@ __all__ = [
     "SessionParams",
     "SplitterPP",
     "Stream",
+    "Talk",
+    "Team",
     "Tool",
     "ToolCall",
     "ToolExecutor",

@@ -14,14 +14,15 @@ from pydantic import BaseModel, TypeAdapter
 
 from app.agent.asking import ask
 from app.agent.history import History
-from app.agent.plain import canonical, revived
+from app.agent.plain import canonical, clean, revived
 from app.agent.stream import Stream
 from app.agent.threads import Threads
 from app.domain import Message, Session, now
-from app.errors import AgentFailed
+from app.errors import AgentFailed, InvalidInput
 from app.journal.recorder import Recorder
 
 if TYPE_CHECKING:
+    from app.agent.delegating import Delegations
     from app.agent.knowledge import Knowledge, Passages
     from app.agent.mcp_servers import Toolboxes
     from app.agent.memory import MemoryManager
@@ -52,6 +53,8 @@ class Binding:
     """The MCP servers whose tools it may name."""
     passages: Passages | None = None
     """What the agent keeps for the user to look things up in; without them it begins with nothing."""
+    delegations: Delegations | None = None
+    """The way to have other agents answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +89,7 @@ class Chattable:
     request: OpenAIRequest | None = None
     """The request, when the message came through the OpenAI protocol."""
 
+    _delegations: Delegations | None = None
     _passages: Passages | None = None
     _recorder: Recorder
     _threads: Threads
@@ -185,8 +189,18 @@ class Chattable:
         return ask(self._recorder, self.stream.append, question, schema, timeout)
 
     async def delegate(self, agent_id: str, content: str, /, **params: Any) -> Reply:
-        """Have another agent of the server answer, in this session."""
-        raise AgentFailed("Only a running server has other agents to delegate to: this agent has none.")
+        """Have another agent of the server answer `content`, in this session: its live answer, at the first chunk.
+
+        `params` are that agent's. It sees nothing of what was said before, and what it does is recorded below one step of this run.
+        `NotFound`, `NotAllowed` or `InvalidInput` when the user could not have asked it either.
+        """
+        from app.agent.delegating import Wish
+
+        if self._delegations is None:
+            raise AgentFailed("Only a running server has other agents to delegate to: this agent has none.")
+        if not isinstance(content, str):
+            raise InvalidInput("What is delegated must be text.", param="content")
+        return await self._delegations.ask(Wish(agent_id, params, [Message.user(clean(content))]))
 
     async def embed(self, texts: Sequence[str], *, model: str | None = None) -> list[list[float]]:
         """The embedding of each text, in order; by the model `embedding` where there is one and none is named."""
@@ -209,6 +223,7 @@ class Chattable:
         self.stream = stream
         self.request = binding.request
         self._passages = binding.passages
+        self._delegations = binding.delegations
         if "memory" not in vars(self):
             self.memory = _new_memory()
         if binding.memory is not None:

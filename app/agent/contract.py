@@ -9,12 +9,14 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequen
 from typing import Any, Literal
 
 from msgspec import Struct
+from pydantic import BaseModel, ConfigDict
 
+from app.agent.chattable import Chattable
 from app.agent.plain import plain
 from app.agent.runner import Answer
 from app.agent.samples import sample
 from app.agent.trial import Trial
-from app.agent.version import AgentVersion
+from app.agent.version import AgentVersion, Code
 from app.domain import ANSWER_TYPES, Message
 from app.errors import AppError
 from app.journal.log import Event
@@ -103,7 +105,7 @@ class Contract:
 
     async def _streams(self) -> str:
         """What a reader sees while it comes is what is kept, and it does not hang on how the model cut its answer."""
-        trial = Trial(self._version, Echo(), params=self._params, person=_person)
+        trial = Trial(self._version, Echo(), params=self._params, person=_person, others=_stand_in)
         work = Tasks().start(trial.answer("Hello, world", timeout=TIMEOUT), name="streamed")
         read: list[Event] = []
         while not work.done():
@@ -126,7 +128,7 @@ class Contract:
 
     async def _cancels(self) -> str:
         llm, tasks = Echo(endless=True), Tasks()
-        trial = Trial(self._version, llm, params=self._params, person=_person)
+        trial = Trial(self._version, llm, params=self._params, person=_person, others=_stand_in)
         work = tasks.start(trial.answer("Hello", timeout=TIMEOUT), name="cancelled")
         begun = tasks.start(llm.begun.wait(), name="begun")
         await asyncio.wait({work, begun}, timeout=STARTED, return_when=asyncio.FIRST_COMPLETED)
@@ -176,7 +178,7 @@ class Contract:
             if again is None or plain(again) != plain(given.state):
                 raise BrokenPromise("its state is another one when it is loaded again")
         before = [Message.user("Hello"), Message.assistant(given.text)]
-        await Trial(version, Echo(), params=stored, person=_person).answer(
+        await Trial(version, Echo(), params=stored, person=_person, others=_stand_in).answer(
             "And?", state=given.state, before=before, timeout=TIMEOUT
         )
         has = [name for name, model in (("params", version.params_model), ("state", version.state_model)) if model]
@@ -193,7 +195,7 @@ class Contract:
         return f"{usage.prompt} prompt, {usage.completion} completion"
 
     async def _run(self, text: str, llm: Echo | None = None) -> tuple[Answer, Trial]:
-        trial = Trial(self._version, llm or Echo(), params=self._params, person=_person)
+        trial = Trial(self._version, llm or Echo(), params=self._params, person=_person, others=_stand_in)
         return await trial.answer(text, timeout=TIMEOUT), trial
 
 
@@ -204,6 +206,24 @@ async def _finding(name: str, promise: Callable[[], Coroutine[Any, Any, str]]) -
         return Finding(name, "failed", error.message)
     except BrokenPromise as error:
         return Finding(name, "failed", f"{error}.")
+
+
+class _Anything(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+
+class _Repeats(Chattable):
+    """Stands in for whatever agent it is that another delegates to."""
+
+    id = "repeats"
+    params: _Anything
+
+    def chat(self, message: Message) -> str:
+        return message.content
+
+
+def _stand_in(_: str) -> AgentVersion:
+    return AgentVersion(_Repeats, "", Code(__name__), {})
 
 
 async def _person(_: str, schema: dict[str, Any]) -> Any:

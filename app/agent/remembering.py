@@ -50,6 +50,15 @@ class Recollection:
                 scope = manager.user if of_user else manager
                 scope.fill([*entries, *scope])
 
+    def apply(self, changes: Iterable[MemoryChange], session_id: UUID) -> None:
+        """What was changed since, and is not stored yet, was so before; to be done before `fill`."""
+        known = {entry.id: entry for entry in self._stored}
+        for change in changes:
+            known.pop(change.id, None)
+            if change.entry is not None:
+                known[change.id] = replace(change.entry, session_id=None if change.of_user else session_id)
+        self._stored = list(known.values())
+
     def changes(self) -> Sequence[MemoryChange]:
         """What is otherwise now; `AgentFailed` for what cannot be stored."""
         if self._manager is None:

@@ -74,6 +74,8 @@ async def answer(
             if not task.done():
                 await _end(task)
         finally:
+            if binding.delegations:
+                await binding.delegations.close()
             if isinstance(binding.llm, RunLLM):
                 await binding.llm.close()
     outcome = task.result()

@@ -6,12 +6,13 @@ import asyncio
 import re
 
 from app.agent.plain import clean
-from app.domain import ANSWER_TYPES, Chunk
+from app.domain import ANSWER_TYPES, SPEAKER, Chunk
 from app.errors import AgentFailed, InvalidInput
 from app.journal.log import Log
 
 CONTENT_TYPE = re.compile(r"[a-z0-9_.-]{1,64}")
 """The names of content types, the platform's and an agent's own."""
+MAX_NAME = 64
 
 
 class Stream:
@@ -74,3 +75,5 @@ def check(content_type: object, content: object) -> None:
         raise InvalidInput("A content type is a name of 1 to 64 of a-z, 0-9, _, . and -.", param="content_type")
     if not isinstance(content, str):
         raise InvalidInput("The content of a chunk must be text.", param="content")
+    if content_type == SPEAKER and not 0 < len(content) <= MAX_NAME:
+        raise InvalidInput(f"The name of a speaker has 1 to {MAX_NAME} characters.", param="content")

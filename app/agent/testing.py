@@ -25,7 +25,7 @@ from app.agent.recorded import Recorded
 from app.agent.trial import Trial
 from app.agent.version import AgentVersion, Code, declared_in
 from app.domain import Chunk, Message, SessionParams, Step, Usage
-from app.errors import AgentFailed, LLMError, PluginError
+from app.errors import AgentFailed, LLMError, NotFound, PluginError
 from app.journal.log import joined
 from app.llm.llm import LLM, Finish, ToolCall
 from app.llm.tokens import count, count_messages
@@ -108,13 +108,15 @@ async def answered(
     state: Mapping[str, Any] | None = None,
     before: Sequence[Message] = (),
     replies: Sequence[Any] = (),
+    others: Sequence[type[Chattable]] = (),
     session_params: SessionParams | None = None,
     timeout: float = 60,  # noqa: ASYNC109 - the agent's, not the caller's
 ) -> Answer:
     """Have an agent answer `text`, as the platform would.
 
     `params` and `state` are the agent's, as JSON; `settings` the operator's variables `AGENT_<ID>_<FIELD>`; `before` what was
-    said before; `replies` what the person answers to its questions, in turn. Without an `llm` the agent cannot ask one.
+    said before; `replies` what the person answers to its questions, in turn; `others` the agents that it can delegate to. Without an
+    `llm` the agent cannot ask one.
     """
     version = AgentVersion(agent, "test", Code("test"), settings or {})
     left = list(replies)
@@ -124,7 +126,15 @@ async def answered(
             raise AgentFailed(f"The agent asks once more than there are replies: {question}")
         return left.pop(0)
 
-    tried = Trial(version, llm or Scripted([]), params=params, session_params=session_params, person=person)
+    def other(agent_id: str) -> AgentVersion:
+        found = next((cls for cls in (agent, *others) if cls.id == agent_id), None)
+        if found is None:
+            raise NotFound("agent", param="agent.id")
+        return AgentVersion(found, "test", Code("test"), settings or {})
+
+    tried = Trial(
+        version, llm or Scripted([]), params=params, session_params=session_params, person=person, others=other
+    )
     given = await tried.answer(text, state=state, before=before, timeout=timeout)
     chunks = joined(event.chunk for event in tried.log.events)
     return Answer(given.text, chunks, tried.steps, tried.usage, given.state)

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from functools import partial
 from hashlib import sha256
 from typing import Any, TypeAlias
 
+from msgspec import structs
+
 from app.agent.asking import Suspended
 from app.agent.chattable import Binding
+from app.agent.delegating import Delegations, Wish
 from app.agent.history import History
 from app.agent.plain import canonical
 from app.agent.runner import Answer, answer
@@ -23,6 +29,8 @@ from app.llm.messages import Messages, Prompt
 
 Person: TypeAlias = Callable[[str, dict[str, Any]], Awaitable[Any]]
 """Answers an agent's question, whose answer has a JSON Schema."""
+Others: TypeAlias = Callable[[str], AgentVersion]
+"""The agents that there are besides, by id; `NotFound` for any other."""
 
 
 class Trial:
@@ -36,12 +44,15 @@ class Trial:
         params: Mapping[str, Any] | None = None,
         session_params: SessionParams | None = None,
         person: Person | None = None,
+        others: Others | None = None,
     ) -> None:
-        """`InvalidInput` for wrong parameters of the agent. Without a `person` it fails when it asks one."""
+        """`InvalidInput` for wrong parameters of the agent. Without a `person` it fails when it asks one; without `others`,
+        when it delegates.
+        """
         stored = version.validate_params(params or {})
         self.session = Session(new_id(), User(new_id(), "Ada"), version.id, stored, session_params or SessionParams())
         self.log = Log(new_id())
-        self._version, self._llm, self._person = version, llm, person
+        self._version, self._llm, self._person, self._others = version, llm, person, others
         self._recorder, self._earlier = Recorder(), list[Step]()
         self._said: dict[bytes | None, list[Sequence[Items]]] = {}
 
@@ -74,6 +85,9 @@ class Trial:
                 self._llm, self._recorder, {key: list(said) for key, said in self._said.items()}, self._said
             )
             binding = Binding(self.session, History([*before, message]), llm, self._recorder, state)
+            if self._others:
+                delegations = Delegations(partial(self._engaged, self._others, llm), self._recorder, timeout)
+                binding = replace(binding, delegations=delegations)
             try:
                 return await answer(self._version, binding, message, self.log, timeout=timeout)
             except Suspended as asked:
@@ -82,6 +96,13 @@ class Trial:
                 self._begin_anew(asked.seq, await self._person(asked.question, asked.schema))
             finally:
                 await llm.close()
+
+    @asynccontextmanager
+    async def _engaged(self, others: Others, llm: LLM, wish: Wish) -> AsyncIterator[tuple[AgentVersion, Binding]]:
+        version = others(wish.agent_id)
+        params, names = version.validate_params(wish.params), tuple(wish.names) or (wish.agent_id,)
+        session = structs.replace(self.session, agent_id=wish.agent_id, agent_params=params, participants=names)
+        yield version, Binding(session, History(wish.history), llm, self._recorder)
 
     def _begin_anew(self, seq: int, answer: Any) -> None:
         self._earlier = list(self.steps)

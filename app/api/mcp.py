@@ -180,7 +180,8 @@ async def _call_tool(context: ServerRequestContext[Any, Request], params: CallTo
             async for batch in live.log.read():
                 said = "".join(event.chunk.content for event in batch)
                 await context.session.report_progress(batch[-1].position, message=said)
-            return _result(live.log.answer(), await live.log.ended())
+            outcome = await live.log.ended()
+            return _result(outcome.text or live.log.answer(), outcome)
     except NotFound:
         raise MCPError(INVALID_PARAMS, "There is no such tool.") from None
     except Exception as error:

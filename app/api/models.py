@@ -326,10 +326,27 @@ class FeedbackIn(In):
     comment: Text | None = None
 
 
+class SpokenOut(BaseModel):
+    """What one speaker said."""
+
+    id: UUID
+    name: str | None
+    content: str
+
+
 class AnswerOut(BaseModel):
-    """The answer to a message. `additional_kwargs.create_at` is when it was made; `.status` stands there when it is not complete."""
+    """The answer to a message. `additional_kwargs.create_at` is when it was made; `.status` stands there when it is not complete.
+
+    Of several speakers `content` has what each said after its name; their messages follow one another, and `message_id` is the last.
+    """
 
     content: str
+    messages: list[SpokenOut] | None = Field(
+        None,
+        exclude_if=lambda value: value is None,
+        description="each message, where speakers have names",
+        examples=[[{"id": "0199a1b2-c3d4-7e5f-8a9b-0c1d2e3f4a5b", "name": "writer", "content": "Hello"}]],
+    )
     type: Literal["ai"] = "ai"
     additional_kwargs: dict[str, Any]
     run_id: UUID

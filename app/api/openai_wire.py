@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from app.api import openai_errors
 from app.api.wire import GOES_ON, HEARTBEAT, HEARTBEAT_SECONDS, EventStream
-from app.domain import ANSWER_TYPES, Chunk, Outcome, Run, RunStatus, Usage
+from app.domain import ANSWER_TYPES, SPEAKER, Chunk, Outcome, Run, RunStatus, Usage
 from app.journal.log import Event, Log, LogFull
 from app.usecases import runs
 from app.usecases.calls import Call, Calls
@@ -47,6 +47,7 @@ class Choice:
         self._form = form
         self._index = index
         self._calls = Calls(run_id, form.tools)
+        self._speakers = 0
 
     def opening(self) -> dict[str, Any]:
         """The first delta."""
@@ -61,6 +62,10 @@ class Choice:
         kind = chunk.content_type
         if kind in ANSWER_TYPES or kind == "question":  # which is all that a run says which waits for a person
             return [{"content": chunk.content, "content_type": kind}]
+        if kind == SPEAKER:  # any client is to see who speaks
+            self._speakers += 1
+            apart = "\n\n" if self._speakers > 1 else ""
+            return [{"content": f"{apart}{chunk.content}: ", "content_type": kind}]
         if not self._form.is_chat:
             return []
         if kind == "thinking":

@@ -131,7 +131,7 @@ def items_of(messages: Iterable[Message], runs: Mapping[UUID, Run]) -> list[Json
 def _items(message: Message, runs: Mapping[UUID, Run]) -> list[Json]:
     run = runs.get(message.run_id) if message.run_id else None
     calls = message.additional_kwargs.get("tool_calls", ()) if message.role == "assistant" else ()
-    if run is not None:
+    if run is not None and not message.name:
         return answer_items(run, [message], names_of(calls))
     hex = message.id.hex if message.id else ""
     if message.role == "tool":
@@ -159,7 +159,8 @@ def answer_items(run: Run, answers: Sequence[Message], tools: frozenset[str]) ->
 
 def _parts(message: Message) -> list[Json]:
     if message.role == "assistant":
-        return [{"type": "output_text", "text": message.content, "annotations": []}]
+        speaker = f"{message.name}: " if message.name and message.run_id else ""
+        return [{"type": "output_text", "text": f"{speaker}{message.content}", "annotations": []}]
     if not message.parts:
         return [{"type": "input_text", "text": message.content}]
     return [_given_back(part) for part in message.parts]

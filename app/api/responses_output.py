@@ -11,7 +11,7 @@ from typing import Any
 from uuid import UUID
 
 from app.api.openai_models import Json
-from app.domain import ANSWER_TYPES, Outcome, RunStatus
+from app.domain import ANSWER_TYPES, SPEAKER, Outcome, RunStatus
 from app.journal.log import Event
 from app.usecases.calls import Call, Calls
 
@@ -27,6 +27,8 @@ class Output:
         self._calls = Calls(run_id, tools)
         self._open: str | None = None
         self._said: list[str] = []
+        self._speaker = ""
+        """How the next message begins."""
 
     def event(self, kind: str, **fields: Any) -> Json:
         """An event with the next number."""
@@ -38,7 +40,12 @@ class Output:
         found: list[Json] = []
         for _, chunk in events:
             if chunk.content_type in ANSWER_TYPES:
+                found += self._say("message", self._speaker) if self._speaker else ()
                 found += self._say("message", chunk.content)
+                self._speaker = ""
+            elif chunk.content_type == SPEAKER:  # a message of its own
+                found += self._close()
+                self._speaker = f"{chunk.content}: "
             elif chunk.content_type == "thinking":
                 found += self._say("reasoning", chunk.content)
             elif chunk.content_type == "tool_call":

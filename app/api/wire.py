@@ -174,14 +174,17 @@ async def _left(receive: Receive) -> None:
 
 
 def answer(outcome: Outcome) -> dict[str, Any]:
-    """The answer in the words of seed 003, with run, message and usage beside it."""
+    """The answer in the words of seed 003, with run, message and usage beside it; and each message, where they have speakers."""
     message = outcome.messages[-1] if outcome.messages else None
     extra: dict[str, Any] = dict(message.additional_kwargs) if message else {"status": outcome.run.status}
     extra["create_at"] = message.created_at if message else outcome.run.ended_at
+    spoken = [{"id": each.id, "name": each.name, "content": each.content} for each in outcome.messages]
+    beside = {"messages": spoken} if any(each.name for each in outcome.messages) else {}
     return {
-        "content": message.content if message else "",
+        "content": outcome.text,
         "type": "ai",
         "additional_kwargs": extra,
+        **beside,
         "run_id": outcome.run.id,
         "message_id": message.id if message else None,
         "usage": usage(outcome.run.usage),

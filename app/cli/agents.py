@@ -120,7 +120,7 @@ def run(
                 raise SettingsError(f"{row.source} failed: {_why(folder, row)}")
             if others:
                 raise SettingsError(f"{row.source} has several agents: name one of {', '.join(loaded.ids)}.")
-            return await talk(loaded.get(row.id), text, given, scripted)
+            return await talk(loaded.get(row.id), text, given, scripted, loaded.get)
 
     raise typer.Exit(int(not asyncio.run(work())))
 

@@ -11,7 +11,7 @@ from typing import Any
 import typer
 
 from app.agent.runner import Answer
-from app.agent.trial import Trial
+from app.agent.trial import Others, Trial
 from app.agent.version import AgentVersion
 from app.domain import ANSWER_TYPES, Message
 from app.errors import AgentFailed, AppError
@@ -25,16 +25,24 @@ PAUSE = 0.02
 
 
 async def talk(
-    version: AgentVersion, text: str | None, params: Mapping[str, Any], scripted: Sequence[str] | None
+    version: AgentVersion,
+    text: str | None,
+    params: Mapping[str, Any],
+    scripted: Sequence[str] | None,
+    others: Others | None = None,
 ) -> bool:
-    """Have it answer `text`, or every line of standard input, each with what was said before; whether all went well."""
+    """Have it answer `text`, or every line of standard input, each with what was said before; whether all went well.
+
+    `others` are the agents that it can delegate to.
+    """
     before: list[Message] = []
     state: Mapping[str, Any] | None = None
     well = True
     async with _llm(scripted) as llm:
         async for line in _lines(text):
             try:
-                given = await _answered(Trial(version, llm, params=params, person=_person), line, before, state)
+                trial = Trial(version, llm, params=params, person=_person, others=others)
+                given = await _answered(trial, line, before, state)
             except AppError as error:
                 typer.echo(error.message, err=True)
                 well = False

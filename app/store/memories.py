@@ -84,7 +84,7 @@ def rows(run: Run, message_id: UUID, changes: Sequence[MemoryChange]) -> list[di
             "message_id": message_id,
             "user_id": run.user_id,
             "session_id": None if change.of_user else run.session_id,
-            "agent_id": run.agent_id,
+            "agent_id": change.agent_id or run.agent_id,
             "forgotten": change.entry is None,
             "known": change.known,
         }

@@ -77,16 +77,22 @@ async def of_runs(db: AsyncConnection, ids: Sequence[UUID]) -> Mapping[UUID, Seq
     return found
 
 
-async def last_state(db: AsyncConnection, leaf_id: UUID, agent_id: str) -> Mapping[str, Any] | None:
-    """The state that an agent left last on the branch that ends with `leaf_id`."""
+async def last_state(db: AsyncConnection, leaf_id: UUID, agent_id: str) -> Message | None:
+    """The last message of the branch that ends with `leaf_id` which keeps a state of the agent, its own or as `@ID`."""
     columns = (messages.c.id, messages.c.parent_id, messages.c.state, messages.c.agent_id)
     branch = select(*columns).where(messages.c.id == leaf_id).cte("branch", recursive=True)
     parent = messages.alias("parent")
-    found = and_(branch.c.state.is_not(None), branch.c.agent_id == agent_id)
+    found = _keeps_state(branch.c, agent_id)
     above = select(parent.c.id, parent.c.parent_id, parent.c.state, parent.c.agent_id)
     branch = branch.union_all(above.join(branch, parent.c.id == branch.c.parent_id).where(not_(found)))
-    query = select(branch.c.state).where(branch.c.state.is_not(None), branch.c.agent_id == agent_id)
-    return (await db.execute(query)).scalar()
+    query = select(*_COLUMNS).join(branch, branch.c.id == messages.c.id).where(_keeps_state(branch.c, agent_id))
+    row = (await db.execute(query)).first()
+    return message_of(row) if row else None
+
+
+def _keeps_state(columns: Any, agent_id: str) -> ColumnElement[bool]:
+    keeps = or_(columns.agent_id == agent_id, columns.state.has_key(f"@{agent_id}"))
+    return and_(columns.state.is_not(None), keeps)
 
 
 async def list_page(db: AsyncConnection, session_id: UUID, *, after: UUID | None, limit: int) -> Page[Message]:

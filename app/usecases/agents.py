@@ -11,6 +11,7 @@ from uuid import UUID
 from msgspec.structs import asdict
 
 from app.agent.loader import Listed
+from app.agent.team import Team
 from app.domain import PRESET_ID, Preset, Principal, Role, SessionParams, User
 from app.errors import AppError, InvalidInput, NotAllowed, NotFound
 from app.store import accounts, presets
@@ -47,7 +48,26 @@ async def check(platform: Platform, user: User, agent_id: str, params: Mapping[s
         granted = await accounts.granted_agents(db, user.id)
     if user.role is not Role.ADMIN and not granted & {"*", agent_id}:
         raise NotAllowed("You may not use this agent.", param="agent.id")
-    return version.validate_params(params)
+    checked = version.validate_params(params)
+    if issubclass(version.cls, Team):
+        await _check_participants(platform, user, version.make_params(checked))
+    return checked
+
+
+async def _check_participants(platform: Platform, user: User, talk: Any) -> None:
+    """Raise why a participant cannot speak for this user, if one cannot."""
+    for number, each in enumerate(talk.participants, 1):
+        who = f"Participant {number} of the team"
+        if each.id not in platform.agents.ids:
+            raise NotFound(f"agent as participant {number} of the team", param="agent.params.participants")
+        if issubclass(platform.agents.get(each.id).cls, Team):
+            raise InvalidInput(f"{who} is a team itself.", param="agent.params.participants")
+        try:
+            await check(platform, user, each.id, each.params)
+        except NotAllowed:
+            raise NotAllowed(f"{who} is an agent that you may not use.", param="agent.params.participants") from None
+        except InvalidInput as error:
+            raise InvalidInput(f"{who}: {error.message}", param="agent.params.participants") from None
 
 
 async def choose(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
 from functools import partial
 from typing import Any, TypeVar
@@ -15,10 +16,12 @@ from msgspec.structs import replace
 
 from app.agent.asking import Suspended
 from app.agent.chattable import Binding
+from app.agent.delegating import Delegations, Wish, memories_of, state_of, states
 from app.agent.history import History
 from app.agent.remembering import Recollection
 from app.agent.runner import Answer, answer
-from app.domain import ANSWER_TYPES, Chunk, Message, Outcome, Run, RunStatus, Usage, new_id, now
+from app.agent.version import AgentVersion
+from app.domain import ANSWER_TYPES, SPEAKER, Chunk, Message, Outcome, Run, RunStatus, Session, Usage, new_id, now
 from app.errors import AppError, NotFound, Unavailable
 from app.journal.log import Log, LogFull, joined
 from app.journal.recorder import MAX_STEPS, Recorder
@@ -30,6 +33,7 @@ from app.reports import report
 from app.store import journal, memories, messages, runs
 from app.store.database import is_passing
 from app.store.operations import AnswerRun, Begun, Finished, FinishRun, RecordSteps
+from app.usecases import agents
 from app.usecases.calls import called, names_of, paired
 from app.usecases.knowledge import UserPassages
 from app.usecases.live import LiveRun
@@ -154,24 +158,56 @@ async def answered(platform: Platform, begun: Begun, live: LiveRun) -> Answer:
             record(live.recorder, begun.request["body"], history[-1:])
     shown = told(request, history if begun.ephemeral else paired(history))
     with platform.agents.lease(session.agent_id) as version:
-        binding = Binding(
-            session=session,
-            history=History(shown),
-            llm=RunLLM(
-                platform.calls,
-                live.recorder,
-                caller_of(begun, version.digest, version.shares_cache),
-                model=session.params.model,
-                temperature=session.params.temperature,
-            ),
-            recorder=live.recorder,
-            request=request,
-            toolboxes=platform.toolboxes,
-            passages=UserPassages(platform, begun.run.user_id, session.agent_id),
-            state=await _state(platform, history, session.agent_id) if version.state_model else None,
-            memory=await _memory(platform, begun) if version.uses_memory else None,
-        )
-        return await answer(version, binding, asked_in(shown), live.log, timeout=platform.run_timeout)
+        delegations = Delegations(partial(_engaged, platform, begun, live), live.recorder, platform.run_timeout)
+        binding = await _bound(platform, begun, live, version, session, shown)
+        binding = dataclasses.replace(binding, request=request, delegations=delegations)
+        given = await answer(version, binding, asked_in(shown), live.log, timeout=platform.run_timeout)
+    kept = delegations.kept
+    return replace(
+        given,
+        state=states(kept, session.agent_id, given.state),
+        memories=memories_of(kept, session.agent_id, given.memories),
+    )
+
+
+async def _bound(
+    platform: Platform,
+    begun: Begun,
+    live: LiveRun,
+    version: AgentVersion,
+    session: Session,
+    shown: Sequence[Message],
+) -> Binding:
+    """What an agent of the run works with: the run's own, or one that it delegates to."""
+    return Binding(
+        session=session,
+        history=History(shown),
+        llm=RunLLM(
+            platform.calls,
+            live.recorder,
+            dataclasses.replace(caller_of(begun, version.digest, version.shares_cache), agent=version.id),
+            model=session.params.model,
+            temperature=session.params.temperature,
+        ),
+        recorder=live.recorder,
+        toolboxes=platform.toolboxes,
+        passages=UserPassages(platform, begun.run.user_id, version.id),
+        state=await _state(platform, live.history, version.id) if version.state_model else None,
+        memory=await _memory(platform, begun.run, version.id) if version.uses_memory else None,
+    )
+
+
+@asynccontextmanager
+async def _engaged(
+    platform: Platform, begun: Begun, live: LiveRun, wish: Wish
+) -> AsyncIterator[tuple[AgentVersion, Binding]]:
+    """An agent that another delegates to, with parameters of its own, in the same session; if its user may use it."""
+    user = begun.session.user
+    params = await patiently(lambda: agents.check(platform, user, wish.agent_id, wish.params))
+    names = tuple(wish.names) or (wish.agent_id,)
+    session = replace(begun.session, agent_id=wish.agent_id, agent_params=params, participants=names)
+    with platform.agents.lease(wish.agent_id) as version:
+        yield version, await _bound(platform, begun, live, version, session, wish.history)
 
 
 async def _done(platform: Platform, run_id: UUID) -> Sequence[Done]:
@@ -222,27 +258,27 @@ async def _history(platform: Platform, begun: Begun) -> Sequence[Message]:
 async def _state(platform: Platform, history: Sequence[Message], agent_id: str) -> Mapping[str, Any] | None:
     """The state that the agent left last on this branch, in the window or before it."""
     for message in reversed(history):
-        if message.state is not None and message.agent_id == agent_id:
-            return message.state
+        if (state := state_of(message, agent_id)) is not None:
+            return state
     first = history[0]
     if first.parent_id is None:
         return None
     leaf_id = first.parent_id
 
-    async def read() -> Mapping[str, Any] | None:
+    async def read() -> Message | None:
         async with platform.engine.connect() as db:
             return await messages.last_state(db, leaf_id, agent_id)
 
-    return await patiently(read)
+    found = await patiently(read)
+    return state_of(found, agent_id) if found else None
 
 
-async def _memory(platform: Platform, begun: Begun) -> Recollection:
-    """What the agent remembers of this branch, and of the user."""
-    run = begun.run
+async def _memory(platform: Platform, run: Run, agent_id: str) -> Recollection:
+    """What an agent remembers of this branch, and of the user."""
 
     async def read() -> Recollection:
         async with platform.engine.connect() as db:
-            return Recollection(await memories.recall(db, run.message_id, run.user_id, run.session_id, run.agent_id))
+            return Recollection(await memories.recall(db, run.message_id, run.user_id, run.session_id, agent_id))
 
     return await patiently(read)
 
@@ -258,7 +294,7 @@ def _ending(live: LiveRun, result: Answer | AppError | None, *, promote: bool) -
     usage = live.run.usage + live.recorder.usage
     run = replace(live.run, status=status, error=error, usage=usage, layout=layout(chunks))
     calls = called(chunks, run.id, live.tools) if live.tools else []
-    answers = [stored_answer(chunks, status, given, calls)] if chunks or status is RunStatus.COMPLETED else []
+    answers = stored_answers(chunks, status, given, calls) if chunks or status is RunStatus.COMPLETED else []
     remembered = given.memories if given else ()
     return FinishRun(run, answers, live.recorder.steps, live.credential_id, promote, memories=remembered)
 
@@ -302,13 +338,33 @@ def layout(chunks: Sequence[Chunk]) -> list[tuple[str, int]] | None:
     return [(chunk.content_type, len(chunk.content)) for chunk in chunks]
 
 
-def stored_answer(
+def stored_answers(
+    chunks: Sequence[Chunk],
+    status: RunStatus,
+    given: Answer | None = None,
+    calls: Sequence[Mapping[str, Any]] = (),
+) -> list[Message]:
+    """The messages that a run leaves: one for each speaker's turn. How the run ended is told by the last."""
+    turns: list[tuple[str | None, list[Chunk]]] = []
+    for chunk in chunks:
+        if chunk.content_type == SPEAKER:
+            turns.append((chunk.content, []))
+        else:
+            turns = turns or [(None, [])]
+            turns[-1][1].append(chunk)
+    *earlier, (name, last) = turns or [(None, [])]
+    done = [replace(_stored_answer(said, RunStatus.COMPLETED), name=speaker) for speaker, said in earlier]
+    ending = _stored_answer(last, status, given, calls)
+    return [*done, replace(ending, name=name) if name else ending]
+
+
+def _stored_answer(
     chunks: Sequence[Chunk],
     status: RunStatus,
     given: Answer | None = None,
     calls: Sequence[Mapping[str, Any]] = (),
 ) -> Message:
-    """The message that a run leaves. What was shown beside the answer is in `additional_kwargs.asides`."""
+    """One of them. What was shown beside the answer is in `additional_kwargs.asides`."""
     extra = dict(given.additional_kwargs) if given else {}
     if calls:
         extra["tool_calls"] = calls
@@ -325,15 +381,20 @@ def stored_answer(
 
 def stored_log(run: Run, answers: Iterable[Message]) -> Log:
     """The log of a run that has ended, made again from what it left: the same text at the same positions."""
-    made = Log(run.id)
-    for message in answers:
-        asides = "".join(aside["content"] for aside in message.additional_kwargs.get("asides", ()))
-        rest = {True: message.content, False: asides}
-        for content_type, length in run.layout or [("text", len(message.content))]:
-            is_answer = content_type in ANSWER_TYPES
-            made.append(Chunk(rest[is_answer][:length], content_type))
-            rest[is_answer] = rest[is_answer][length:]
-    made.close(Outcome(run, tuple(answers)))
+    made, answers = Log(run.id), tuple(answers)
+    text = "".join(message.content for message in answers)
+    asides = (aside["content"] for message in answers for aside in message.additional_kwargs.get("asides", ()))
+    rest = {True: text, False: "".join(asides)}
+    turns = sum(content_type == SPEAKER for content_type, _ in run.layout or ())
+    names = iter([message.name or "" for message in answers[len(answers) - turns :]])
+    for content_type, length in run.layout or [("text", len(text))]:
+        if content_type == SPEAKER:
+            made.append(Chunk(next(names, ""), content_type))
+            continue
+        is_answer = content_type in ANSWER_TYPES
+        made.append(Chunk(rest[is_answer][:length], content_type))
+        rest[is_answer] = rest[is_answer][length:]
+    made.close(Outcome(run, answers))
     return made
 
 
@@ -395,4 +456,4 @@ async def unanswered(platform: Platform, run: Run, credential_id: UUID | None) -
         chunks = [Chunk(content, content_type) for content_type, content in await runs.said(db, run.id)]
     status, error = (RunStatus.CANCELLED, None) if run.cancel_requested else (RunStatus.PARTIAL, UNANSWERED)
     ended = replace(run, status=status, error=error, layout=layout(chunks), question=None)
-    return FinishRun(ended, [stored_answer(chunks, status)] if chunks else [], (), credential_id)
+    return FinishRun(ended, stored_answers(chunks, status) if chunks else [], (), credential_id)

@@ -12,7 +12,7 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.domain import Errand, Message, Page, Principal, RunStatus, SessionParams, Step, new_id, now
+from app.domain import Errand, Message, Outcome, Page, Principal, RunStatus, SessionParams, Step, new_id, now
 from app.errors import Conflict, NotFound
 from app.llm.tokens import count
 from app.store import errands, messages
@@ -141,7 +141,7 @@ async def result(platform: Platform, errand: Errand) -> str | None:
         return None
     async with platform.engine.connect() as db:
         answers = await messages.of_runs(db, [errand.run.id])
-    return "".join(answer.content for answer in answers.get(errand.run.id, ()))
+    return Outcome(errand.run, answers.get(errand.run.id, ())).text
 
 
 async def steps(platform: Platform, errand: Errand, *, after: int, limit: int) -> Sequence[Step]:

@@ -68,7 +68,7 @@ async def regenerate(
     """
     async with platform.engine.connect() as db:
         message = await messages.get(db, message_id, owner=principal.owner)
-        if message is not None and message.role == "assistant" and message.parent_id is not None:
+        while message is not None and message.role == "assistant" and message.parent_id is not None:
             message = await messages.get(db, message.parent_id, owner=principal.owner)
     if message is None or message.session_id is None:
         raise NotFound("message", param="message_id")

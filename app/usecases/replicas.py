@@ -22,7 +22,7 @@ from app.store.database import is_passing
 from app.store.operations import FinishRun
 from app.store.redis import Client
 from app.usecases import conduct
-from app.usecases.conduct import finish, layout, start, stored_answer, unanswered
+from app.usecases.conduct import finish, layout, start, stored_answers, unanswered
 from app.usecases.platform import Platform
 from app.usecases.relay import extend
 from app.usecases.windows import MAX_MESSAGES, MAX_TOKENS
@@ -193,7 +193,7 @@ async def _remains(platform: Platform, run: Run, credential_id: UUID | None) -> 
     status = RunStatus.CANCELLED if run.cancel_requested else RunStatus.PARTIAL if chunks else RunStatus.FAILED
     steps = await _spent(platform, run, chunks, bills)
     usage = sum((step.usage for step in steps), run.usage)
-    answers: list[Message] = [stored_answer(chunks, status)] if chunks else []
+    answers: list[Message] = stored_answers(chunks, status) if chunks else []
     ended = replace(run, status=status, error=SERVER_LOST, usage=usage, layout=layout(chunks))
     return FinishRun(ended, answers, steps, credential_id)
 

@@ -274,3 +274,32 @@ async def test_an_agent_that_only_asks_for_a_tool_has_answered() -> None:
     seen = await perform(Asking, '{"name": "weather"}')
     assert seen.answer is not None
     assert (seen.answer.text, seen.answer.finish) == ("", "tool_calls")
+
+
+# translator
+
+
+async def test_the_translator_streams_one_language(agents: Agents) -> None:
+    llm = Parrot(["Bon", "jour"])
+    seen = await perform(agents.get("translator"), "Hello {{x}}", llm=llm, params={"language": "fr"})
+    assert seen.shown == [("text", "Bon"), ("text", "jour")]
+    system, asked = (message["content"] for message in llm.asked[0][0])
+    assert "into fr" in system
+    assert asked == "Hello {{x}}"
+
+
+async def test_the_translator_asks_for_several_languages_at_once(agents: Agents) -> None:
+    llm = Parrot(["hi"])
+    assert await said(agents.get("translator"), llm=llm, params={"language": "fr, de"}) == "fr: hi\nde: hi"
+    assert len(llm.asked) == 2
+
+
+async def test_the_translator_says_when_a_language_fails(agents: Agents) -> None:
+    class Broken(Parrot):
+        async def generate(self, messages: list[dict[str, Any]], **options: Any) -> AsyncIterator[str]:
+            if "into de" in messages[0]["content"]:
+                raise AgentFailed("no German")
+            yield "salut"
+
+    with pytest.raises(AgentFailed, match="no German"):
+        await perform(agents.get("translator"), llm=Broken(), params={"language": "fr,de"})

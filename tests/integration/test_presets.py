@@ -82,7 +82,7 @@ async def test_a_preset_is_made_read_listed_changed_and_deleted(shared: House) -
     assert made["session_params"].items() >= {"model": None, "temperature": 0.5, "busy": None}.items()
     assert (await ann.get(f"/api/v1/agents/{id}")).json() == made
     listed = (await ann.get("/api/v1/agents")).json()
-    assert [item["kind"] for item in listed["data"]] == ["plugin"] * 3 + ["preset"]
+    assert [item["kind"] for item in listed["data"]] == ["plugin"] * 5 + ["preset"]
     assert (listed["data"][-1], listed["last_id"], listed["has_more"]) == (made, id, False)
     change = {"name": "Herald", "description": "", "agent": {"id": "fake_echo_agent"}, "session_params": {}}
     changed = (await ann.patch(f"/api/v1/agents/{id}", json=change)).json()
@@ -116,11 +116,11 @@ async def test_presets_are_listed_by_the_page_after_all_agents_of_files(shared: 
         answer = (await ann.get("/api/v1/agents", params={"limit": 2, **({"after": after} if after else {})})).json()
         seen += [item["id"] for item in answer["data"]]
         after = answer["last_id"]
-    assert seen == ["fake_echo_agent", "scripted_agent", "simple_openai_agent", *ids]
+    assert seen == ["fake_echo_agent", "scripted_agent", "simple_openai_agent", "team", "translator", *ids]
     assert not answer["has_more"]
     items = (await ann.post("/ListAgents", json={"limit": 2, "after": ids[2]})).json()
     assert ([item["id"] for item in items["items"]], items["has_more"]) == (ids[3:], False)
-    assert len((await ann.post("/ListAgents")).json()["items"]) == 8
+    assert len((await ann.post("/ListAgents")).json()["items"]) == 10
 
 
 async def test_a_session_copies_its_preset_and_goes_on_when_that_is_changed_or_deleted(shared: House) -> None:

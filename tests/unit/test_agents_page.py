@@ -40,12 +40,12 @@ def agent(folder: Path, name: str) -> type[Chattable]:
     return load(folder / f"agents/{name}.py")
 
 
-async def test_the_seven_agents_keep_every_promise(folder: Path) -> None:
+async def test_the_pages_agents_keep_every_promise(folder: Path) -> None:
     agents = Agents(folder / "agents", {})
     await agents.load()
     try:
         rows = agents.listing()
-        assert len(rows) == len(FILES) - 1 == 7
+        assert len(rows) == len(FILES) - 1 + 2 == 11  # one file has three
         for row in rows:
             assert row.error is None
             assert row.id
@@ -108,6 +108,34 @@ def test_the_companion_knows_what_it_was_told(folder: Path) -> None:
     assert answer(companion, "Who am I?").text == "I know nothing yet."
     assert answer(companion, "Remember I am Ada.", llm=llm).text == "Noted."
     assert "You know: I am Ada." in llm.asked[0][0][0]["content"]
+
+
+def test_the_herald_has_others_say_it(folder: Path) -> None:
+    others = [agent(folder, "shout"), load(ROOT / "agents/translator.py")]
+    llm = Scripted(["AUDITE"])
+    said = answer(agent(folder, "herald"), "hear", llm=llm, others=others)
+    assert [(chunk.content_type, chunk.content) for chunk in said.chunks] == [("status", "HEAR"), ("text", "AUDITE")]
+    assert "into la" in llm.asked[0][0][0]["content"]
+    assert [step.path for step in said.steps] == ["/shout", "/translator", "/translator/Scripted"]
+
+
+def test_the_newsroom_works_on_a_text(folder: Path) -> None:
+    room = folder / "agents/newsroom.py"
+    others = [load(room, "reporter"), load(room, "checker")]
+    llm = Scripted(["reporter", "It rained.", "Checker.", "Where?", "reporter", "It rained in Bonn.", "NOBODY"])
+    said = answer(load(room, "newsroom"), "The weather?", llm=llm, others=others)
+    assert [chunk.content for chunk in said.chunks if chunk.content_type == "speaker"] == [
+        "reporter",
+        "checker",
+        "reporter",
+    ]
+    assert said.text == "It rained.Where?It rained in Bonn."
+    heard = [(each["role"], each.get("name"), each["content"]) for each in llm.asked[5][0][2:]]
+    assert heard == [
+        ("user", None, "The weather?"),
+        ("assistant", "reporter", "It rained."),
+        ("user", "checker", "Where?"),
+    ]
 
 
 def test_the_pages_agents_and_tests_are_typed(folder: Path) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from app.domain import Chunk, Message, Outcome, Run, RunStatus, Usage, Value, new_id
+from app.domain import Chunk, Outcome, Run, RunStatus, Usage, Value, new_id
 from app.journal.log import Log, joined
 from app.journal.recorder import Bill, Recorder
 from app.store.redis import Entry
-from app.usecases.conduct import layout, stored_answer, stored_log
+from app.usecases.conduct import layout, stored_answers, stored_log
 from app.usecases.relay import extend
 
 
@@ -61,18 +61,34 @@ def test_the_bill_has_open_calls_as_estimates_and_ended_ones_as_they_are() -> No
         [Chunk("all text")],
         [Chunk("hm", "thinking"), Chunk("a"), Chunk("x = 1", "code"), Chunk("b")],
         [Chunk("a"), Chunk("one", "status"), Chunk("b"), Chunk("two", "status"), Chunk("hm", "thinking")],
+        [Chunk("x"), Chunk("ann", "speaker"), Chunk("hm", "thinking"), Chunk("a"), Chunk("ben", "speaker"), Chunk("b")],
+        [Chunk("ann", "speaker"), Chunk("hm", "thinking"), Chunk("ben", "speaker")],
         [],
     ],
 )
 def test_a_stored_answer_gives_its_log_back(said: list[Chunk]) -> None:
     run = Run(new_id(), new_id(), new_id(), "a", new_id(), RunStatus.PARTIAL, layout=layout(joined(said)))
-    made = stored_log(run, [stored_answer(joined(said), RunStatus.PARTIAL)] if said else [])
+    made = stored_log(run, stored_answers(joined(said), RunStatus.PARTIAL) if said else [])
     assert [event.chunk for event in made.events] == joined(said)
     assert made.outcome == Outcome(run, made.outcome.messages if made.outcome else ())
 
 
 def test_the_answer_is_what_counts_and_the_rest_stands_beside_it() -> None:
-    message = stored_answer([Chunk("hm", "thinking"), Chunk("a"), Chunk("b", "code")], RunStatus.COMPLETED)
-    assert isinstance(message, Message)
+    (message,) = stored_answers([Chunk("hm", "thinking"), Chunk("a"), Chunk("b", "code")], RunStatus.COMPLETED)
     assert message.content == "ab"
     assert message.additional_kwargs == {"asides": [{"content_type": "thinking", "content": "hm"}]}
+
+
+def test_each_speakers_turn_is_a_message_and_the_last_tells_how_it_ended() -> None:
+    said = [
+        Chunk("x"),
+        Chunk("ann", "speaker"),
+        Chunk("a"),
+        Chunk("ben", "speaker"),
+        Chunk("hm", "thinking"),
+        Chunk("b"),
+    ]
+    messages = stored_answers(said, RunStatus.FAILED)
+    assert [(each.name, each.content) for each in messages] == [(None, "x"), ("ann", "a"), ("ben", "b")]
+    asides = [{"content_type": "thinking", "content": "hm"}]
+    assert [each.additional_kwargs for each in messages] == [{}, {}, {"asides": asides, "status": "failed"}]
