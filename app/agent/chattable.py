@@ -72,6 +72,9 @@ class Chattable:
     shares_cache: ClassVar[bool] = False
     """Whether cached answers of language models are shared among the agent's users; else each has his own."""
 
+    summarises: ClassVar[bool] = True
+    """Whether turns that no longer fit into `history` are summarised, where a session does not say; only if it is used at all."""
+
     tools: ClassVar[Sequence[Callable[..., Any] | str]] = ()
     """The functions that `run_tools` offers the model; `"mcp:NAME"` stands for the tools of a configured MCP server."""
 
