@@ -21,6 +21,7 @@ from app.journal.recorder import Recorder
 if TYPE_CHECKING:
     from app.agent.knowledge import Knowledge, Passages
     from app.agent.mcp_servers import Toolboxes
+    from app.agent.meaning import Vectors
     from app.agent.memory import MemoryManager
     from app.agent.remembering import Recollection
     from app.agent.request import OpenAIRequest
@@ -197,10 +198,20 @@ class Chattable:
             binding.memory.fill(self.memory)
         self._recorder = binding.recorder
         self._threads = threads
+        give_meaning(self, binding.memory.vectors if binding.memory else None)
         self._toolboxes = binding.toolboxes
         for name in ("params", "settings", "state"):
             if (value := getattr(own, name)) is not None:
                 setattr(self, name, value)
+
+
+def give_meaning(agent: Chattable, vectors: Vectors | None = None) -> None:
+    """Let the agent's memory, if it is of ours, be searched by meaning with the agent's model."""
+    from app.agent.meaning import Meaning
+    from app.agent.memory import MemoryManager
+
+    if isinstance(agent.memory, MemoryManager):
+        agent.memory.meaning = Meaning(agent.embed, agent._recorder, vectors)
 
 
 def _new_memory() -> MemoryManager:

@@ -34,6 +34,7 @@ from app.usecases import summaries
 from app.usecases.calls import called, names_of, paired
 from app.usecases.knowledge import UserPassages
 from app.usecases.live import LiveRun
+from app.usecases.memories import SessionVectors
 from app.usecases.platform import Platform
 from app.usecases.requests import SAID, asked_in, history_of, record, request_of, told
 from app.usecases.windows import MAX_MESSAGES, MAX_TOKENS, trim
@@ -258,7 +259,8 @@ async def _memory(platform: Platform, begun: Begun) -> Recollection:
 
     async def read() -> Recollection:
         async with platform.engine.connect() as db:
-            return Recollection(await memories.recall(db, run.message_id, run.user_id, run.session_id, run.agent_id))
+            stored = await memories.recall(db, run.message_id, run.user_id, run.session_id, run.agent_id)
+            return Recollection(stored, SessionVectors(platform, run))
 
     return await patiently(read)
 

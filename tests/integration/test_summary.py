@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import pairwise
 from typing import Any
 
 import httpx2
@@ -83,7 +84,7 @@ async def test_from_turn_to_turn_a_prompt_begins_with_the_same_bytes(llm_house: 
     for turn in range(6):
         await send(ann, id, f"Turn {turn}: {'short ' * 200}")
         prompts.append(asked(fake))
-    grew = [later[: len(earlier)] == earlier for earlier, later in zip(prompts, prompts[1:], strict=False)]
+    grew = [later[: len(earlier)] == earlier for earlier, later in pairwise(prompts)]
     assert len(summary_calls(fake)) == 1
     assert grew.count(False) == 1
 
