@@ -104,6 +104,9 @@ class MemoryManager(BaseMemory):
     if not. Of too many long-term ones the lowest in rank is forgotten.
     """
 
+    meaning: Meaning | None = None
+    """What finds entries by what they mean; for who gives an agent its language model."""
+
     def __init__(
         self,
         *,
@@ -120,8 +123,6 @@ class MemoryManager(BaseMemory):
         self._size = 0
         self._changed: dict[str, Memory | None] = {}
         self._user: Self | None = None
-        self.meaning: Meaning | None = None
-        """What finds entries by what they mean; for who gives an agent its language model."""
 
     @property
     def user(self) -> Self:

@@ -19,7 +19,7 @@ MAX_PAUSES = 10_000
 
 def trim(branch: Sequence[Message]) -> list[Message]:
     """As many of the newest messages as fit, but always the last one; and the first of all where it has a summary."""
-    if (summary := branch[0].summary) and len(branch) > 1:
+    if len(branch) > 1 and (summary := branch[0].summary):
         return [branch[0], *_trimmed(branch[1:], MAX_TOKENS - summary.tokens)]
     return _trimmed(branch, MAX_TOKENS)
 
