@@ -17,7 +17,7 @@ from app.api.fields import Id, Key
 from app.api.gate import Allowance
 from app.api.models import SessionOut
 from app.errors import TooLarge
-from app.usecases import copies
+from app.usecases import copies, session_form
 
 IMPORT_PATH = "/api/v1/sessions/import"
 ALLOWANCES = {
@@ -28,7 +28,7 @@ ALLOWANCES = {
 """How large the bodies of these routes may be."""
 EXAMPLE = {
     "format": "chattable.session",
-    "version": copies.VERSION,
+    "version": session_form.VERSION,
     "session": {"agent": {"id": "fake_echo_agent"}, "created_at": "2030-01-01T12:00:00Z"},
     "messages": [],
     "memories": [],
@@ -38,7 +38,7 @@ _PREFIX = "#/components/schemas/"
 
 def _schema() -> dict[str, Any]:
     """The schema of the document, in one piece."""
-    (top,), named = msgspec.json.schema_components([copies.Document], ref_template=_PREFIX + "{name}")
+    (top,), named = msgspec.json.schema_components([session_form.Document], ref_template=_PREFIX + "{name}")
 
     def whole(value: Any) -> Any:
         if isinstance(value, list):

@@ -179,6 +179,7 @@ REFUSED = [
     (document({**ONE, "parent_id": ONE["id"]}), "messages[0].parent_id"),
     (document(message(), message(content="a\x00b")), "messages[1].content"),
     (document(message(state={"a": ["\x00"]})), "messages[0].state"),
+    (document(message(created_at="0001-01-01T00:00:00+10:00")), "messages[0].created_at"),
     (document(message(rating=1)), "messages[0].rating"),
     (document(message(parts=[{"type": 5}])), "messages[0].parts[0].type"),
     (document(message(role="assistant", additional_kwargs=CALL)), "messages[0].additional_kwargs.tool_calls[0].id"),
