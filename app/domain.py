@@ -183,6 +183,14 @@ class Value(NamedTuple):
 MESSAGE_TYPES = {"user": "human", "assistant": "ai", "system": "system", "tool": "tool"}
 
 
+class Summary(Struct, frozen=True):
+    """What was said on a branch in few words, as the run `run_id` had it made; about so many `tokens`."""
+
+    content: str
+    tokens: int
+    run_id: UUID
+
+
 class Message(Struct, frozen=True, dict=True):
     """Role and content; when stored, a node in its session's tree (`parent_id`), numbered by `seq`."""
 
@@ -202,6 +210,8 @@ class Message(Struct, frozen=True, dict=True):
     rating: int | None = None
     comment: str | None = None
     created_at: datetime | None = None
+    summary: Summary | None = None
+    """Of the branch up to here, where a window of it begins with this message."""
 
     @property
     def type(self) -> str:
@@ -252,6 +262,8 @@ class SessionParams(Struct, frozen=True):
     """What a message does that comes while another is being answered: refused (by default), queued, or in its place."""
     mode: Literal["realtime", "background"] | None = None
     """Whether messages are answered at once (by default), or by a job, while nobody waits."""
+    summary: bool | None = None
+    """Whether turns that no longer fit into the history are summarised; as the agent has it by default."""
 
 
 class Session(Struct, frozen=True):

@@ -32,6 +32,7 @@ from app.api import budgets as budgets_api
 from app.api import cache as cache_api
 from app.api import (
     conversations,
+    copies,
     docs,
     errands,
     health,
@@ -130,6 +131,7 @@ def create_app(settings: Settings) -> FastAPI:
         accounts_api.router,
         budgets_api.router,
         cache_api.router,
+        copies.router,
         rest.router,
         traces.router,
         errands.router,
@@ -180,7 +182,7 @@ class _Gated(FastAPI):
             platform=lambda: self.state.platform,
             open_to_local=open_to_local,
             shortcuts=shortcuts,
-            uploads=uploads(files_api.UPLOAD_PATHS, self._settings.file_max_bytes),
+            uploads={**uploads(files_api.UPLOAD_PATHS, self._settings.file_max_bytes), **copies.ALLOWANCES},
         )
         if not self._settings.cors_origins:
             return gate

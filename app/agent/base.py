@@ -11,7 +11,7 @@ from collections import ChainMap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
-from app.agent.chattable import Binding, Chattable
+from app.agent.chattable import Binding, Chattable, give_meaning
 from app.agent.memory import BaseMemory, MemoryManager, loose
 from app.agent.prompts import Prompt, read_template
 from app.agent.script import ScriptStream, Unrecorded
@@ -63,6 +63,7 @@ class BaseAgent(Chattable):
         self._config: ChainMap[str, Any] = ChainMap(config)
         self._recorder = Unrecorded()
         self._threads = Threads(f"agent {self.agent_id}", THREADS)
+        give_meaning(self)
 
     @classmethod
     def make(cls, binding: Binding) -> Self:

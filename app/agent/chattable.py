@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from app.agent.delegating import Delegations
     from app.agent.knowledge import Knowledge, Passages
     from app.agent.mcp_servers import Toolboxes
+    from app.agent.meaning import Vectors
     from app.agent.memory import MemoryManager
     from app.agent.remembering import Recollection
     from app.agent.request import OpenAIRequest
@@ -77,6 +78,9 @@ class Chattable:
     id: ClassVar[str]
     shares_cache: ClassVar[bool] = False
     """Whether cached answers of language models are shared among the agent's users; else each has his own."""
+
+    summarises: ClassVar[bool] = True
+    """Whether turns that no longer fit into `history` are summarised, where a session does not say; only if it is used at all."""
 
     tools: ClassVar[Sequence[Callable[..., Any] | str]] = ()
     """The functions that `run_tools` offers the model; `"mcp:NAME"` stands for the tools of a configured MCP server."""
@@ -230,10 +234,20 @@ class Chattable:
             binding.memory.fill(self.memory)
         self._recorder = binding.recorder
         self._threads = threads
+        give_meaning(self, binding.memory.vectors if binding.memory else None)
         self._toolboxes = binding.toolboxes
         for name in ("params", "settings", "state"):
             if (value := getattr(own, name)) is not None:
                 setattr(self, name, value)
+
+
+def give_meaning(agent: Chattable, vectors: Vectors | None = None) -> None:
+    """Let the agent's memory, if it is of ours, be searched by meaning with the agent's model."""
+    from app.agent.meaning import Meaning
+    from app.agent.memory import MemoryManager
+
+    if isinstance(agent.memory, MemoryManager):
+        agent.memory.meaning = Meaning(agent.embed, agent._recorder, vectors)
 
 
 def _new_memory() -> MemoryManager:

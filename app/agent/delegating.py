@@ -88,9 +88,6 @@ class Delegations:
         parts = [message.value for message in wish.history]
         said = {"messages": [part.digest.hex() for part in parts], "params": _plain(wish.params)}
         given = canonical(said)
-        recorded = self._recorder.served("agent", wish.agent_id, given)
-        if recorded is not None:
-            return Reply(self._served(msgspec.json.decode(recorded, type=Said)))
         events = Log(new_id())
         task = Tasks().start(self._conduct(wish, given, parts, events), name=f"delegation to {wish.agent_id}")
         self._tasks.add(task)
@@ -107,12 +104,19 @@ class Delegations:
         """What a delegation comes to. It never raises, as a question to a person is no failure of a task."""
         try:
             with self._recorder.step("agent", wish.agent_id, input=given, parts=parts, nested=True) as step:
-                outcome = await self._answer(wish, events)
-                if isinstance(outcome, Said):
-                    step.output = msgspec.json.encode(outcome)
-                else:
-                    step.status = "partial"
-                return outcome
+                if step.served is None:
+                    heard = events if step.handed_on is None else Log(new_id())
+                    outcome = await self._answer(wish, heard)
+                    if isinstance(outcome, Suspended):
+                        step.status = "partial"
+                        return outcome
+                    step.done(msgspec.json.encode(outcome))
+                    if step.served is None:
+                        return outcome
+                said = msgspec.json.decode(step.served, type=Said)
+                for content_type, content in said.chunks:
+                    events.append(Chunk(content, content_type))
+                return said
         except BaseException as error:
             return error
         finally:
@@ -153,10 +157,6 @@ class Delegations:
             yield (Finish(outcome.finish, self._usage(wish)),)
         finally:
             await _end({task})
-
-    async def _served(self, said: Said) -> AsyncGenerator[Items, None]:
-        self._keep(said)
-        yield [*(Chunk(content, content_type) for content_type, content in said.chunks), Finish(said.finish, Usage())]
 
     def _keep(self, said: Said) -> None:
         for agent_id, kept in said.kept.items():

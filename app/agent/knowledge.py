@@ -114,7 +114,7 @@ class Knowledge:
                 if "input" in step.changes:
                     query, k = str(step.changes["input"].get("query", query)), int(step.changes["input"].get("k", k))
                     step.input = canonical({"query": query, "k": k, "filter": meta})
-                (vector,) = _sound(await self._embed([query]))
+                (vector,) = sound(await self._embed([query]))
                 found = await self._passages.nearest(vector, k, meta)
                 step.done(canonical([passage.to_dict() for passage in found]))
         return found if step.served is None else msgspec.json.decode(step.served, type=list[Passage])
@@ -133,7 +133,7 @@ class Knowledge:
         if not contents:
             return 0
         await self._passages.check(len(contents))
-        vectors = iter(_sound(await self._embed(contents)))
+        vectors = iter(sound(await self._embed(contents)))
         await self._passages.keep(
             [
                 Document(each.digest, each.contents, [next(vectors) for _ in each.contents], meta, each.file_id)
@@ -176,7 +176,7 @@ class InProcess:
     async def nearest(self, vector: Sequence[float], k: int, meta: Mapping[str, Any]) -> list[Passage]:
         """Look at each."""
         scored = [
-            passage.scored(_cosine(vector, other))
+            passage.scored(cosine(vector, other))
             for passage, other in self._kept.values()
             if len(other) == len(vector) and all(_holds(passage.meta.get(name), meta[name]) for name in meta)
         ]
@@ -225,7 +225,7 @@ def _is_plain(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isfinite(value))
 
 
-def _sound(vectors: list[list[float]]) -> list[list[float]]:
+def sound(vectors: list[list[float]]) -> list[list[float]]:
     """Vectors that can be kept and compared; `LLMError` when a model gave others."""
     for vector in vectors:
         if not 0 < len(vector) <= MAX_DIMENSIONS or not max(map(abs, vector)) <= MAX_NUMBER:
@@ -233,7 +233,8 @@ def _sound(vectors: list[list[float]]) -> list[list[float]]:
     return vectors
 
 
-def _cosine(one: Sequence[float], other: Sequence[float]) -> float:
+def cosine(one: Sequence[float], other: Sequence[float]) -> float:
+    """How near two vectors of one length are, from -1 to 1; 0 where one has no direction."""
     length = math.hypot(*one) * math.hypot(*other)
     return sum(map(float.__mul__, map(float, one), map(float, other))) / length if length else 0.0
 

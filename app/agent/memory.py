@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Self, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, overload
 
 import msgspec
 from msgspec import Struct
@@ -18,6 +18,9 @@ from app.agent.history import History, newest, paired, rounds
 from app.domain import MESSAGE_TYPES, Message, new_id
 from app.errors import InvalidInput
 from app.llm.llm import Completion, Reply
+
+if TYPE_CHECKING:
+    from app.agent.meaning import Meaning
 
 DEFAULT = "default"
 """The memory that is meant when none is named."""
@@ -101,6 +104,9 @@ class MemoryManager(BaseMemory):
     if not. Of too many long-term ones the lowest in rank is forgotten.
     """
 
+    meaning: Meaning | None = None
+    """What finds entries by what they mean; for who gives an agent its language model."""
+
     def __init__(
         self,
         *,
@@ -123,6 +129,7 @@ class MemoryManager(BaseMemory):
         """The memory over all of the user's sessions."""
         if self._user is None:
             self._user = type(self)(ttl=self._ttl, clock=self._clock)
+        self._user.meaning = self.meaning
         return self._user
 
     def add_memory(
@@ -237,9 +244,16 @@ class MemoryManager(BaseMemory):
         before: float | None = None,
         memory_id: str | None = None,
         top_n: int = 10,
+        by: Literal["words", "meaning"] = "words",
     ) -> list[Memory]:
-        """The entries that hold all words of `query`, have all `tags`, and were made in a time; by rank."""
-        words, wanted = query.casefold().split(), set(tags)
+        """The entries that hold all words of `query`, have all `tags`, and were made in a time; by rank.
+
+        By `meaning` the words are not looked for: of the others the entries come that mean what is nearest to `query`, the
+        nearest first. They and the query are embedded as by `self.embed`, each entry once.
+        """
+        if by not in ("words", "meaning"):
+            raise InvalidInput("by must be words or meaning.", param="by")
+        words, wanted = query.casefold().split() if by == "words" else [], set(tags)
         fitting = [
             entry
             for entry in self._alive(memory_id)
@@ -248,7 +262,13 @@ class MemoryManager(BaseMemory):
             and (before is None or entry.created_at < before)
             and all(word in entry.content.casefold() for word in words)
         ]
-        return self._found(fitting, top_n)
+        if by == "words":
+            return self._found(fitting, top_n)
+        if self.meaning is None:
+            raise InvalidInput(
+                "Only the memory of an agent is searched by meaning: it has the model for it.", param="by"
+            )
+        return self._used(await self.meaning.nearest(query, fitting, top_n))
 
     def forget(self, id: str) -> bool:
         """Forget one entry: whether there was one."""
@@ -322,12 +342,15 @@ class MemoryManager(BaseMemory):
         return [entry for entry in self._entries.values() if memory_id in (None, entry.memory_id)]
 
     def _found(self, entries: Iterable[Memory], top_n: int) -> list[Memory]:
-        best = sorted(entries, key=self.rank, reverse=True)[: max(top_n, 0)]
-        for entry in best:
+        return self._used(sorted(entries, key=self.rank, reverse=True)[: max(top_n, 0)])
+
+    def _used(self, entries: Iterable[Memory]) -> list[Memory]:
+        found = [entry for entry in entries if entry.id in self._entries]
+        for entry in found:
             entry.uses += 1
             entry.used_at = self._clock()
             self._changed[entry.id] = entry
-        return best
+        return found
 
     def _shrink(self, new: Memory) -> None:
         """Hold the limits, now that there is one more."""

@@ -15,6 +15,7 @@ from app.domain import MemoryChange, Remembered
 from app.errors import AgentFailed
 
 if TYPE_CHECKING:
+    from app.agent.meaning import Vectors
     from app.agent.memory import BaseMemory, Memory, MemoryManager
 
 MAX_CHARACTERS = 4_000_000
@@ -28,7 +29,8 @@ LATEST = 8e9
 class Recollection:
     """An agent's memories of the session's branch, and of the user, as they were stored before the message."""
 
-    def __init__(self, stored: Iterable[Remembered] = ()) -> None:
+    def __init__(self, stored: Iterable[Remembered] = (), vectors: Vectors | None = None) -> None:
+        self.vectors = vectors
         self._stored = list(stored)
         self._manager: MemoryManager | None = None
         self._known: dict[bool, dict[str, Memory]] = {False: {}, True: {}}
@@ -79,10 +81,10 @@ def _changes(scope: MemoryManager, known: Mapping[str, Memory], of_user: bool) -
         raise AgentFailed("The agent's memory is larger than this server keeps.")
     for id, entry in now.items():
         if known.get(id) != entry:
-            yield MemoryChange(_uuid(id), of_user, id in known, _remembered(entry))
+            yield MemoryChange(uuid_of(id), of_user, id in known, _remembered(entry))
     for id in known:
         if id not in now:
-            yield MemoryChange(_uuid(id), of_user, True)
+            yield MemoryChange(uuid_of(id), of_user, True)
 
 
 def _size(entry: Memory) -> int:
@@ -91,7 +93,7 @@ def _size(entry: Memory) -> int:
     return len(entry.content) + len(entry.role) + len(entry.memory_id) + tags + beside + OVERHEAD
 
 
-def _uuid(id: str) -> UUID:
+def uuid_of(id: str) -> UUID:
     """The id of an entry; one that is no UUID, of a memory from elsewhere, always becomes the same one."""
     try:
         return UUID(id)
@@ -121,7 +123,7 @@ def _memory(entry: Remembered) -> Memory:
 
 def _remembered(entry: Memory) -> Remembered:
     return Remembered(
-        _uuid(entry.id),
+        uuid_of(entry.id),
         clean(entry.role),
         clean(entry.content),
         clean(entry.memory_id),

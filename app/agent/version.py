@@ -84,6 +84,8 @@ class AgentVersion:
         """JSON Schema of the parameters a session may set; None when there are none."""
         self.uses_memory = _says(cls, code, "memory")
         """Whether what it remembers is to be loaded before a message and stored after it."""
+        self.uses_history = cls.chat.__module__.startswith("app.") or _says(cls, code, "history")
+        """Whether it looks at what was said before, so that a summary of it may be worth its price."""
         self.threads = Threads(f"agent {self.id}", THREADS)
         if self.state_model:
             _default(self.state_model)

@@ -177,6 +177,7 @@ class SessionParamsIn(In):
     temperature: Temperature | None = None
     busy: Literal["reject", "queue", "interrupt"] | None = None
     mode: Mode | None = None
+    summary: bool | None = Field(None, description="whether turns that no longer fit into the history are summarised")
 
     def to_domain(self) -> domain.SessionParams:
         """The same as a domain value."""
@@ -190,6 +191,7 @@ class SessionParamsOut(Out):
     temperature: float | None
     busy: Literal["reject", "queue", "interrupt"] | None
     mode: Mode | None
+    summary: bool | None
 
 
 class AgentChoice(In):

@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from app.agent.base import BaseAgent
+from app.agent.chattable import give_meaning
 from app.agent.memory import BaseMemory
 from app.agent.request import OpenAIRequest
 from app.agent.runner import GRACE, app_error, final
@@ -57,6 +58,7 @@ class Asked:
     async def _call(self, request: OpenAIRequest, streamer: DataStreamer, memory: Any) -> None:
         agent = self._fresh()
         agent.memory, agent.request = memory, request
+        give_meaning(agent)
         stream = agent.stream = AgentStream(streamer)
         try:
             given = await getattr(agent, self.method)(request)

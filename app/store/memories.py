@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -19,6 +20,7 @@ PAGE_BYTES = 4_000_000
 
 _CHANGING = "memory_id, role, content, score, importance, tags, used_at, uses, expires_at, term, beside"
 _COLUMNS = f"id, message_id, user_id, session_id, agent_id, created_at, forgotten, {_CHANGING}"
+_OF_M = ", ".join(f"m.{name}" for name in _COLUMNS.split(", "))
 _GIVEN = "FROM json_populate_recordset(NULL::memories, $1) n"
 _OF_USER = "m.session_id IS NULL AND m.user_id = n.user_id AND m.id = n.id"
 
@@ -32,26 +34,37 @@ UPDATE memories m SET ({_CHANGING}) = ROW({", ".join("n." + name for name in _CH
 {_GIVEN} WHERE {_OF_USER}"""  # noqa: S608 - as above
 FORGET_OF_USER = f"DELETE FROM memories m {_GIVEN.replace('FROM', 'USING')} WHERE {_OF_USER}"  # noqa: S608 - as above
 
-_NEWEST = """
+_NEWEST = f"""
 WITH RECURSIVE branch AS (
   SELECT id, parent_id, seq FROM messages WHERE id = :leaf_id AND EXISTS (SELECT FROM memories WHERE session_id = :session_id)
   UNION ALL SELECT p.id, p.parent_id, p.seq FROM messages p JOIN branch b ON p.id = b.parent_id),
 newest AS (
-  SELECT DISTINCT ON (m.id) m.* FROM memories m JOIN branch b ON b.id = m.message_id
-  WHERE m.session_id = :session_id ORDER BY m.id, b.seq DESC)"""
+  SELECT DISTINCT ON (m.id) {_OF_M} FROM memories m JOIN branch b ON b.id = m.message_id
+  WHERE m.session_id = :session_id ORDER BY m.id, b.seq DESC)"""  # noqa: S608 - as above
 _HOLDS = "NOT forgotten AND (expires_at IS NULL OR expires_at > now())"
 RECALL = f"""{_NEWEST}
 SELECT * FROM newest WHERE agent_id = :agent_id AND {_HOLDS}
-UNION ALL SELECT * FROM memories WHERE session_id IS NULL AND user_id = :user_id AND agent_id = :agent_id AND {_HOLDS}
+UNION ALL SELECT {_COLUMNS} FROM memories WHERE session_id IS NULL AND user_id = :user_id AND agent_id = :agent_id AND {_HOLDS}
 ORDER BY created_at, id"""  # noqa: S608 - as above
 PAGE = f"""{_NEWEST},
 chosen AS (
   SELECT * FROM newest UNION ALL
-  SELECT * FROM memories WHERE session_id IS NULL AND user_id = :user_id AND CAST(:session_id AS uuid) IS NULL),
+  SELECT {_COLUMNS} FROM memories WHERE session_id IS NULL AND user_id = :user_id AND CAST(:session_id AS uuid) IS NULL),
 measured AS (
   SELECT *, octet_length(content) AS size, sum(octet_length(content)) OVER (ORDER BY id) AS total, count(*) OVER () AS found
   FROM chosen WHERE {_HOLDS} AND (CAST(:after AS uuid) IS NULL OR id > :after))
 SELECT * FROM measured WHERE total <= :room OR total = size ORDER BY id LIMIT :limit"""  # noqa: S608 - as above
+
+_OF_ENTRY = """m.user_id = :user_id AND m.agent_id = :agent_id AND (m.session_id IS NULL OR m.session_id = :session_id)
+  AND sha256(convert_to(m.content, 'UTF8')) = """
+SCORES = f"""
+SELECT DISTINCT ON (m.id) m.id,
+  1 - (CAST(m.vector AS vector) <=> CAST(CAST(:wanted AS real[]) AS vector)) AS score
+FROM memories m JOIN unnest(CAST(:ids AS uuid[]), CAST(:digests AS bytea[])) AS n(id, digest) ON n.id = m.id
+WHERE m.model = :model AND cardinality(m.vector) = cardinality(CAST(:wanted AS real[])) AND {_OF_ENTRY} n.digest"""  # noqa: S608 - as above
+KEEP = f"""
+UPDATE memories SET vector = :vector, model = :model WHERE id = :id AND message_id = (
+  SELECT max(m.message_id::text)::uuid FROM memories m WHERE m.id = :id AND {_OF_ENTRY} :digest)"""  # noqa: S608 - as above
 
 
 def remembered(row: Row[Any]) -> Remembered:
@@ -131,6 +144,31 @@ async def list_page(
     given = {"leaf_id": leaf_id, "user_id": user_id, "session_id": session_id, "after": after}
     found = (await db.execute(text(PAGE), {**given, "limit": limit, "room": PAGE_BYTES})).all()
     return Page([remembered(row) for row in found], bool(found) and found[0].found > len(found))
+
+
+async def scores(
+    db: AsyncConnection, of: Mapping[str, Any], model: str, wanted: Sequence[float], digests: Mapping[UUID, bytes]
+) -> Mapping[UUID, float]:
+    """How near entries are to a vector, those of which the model has made one; `of` is the user, the session and the agent.
+
+    `digests` are the SHA-256 of what they say now.
+    """
+    given = {"ids": list(digests), "digests": list(digests.values()), "wanted": list(wanted), "model": model}
+    rows = await db.execute(text(SCORES), {**of, **given})
+    return {row.id: row.score if math.isfinite(row.score) else 0.0 for row in rows}
+
+
+async def keep_vectors(
+    db: AsyncConnection, of: Mapping[str, Any], model: str, vectors: Mapping[UUID, tuple[bytes, Sequence[float]]]
+) -> None:
+    """Keep vectors of entries that are stored. In the order of their ids, as all do that lock some; and after their session."""
+    session = select(sessions.c.id).where(sessions.c.id == of["session_id"])
+    await db.execute(session.with_for_update(read=True, key_share=True))
+    rows = [
+        {**of, "id": id, "digest": digest, "vector": list(vector), "model": model}
+        for id, (digest, vector) in sorted(vectors.items())
+    ]
+    await db.execute(text(KEEP), rows)
 
 
 async def lock_sessions(db: AsyncConnection, id: UUID, *, owner: UUID | None) -> bool:

@@ -6,11 +6,27 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
+import msgspec
 from msgspec.structs import replace
-from sqlalchemy import ColumnElement, FromClause, Row, and_, func, insert, literal, not_, null, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    FromClause,
+    Row,
+    and_,
+    case,
+    false,
+    func,
+    insert,
+    literal,
+    not_,
+    null,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.domain import Message, Page, now
+from app.domain import Message, Page, Summary, now
 from app.store import search
 from app.store.tables import messages
 
@@ -19,7 +35,7 @@ PAGE_BYTES = 4_000_000
 WINDOW_BYTES = 8_000_000
 """How much of a branch a window loads at most: agents' `parts`, `state` and asides are in no count of tokens."""
 _JSON = ("parts", "additional_kwargs", "state")
-_COLUMNS = [column for column in messages.c if column.name not in ("terms", "user_id")]
+_COLUMNS = [column for column in messages.c if column.name not in ("terms", "user_id", "summary")]
 _SHOWN = [null().label(column.name) if column.name in ("parts", "state") else column for column in _COLUMNS]
 
 
@@ -43,6 +59,14 @@ def message_of(row: Row[Any] | Any) -> Message:
         comment=row.comment,
         created_at=row.created_at,
     )
+
+
+async def summarise(db: AsyncConnection, message: Message, summary: Summary) -> None:
+    """Keep the summary of the branch that ends with a message; the first one stays."""
+    chosen = and_(
+        messages.c.id == message.id, messages.c.session_id == message.session_id, messages.c.summary.is_(None)
+    )
+    await db.execute(update(messages).where(chosen).values(summary=msgspec.to_builtins(summary)))
 
 
 def chained(said: Sequence[Message], session_id: UUID, next_seq: int, parent_id: UUID | None) -> list[Message]:
@@ -145,8 +169,12 @@ async def add(db: AsyncConnection, owner: UUID, new: Sequence[Message]) -> None:
     await db.execute(insert(messages), rows)
 
 
-async def window(db: AsyncConnection, leaf_id: UUID, *, max_tokens: int, max_messages: int) -> Sequence[Message]:
+async def window(
+    db: AsyncConnection, leaf_id: UUID, *, max_tokens: int, max_messages: int, as_of: UUID | None = None
+) -> Sequence[Message]:
     """The newest messages of the branch that ends with `leaf_id`, oldest first: as many as fit, but always the last one.
+
+    With `as_of`, the id of a run, it ends at the newest summary on its way that was there then; its message is the first.
 
     The walk goes from child to parent by primary key, so its cost depends on the window and not on the session's length.
     """
@@ -157,16 +185,24 @@ async def window(db: AsyncConnection, leaf_id: UUID, *, max_tokens: int, max_mes
         messages.c.tokens.label("total"),
         _size(messages, *_JSON).label("size"),
         literal(1).label("depth"),
+        false().label("is_head"),
     )
     branch = first.where(messages.c.id == leaf_id).cte("branch", recursive=True)
-    total, size = branch.c.total + parent.c.tokens, branch.c.size + _size(parent, *_JSON)
+    is_head = func.coalesce(parent.c.summary["run_id"].astext <= str(as_of), false()) if as_of else false()
+    total = branch.c.total + case((is_head, 0), else_=parent.c.tokens)
+    size = branch.c.size + _size(parent, *_JSON)
     branch = branch.union_all(
-        select(parent.c.id, parent.c.parent_id, total, size, branch.c.depth + 1)
+        select(parent.c.id, parent.c.parent_id, total, size, branch.c.depth + 1, is_head)
         .join(parent, parent.c.id == branch.c.parent_id)
-        .where(total <= max_tokens, size <= WINDOW_BYTES, branch.c.depth < max_messages)
+        .where(not_(branch.c.is_head), total <= max_tokens, size <= WINDOW_BYTES, branch.c.depth < max_messages)
     )
-    query = select(*_COLUMNS).join(branch, branch.c.id == messages.c.id).order_by(branch.c.depth.desc())
-    return [message_of(row) for row in await db.execute(query)]
+    summary = case((branch.c.is_head, messages.c.summary)).label("summary")
+    query = select(*_COLUMNS, summary).join(branch, branch.c.id == messages.c.id).order_by(branch.c.depth.desc())
+    rows = (await db.execute(query)).all()
+    found = [message_of(row) for row in rows]
+    if found and rows[0].summary:
+        found[0] = replace(found[0], summary=msgspec.convert(rows[0].summary, Summary))
+    return found
 
 
 def _size(table: FromClause, *json: str) -> ColumnElement[int]:

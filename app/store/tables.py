@@ -194,11 +194,14 @@ messages = Table(
     Column("comment", Text),
     Column("terms", ARRAY(Integer), nullable=False),
     _created(),
+    Column("summary", JSONB),
     UniqueConstraint("session_id", "seq"),
     Index("ix_messages_run_id", "run_id", postgresql_where=text("run_id IS NOT NULL")),
     Index("ix_messages_terms", "terms", postgresql_using="gin"),
 )
-"""`tokens` is a local estimate for windowing. `terms` are owner-salted words and bigrams for search, see `store/search.py`."""
+"""`tokens` is a local estimate for windowing. `terms` are owner-salted words and bigrams for search, see `store/search.py`.
+
+A `summary` is of the branch that ends with its message: whatever continues that branch may begin with it, and no other."""
 
 memories = Table(
     "memories",
@@ -221,12 +224,16 @@ memories = Table(
     Column("term", Text, CheckConstraint("term IN ('short', 'long')", name="term"), nullable=False),
     Column("beside", JSONB),
     Column("forgotten", Boolean, nullable=False),
+    Column("vector", ARRAY(REAL)),
+    Column("model", Text),
     Index("ix_memories_session_id", "session_id", "agent_id", postgresql_where=text("session_id IS NOT NULL")),
     Index("uq_memories_user_id", "user_id", "id", unique=True, postgresql_where=text("session_id IS NULL")),
     Index("ix_memories_expires_at", "expires_at", postgresql_where=text("expires_at IS NOT NULL")),
 )
 """What agents remember. In a session an entry has a row for each answer that changed it, and on a branch the last one holds, which may say
-that it was forgotten. Entries of the user have no session, and one row. No foreign key to users: it would lock them after sessions."""
+that it was forgotten. Entries of the user have no session, and one row. No foreign key to users: it would lock them after sessions.
+
+`vector` is what the `model` made of the content, once it was searched for by what it means; one of an entry's rows is enough to have it."""
 
 runs = Table(
     "runs",

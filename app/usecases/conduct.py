@@ -33,10 +33,11 @@ from app.reports import report
 from app.store import journal, memories, messages, runs
 from app.store.database import is_passing
 from app.store.operations import AnswerRun, Begun, Finished, FinishRun, RecordSteps
-from app.usecases import agents
+from app.usecases import agents, summaries
 from app.usecases.calls import called, names_of, paired
 from app.usecases.knowledge import UserPassages
 from app.usecases.live import LiveRun
+from app.usecases.memories import SessionVectors
 from app.usecases.platform import Platform
 from app.usecases.requests import SAID, asked_in, history_of, record, request_of, told
 from app.usecases.windows import MAX_MESSAGES, MAX_TOKENS, trim
@@ -145,19 +146,21 @@ async def answered(platform: Platform, begun: Begun, live: LiveRun) -> Answer:
     """The work of a run: its agent answers."""
     session = begun.session
     request = request_of(begun)
-    live.history = history = (
-        history_of(begun, request) if request and begun.ephemeral else await _history(platform, begun)
-    )
     if begun.attempt > 1:
         live.recorder.serve(Replay(await _done(platform, begun.run.id)))
-    if begun.request and request:
-        live.tools = names_of(request.tools)
-        if begun.ephemeral:
-            record(live.recorder, begun.request["body"], history)
-        elif begun.request["body"].keys() - SAID:
-            record(live.recorder, begun.request["body"], history[-1:])
-    shown = told(request, history if begun.ephemeral else paired(history))
     with platform.agents.lease(session.agent_id) as version:
+        live.history = history = (
+            history_of(begun, request)
+            if request and begun.ephemeral
+            else await _history(platform, begun, live, summarised=summaries.wanted(version, session.params))
+        )
+        if begun.request and request:
+            live.tools = names_of(request.tools)
+            if begun.ephemeral:
+                record(live.recorder, begun.request["body"], history)
+            elif begun.request["body"].keys() - SAID:
+                record(live.recorder, begun.request["body"], history[-1:])
+        shown = told(request, history if begun.ephemeral else paired(summaries.shown(history)))
         delegations = Delegations(partial(_engaged, platform, begun, live), live.recorder, platform.run_timeout)
         binding = await _bound(platform, begun, live, version, session, shown)
         binding = dataclasses.replace(binding, request=request, delegations=delegations)
@@ -236,18 +239,33 @@ def caller_of(begun: Begun, version: str = "", shares_cache: bool = False) -> Ca
     )
 
 
-async def _history(platform: Platform, begun: Begun) -> Sequence[Message]:
-    """The branch that ends with the message to answer. Read after transaction 1, so that what it waited for is seen."""
-    message = begun.message
+async def _history(platform: Platform, begun: Begun, live: LiveRun, *, summarised: bool) -> Sequence[Message]:
+    """The branch that ends with the message to answer, from its summary on where that is wanted."""
+    message, as_of = begun.message, begun.run.id if summarised else None
     known = platform.windows.get(begun.session.id, message.parent_id) if message.parent_id else []
-    if known is not None:
-        return trim([*known, message])
+    if known is None or (known and known[0].summary and not summarised):
+        window = trim(await _window(platform, begun, as_of, MAX_TOKENS, MAX_MESSAGES))
+    else:
+        window = trim([*known, message])
+    if not summarised or summaries.is_whole(window):
+        return window
+    longer = await _window(platform, begun, as_of, summaries.READ_TOKENS, summaries.READ_MESSAGES)
+    return trim(await summaries.shorten(platform, begun, live.recorder, caller_of(begun), longer))
+
+
+async def _window(
+    platform: Platform, begun: Begun, as_of: UUID | None, max_tokens: int, max_messages: int
+) -> Sequence[Message]:
+    """The branch as it is stored. Read after transaction 1, so that what it waited for is seen."""
 
     async def read() -> Sequence[Message]:
         async with platform.engine.connect() as db:
-            found = await messages.window(db, begun.run.message_id, max_tokens=MAX_TOKENS, max_messages=MAX_MESSAGES)
+            id = begun.run.message_id
+            found = await messages.window(db, id, max_tokens=max_tokens, max_messages=max_messages, as_of=as_of)
             above = found
-            while above and above[0].role == "tool" and above[0].parent_id:  # a result needs its call
+            while (
+                above and above[0].role == "tool" and above[0].parent_id and not above[0].summary
+            ):  # it needs its call
                 above = await messages.window(db, above[0].parent_id, max_tokens=0, max_messages=1)
                 found = [*above, *found]
             return found
@@ -278,7 +296,8 @@ async def _memory(platform: Platform, run: Run, agent_id: str) -> Recollection:
 
     async def read() -> Recollection:
         async with platform.engine.connect() as db:
-            return Recollection(await memories.recall(db, run.message_id, run.user_id, run.session_id, agent_id))
+            stored = await memories.recall(db, run.message_id, run.user_id, run.session_id, agent_id)
+            return Recollection(stored, SessionVectors(platform, run, agent_id))
 
     return await patiently(read)
 

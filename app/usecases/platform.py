@@ -28,7 +28,7 @@ from app.usecases.principals import Principals
 from app.usecases.rates import Rates
 from app.usecases.relay import Relay
 from app.usecases.together import Together
-from app.usecases.windows import Windows
+from app.usecases.windows import Pauses, Windows
 
 
 @dataclass(frozen=True)
@@ -66,5 +66,6 @@ class Platform:
     max_runs: int = 2000
     draining: asyncio.Event = field(default_factory=asyncio.Event)
     windows: Windows = field(default_factory=Windows)
+    pauses: Pauses = field(default_factory=Pauses)
     principals: Principals = field(default_factory=Principals)
     toolboxes: Toolboxes | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from uuid import UUID
@@ -13,11 +14,18 @@ MAX_TOKENS = 6000
 MAX_MESSAGES = 200
 CACHE_CHARACTERS = 20_000_000
 """The size of the whole cache, in characters of content."""
+MAX_PAUSES = 10_000
 
 
 def trim(branch: Sequence[Message]) -> list[Message]:
-    """As many of the newest messages as fit, but always the last one."""
-    room, first = MAX_TOKENS, len(branch)
+    """As many of the newest messages as fit, but always the last one; and the first of all where it has a summary."""
+    if len(branch) > 1 and (summary := branch[0].summary):
+        return [branch[0], *_trimmed(branch[1:], MAX_TOKENS - summary.tokens)]
+    return _trimmed(branch, MAX_TOKENS)
+
+
+def _trimmed(branch: Sequence[Message], room: int) -> list[Message]:
+    first = len(branch)
     while first > 0 and first > len(branch) - MAX_MESSAGES:
         room -= branch[first - 1].tokens
         if room < 0 and first < len(branch):
@@ -58,6 +66,22 @@ class Windows:
         """Keep nothing of a session."""
         if window := self._windows.pop(session_id, None):
             self._room += _size(window)
+
+
+class Pauses:
+    """Sessions whose summaries failed a while ago, and when they are tried again, by the monotonic clock."""
+
+    def __init__(self) -> None:
+        self._until: OrderedDict[UUID, float] = OrderedDict()
+
+    def __contains__(self, session_id: UUID) -> bool:
+        return self._until.get(session_id, 0.0) > time.monotonic()
+
+    def add(self, session_id: UUID, seconds: float) -> None:
+        """Try no more for so long."""
+        self._until[session_id] = time.monotonic() + seconds
+        while len(self._until) > MAX_PAUSES:
+            self._until.popitem(last=False)
 
 
 def _size(window: Sequence[Message]) -> int:

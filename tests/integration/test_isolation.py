@@ -31,6 +31,7 @@ NOUNS = (
     "agent_id",
     "task_id",
     "passage_id",
+    "memory_id",
 )
 FILTERS = {("after", "query"), ("after", "body"), ("agent_id", "query"), ("file_id", "query")}
 """Of lists of one's own, where an unknown id finds nothing and is no error."""
@@ -144,7 +145,15 @@ async def belongings(house: House, name: str) -> tuple[httpx2.AsyncClient, dict[
     passages = UserPassages(house.platform, UUID(client.headers["x-test-user"]), "scripted_agent")
     await passages.keep([Document(b"digest", [f"secret of {name}"], [[1.0, 2.0]], {})])
     passage = (await client.get("/api/v1/knowledge")).json()["first_id"]
+    document = (await client.get(f"/api/v1/sessions/{id}/export")).json()
+    moment = document["session"]["created_at"]
+    entry = {"id": str(uuid4()), "message_id": answer["message_id"], "agent_id": "scripted_agent", "memory_id": "x"}
+    entry |= {"role": "user", "content": f"secret of {name}", "score": 1, "importance": 1}
+    document["memories"] = [entry | {"created_at": moment, "used_at": moment}]
+    copy = (await client.post("/api/v1/sessions/import", json=document)).json()["id"]
+    memory = (await client.get("/api/v1/memories", params={"session_id": copy})).json()["first_id"]
     own = {
+        "memory_id": memory,
         "passage_id": passage,
         "file_id": file,
         "agent_id": preset,
@@ -162,6 +171,7 @@ async def everything(client: httpx2.AsyncClient, own: dict[str, str]) -> list[st
     paths = ["sessions", f"sessions/{own['session_id']}", f"sessions/{own['session_id']}/messages", "keys"]
     paths += [f"agents/{own['agent_id']}", f"agents/tasks/{own['task_id']}", f"agents/tasks/{own['task_id']}/log"]
     paths += [f"runs/{own['run_id']}", f"users/{own['user_id']}", "messages?q=secret", "knowledge"]
+    paths += [f"sessions/{own['session_id']}/export", "memories"]
     answers = [await client.get(f"/api/v1/{path}") for path in paths]
     assert {answer.status_code for answer in answers} == {200}
     return [answer.text for answer in answers]

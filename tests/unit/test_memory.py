@@ -2,11 +2,12 @@
 
 import asyncio
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
-from app.agent import Chunk, Completion, History, MemoryManager, Message, Reply, ToolResult
+from app.agent import LLM, BaseAgent, Chunk, Completion, History, MemoryManager, Message, Reply, ToolResult
 from app.agent.testing import Scripted, call
 from app.errors import InvalidInput
 
@@ -246,3 +247,43 @@ def test_a_thousand_entries_take_a_moment() -> None:
         memory.add_memory(f"entry {number}", score=number % 10 / 10, memory_id=str(number % 4))
     assert len(memory.export()["entries"]) <= 4 * 200 + 1_000
     assert asyncio.run(memory.search("entry 2999"))[0].content == "entry 2999"
+
+
+class Letters(LLM):
+    """Embeds by how often letters occur."""
+
+    def __init__(self) -> None:
+        self.embedded: list[str] = []
+
+    async def generate(self, messages: list[dict[str, Any]], **options: Any) -> str:
+        return "ok"
+
+    async def embed(self, texts: Sequence[str], *, model: str | None = None) -> list[list[float]]:
+        self.embedded += texts
+        return [[text.count(letter) + 0.01 for letter in "abcdefgh"] for text in texts]
+
+
+async def test_a_script_searches_by_meaning_and_embeds_each_entry_once() -> None:
+    llm = Letters()
+    agent = BaseAgent(llm)
+    for content in ("aab", "cdd", "ffg", " "):
+        agent.memory.add_user(content, tags=[content[0]])
+    found = await agent.memory.search("dc", by="meaning", top_n=2)
+    assert found[0].content == "cdd"
+    assert (found[0].uses, len(found)) == (1, 2)
+    assert (await agent.memory.search("gf", by="meaning", tags=["f"]))[0].content == "ffg"
+    assert llm.embedded == ["dc", "aab", "cdd", "ffg", "gf"]
+    found[0].content = "hhh"
+    assert (await agent.memory.search("h", by="meaning"))[0].content == "hhh"
+    agent.memory.user.add_user("bbb")
+    assert (await agent.memory.user.search("b", by="meaning"))[0].content == "bbb"
+
+
+async def test_a_search_by_meaning_wants_words_and_a_model() -> None:
+    with pytest.raises(InvalidInput, match="of an agent"):
+        await MemoryManager().search("x", by="meaning")
+    memory = BaseAgent(Letters()).memory
+    with pytest.raises(InvalidInput, match="query"):
+        await memory.search(" ", by="meaning")
+    with pytest.raises(InvalidInput, match="by must be"):
+        await memory.search("x", by="magic")

@@ -1,0 +1,90 @@
+"""Which entries of a memory are near to a question in what they mean: each is embedded once, when it is first searched that way."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from app.agent.knowledge import MAX_QUERY, Embed, cosine, sound
+from app.agent.plain import canonical, clean
+from app.errors import InvalidInput
+from app.journal.recorder import Recorder
+
+if TYPE_CHECKING:
+    from app.agent.memory import Memory
+
+MAX_NEW = 1000
+"""How many entries one search embeds at most, the newest; the others are not found before a later one."""
+
+
+class Embedded(NamedTuple):
+    """A vector, and the SHA-256 of the text that it is of."""
+
+    digest: bytes
+    vector: Sequence[float]
+
+
+class Vectors(Protocol):
+    """Where the vectors of entries are kept."""
+
+    async def scores(self, wanted: Sequence[float], digests: Mapping[str, bytes]) -> Mapping[str, float]:
+        """How near the entries are, by id, from -1 to 1; only those whose vector is kept, and is of the text with that digest."""
+        ...
+
+    async def keep(self, vectors: Mapping[str, Embedded]) -> None:
+        """Keep vectors by the ids of their entries."""
+        ...
+
+
+class InProcess:
+    """Vectors of a script, gone with it."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Embedded] = {}
+
+    async def scores(self, wanted: Sequence[float], digests: Mapping[str, bytes]) -> Mapping[str, float]:
+        """Look at each."""
+        kept = {id: self._kept[id] for id, digest in digests.items() if id in self._kept}
+        return {id: cosine(wanted, each.vector) for id, each in kept.items() if each.digest == digests[id]}
+
+    async def keep(self, vectors: Mapping[str, Embedded]) -> None:
+        """Keep them in memory."""
+        self._kept.update(vectors)
+
+
+class Meaning:
+    """Search by vector, each a recorded step."""
+
+    def __init__(self, embed: Embed, recorder: Recorder, vectors: Vectors | None = None) -> None:
+        self._embed = embed
+        self._recorder = recorder
+        self._vectors = vectors or InProcess()
+
+    async def nearest(self, query: str, entries: Sequence[Memory], k: int) -> list[Memory]:
+        """The `k` entries nearest to `query`, the nearest first."""
+        if not query.strip() or len(query) > MAX_QUERY:
+            raise InvalidInput(f"query: use 1 to {MAX_QUERY} characters.", param="query")
+        texts = {entry.id: text for entry in entries if (text := clean(entry.content)).strip()}
+        if not texts:
+            return []
+        given = canonical({"query": clean(query), "among": len(texts), "k": k})
+        with self._recorder.step("retrieval", "memory.search", input=given, nested=True) as step:
+            scores = await self._scores(clean(query), texts)
+            near = sorted((entry for entry in entries if entry.id in scores), key=lambda entry: -scores[entry.id])
+            found = near[: max(k, 0)]
+            step.output = canonical([{"id": entry.id, "score": scores[entry.id]} for entry in found])
+        return found
+
+    async def _scores(self, query: str, texts: Mapping[str, str]) -> Mapping[str, float]:
+        (wanted,) = sound(await self._embed([query]))
+        digests = {id: sha256(text.encode()).digest() for id, text in texts.items()}
+        known = await self._vectors.scores(wanted, digests)
+        new = [id for id in texts if id not in known][-MAX_NEW:]
+        if not new:
+            return known
+        vectors = sound(await self._embed([texts[id][:MAX_QUERY] for id in new]))
+        await self._vectors.keep({id: Embedded(digests[id], vector) for id, vector in zip(new, vectors, strict=True)})
+        made = await asyncio.to_thread(lambda: [cosine(wanted, vector) for vector in vectors])
+        return {**known, **dict(zip(new, made, strict=True))}
