@@ -48,6 +48,7 @@ from app.api import (
     seed,
 )
 from app.api import files as files_api
+from app.api.door import RunDoor
 from app.api.gate import Gate, uploads
 from app.domain import FileLimits, new_id
 from app.errors import SettingsError
@@ -221,6 +222,8 @@ async def opened(settings: Settings, database_url: str) -> AsyncIterator[Platfor
         client = redis.connect(settings.redis_url.get_secret_value()) if settings.redis_url else None
         if client:
             stack.push_async_callback(client.aclose)
+        door = RunDoor()
+        stack.push_async_callback(door.close)
         live: dict[UUID, LiveRun] = {}
         connecting = connector(database_url, pooled=pooled)
         writer = Writer(connecting, new_id())
@@ -253,6 +256,7 @@ async def opened(settings: Settings, database_url: str) -> AsyncIterator[Platfor
             tasks=tasks,
             live=live,
             toolboxes=servers,
+            door=door,
         )
         heart = replicas.Heart(platform, connecting)
         heart.start()

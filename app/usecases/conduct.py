@@ -161,6 +161,7 @@ async def _answer(platform: Platform, begun: Begun, live: LiveRun) -> Answer:
                 caller_of(begun, version.digest, version.shares_cache),
                 model=session.params.model,
                 temperature=session.params.temperature,
+                door=platform.door,
             ),
             recorder=live.recorder,
             request=request,

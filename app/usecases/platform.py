@@ -16,6 +16,7 @@ from app.domain import FileLimits, Principal
 from app.llm.cache import Cache
 from app.llm.call import CallPath
 from app.llm.catalog import Catalog, Model
+from app.llm.run import Door
 from app.store.redis import Client
 from app.store.reserve import Reserver
 from app.store.runs import Sought
@@ -68,3 +69,5 @@ class Platform:
     windows: Windows = field(default_factory=Windows)
     principals: Principals = field(default_factory=Principals)
     toolboxes: Toolboxes | None = None
+    door: Door | None = None
+    """Where frameworks inside of a run reach its LLM."""
