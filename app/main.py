@@ -25,6 +25,7 @@ from app.agent.loader import Agents
 from app.agent.mcp_file import ServerSpec
 from app.agent.mcp_servers import Servers
 from app.agent.relay import ModelRelay
+from app.agent.sandbox import Box
 from app.agent.watchdog import Watchdog
 from app.api import accounts as accounts_api
 from app.api import batches as batches_api
@@ -257,6 +258,7 @@ async def opened(settings: Settings, database_url: str) -> AsyncIterator[Platfor
             live=live,
             toolboxes=servers,
             door=door,
+            box=Box(enabled=settings.sandbox),
         )
         heart = replicas.Heart(platform, connecting)
         heart.start()

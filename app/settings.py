@@ -95,6 +95,7 @@ class Settings(ModelSettings):
         20_000, ge=0, le=1_000_000, description="how many passages of knowledge agents may keep for a user"
     )
     run_timeout: float = Field(600, gt=0, le=86400, description="seconds an agent may take for one answer")
+    sandbox: bool = Field(False, description="whether agents may run code, by the extra `sandbox`")
     jobs: int = Field(
         10, ge=0, le=1000, description="jobs a server process does at once; 0 leaves them to `chattable worker`"
     )

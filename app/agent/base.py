@@ -97,7 +97,7 @@ class BaseAgent(Chattable):
         """
         child = agent(llm=self.llm, **kwargs) if isinstance(agent, type) else agent.again(llm=self.llm, **kwargs)
         self.knowledge  # noqa: B018 - now or never it is shared
-        for name in ("memory", "_passages", "stream", "session", "history", "request", "_recorder", "_threads"):
+        for name in ("memory", "_passages", "_box", "stream", "session", "history", "request", "_recorder", "_threads"):
             if name in vars(self) and name not in kwargs:
                 setattr(child, name, getattr(self, name))
         child._config.maps.extend(self._config.maps)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from app.agent.memory import MemoryManager
     from app.agent.remembering import Recollection
     from app.agent.request import OpenAIRequest
+    from app.agent.sandbox import Box, Sandbox
     from app.llm.llm import LLM, Reply
     from app.llm.messages import Messages
 
@@ -49,6 +50,8 @@ class Binding:
     """The MCP servers whose tools it may name."""
     passages: Passages | None = None
     """What the agent keeps for the user to look things up in; without them it begins with nothing."""
+    box: Box | None = None
+    """Where it may run code; without one where its author can."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,7 @@ class Chattable:
     request: OpenAIRequest | None = None
     """The request, when the message came through the OpenAI protocol."""
 
+    _box: Box | None = None
     _passages: Passages | None = None
     _recorder: Recorder
     _threads: Threads
@@ -180,6 +184,15 @@ class Chattable:
             self._passages = InProcess()
         return Knowledge(self._passages, self.embed, self._recorder)
 
+    @property
+    def sandbox(self) -> Sandbox:
+        """Where code can be run that nobody has looked at, if the administrator allows it. In a script it may always."""
+        from app.agent.sandbox import Box, Sandbox
+
+        if self._box is None:
+            self._box = Box(enabled=True)
+        return Sandbox(self._box, self._recorder)
+
     def bind(self, binding: Binding, stream: Stream, own: Own, threads: Threads) -> None:
         """Give the instance what it works with; for the platform, after `__init__`."""
         self.session = binding.session
@@ -188,6 +201,7 @@ class Chattable:
         self.stream = stream
         self.request = binding.request
         self._passages = binding.passages
+        self._box = binding.box
         if "memory" not in vars(self):
             self.memory = _new_memory()
         if binding.memory is not None:

@@ -1,4 +1,4 @@
-"""The way of other frameworks to the LLM of the run they work in: `/v1` on a port of the loopback address, under keys that end with their runs.
+"""The way of other frameworks to the LLM of the run they work in: `/v1` on the loopback address, under keys that end with their runs.
 
 The process that conducts the run is the one to ask, whichever of many answers at the public address; a worker for jobs has no other
 address at all. A call made here is one of the run's own: neither the call path nor the journal knows a difference.

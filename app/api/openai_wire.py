@@ -118,9 +118,7 @@ def usage(spent: Iterable[Usage]) -> dict[str, Any]:
     }
 
 
-async def respond(
-    platform: Platform | None, begun: Sequence[LiveRun | Run], form: Form, *, stream: bool
-) -> Response:
+async def respond(platform: Platform | None, begun: Sequence[LiveRun | Run], form: Form, *, stream: bool) -> Response:
     """The answer of runs that were begun together, each a choice; in `x-session-id` the session of the first.
 
     Without a `platform` all of them are this process's own.

@@ -319,7 +319,9 @@ class LLM(ABC):
 
         On the platform its calls are those of the run: budgets, cache and journal know them, and the key ends with the run.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no endpoint: an LLM of the platform has one, and OpenAILike")
+        raise NotImplementedError(
+            f"{type(self).__name__} has no endpoint: an LLM of the platform has one, and OpenAILike"
+        )
 
     def _open(self, messages: Messages, options: dict[str, Any]) -> Reply:
         """Every verb's way to an answer: the one place to add to all of them. `options` are its own."""

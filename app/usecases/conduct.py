@@ -166,6 +166,7 @@ async def _answer(platform: Platform, begun: Begun, live: LiveRun) -> Answer:
             recorder=live.recorder,
             request=request,
             toolboxes=platform.toolboxes,
+            box=platform.box,
             passages=UserPassages(platform, begun.run.user_id, session.agent_id),
             state=await _state(platform, history, session.agent_id) if version.state_model else None,
             memory=await _memory(platform, begun) if version.uses_memory else None,

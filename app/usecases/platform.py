@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from app.agent.documents import Documents
 from app.agent.loader import Agents
 from app.agent.mcp_servers import Toolboxes
+from app.agent.sandbox import Box
 from app.domain import FileLimits, Principal
 from app.llm.cache import Cache
 from app.llm.call import CallPath
@@ -69,5 +70,7 @@ class Platform:
     windows: Windows = field(default_factory=Windows)
     principals: Principals = field(default_factory=Principals)
     toolboxes: Toolboxes | None = None
+    box: Box = field(default_factory=lambda: Box(enabled=False))
+    """Where agents run code."""
     door: Door | None = None
     """Where frameworks inside of a run reach its LLM."""

@@ -142,7 +142,9 @@ async def answer(
 
 
 async def steps_of(house: House, run_id: str) -> list[Any]:
-    query = "SELECT kind, status, from_cache, prompt_tokens, completion_tokens FROM steps WHERE run_id = :id ORDER BY seq"
+    query = (
+        "SELECT kind, status, from_cache, prompt_tokens, completion_tokens FROM steps WHERE run_id = :id ORDER BY seq"
+    )
     async with house.platform.engine.connect() as db:
         return list(await db.execute(text(query), {"id": run_id}))
 
@@ -230,7 +232,9 @@ async def test_a_call_ends_with_its_run(framed: House, fake: FakeUpstream, verb:
     assert [step.status for step in await steps_of(framed, run)] == ["cancelled"]
 
 
-async def test_when_the_run_begins_anew_its_calls_are_served_from_the_journal(framed: House, fake: FakeUpstream) -> None:
+async def test_when_the_run_begins_anew_its_calls_are_served_from_the_journal(
+    framed: House, fake: FakeUpstream
+) -> None:
     ada = await framed.user("ada")
     opened = await session(ada, "framed")
     asked = await send(ada, opened, "confirm")
