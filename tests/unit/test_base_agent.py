@@ -238,10 +238,25 @@ async def test_an_answer_can_be_had_while_a_loop_runs() -> None:
         await llm.ainvoke("b")
 
 
+ADDED = """
+import sys, pydantic
+class M(pydantic.BaseModel): a: int
+before = set(sys.modules)
+import app.agent
+print(*set(sys.modules) - before)
+"""
+GROWTH = """
+import resource
+def size(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+start = size()
+import app.agent
+print(size() - start)
+"""
+
+
 def test_what_agents_import_is_little_more_than_pydantic() -> None:
-    """What a model of pydantic needs, msgspec, asyncio, and these modules of ours: about as long as pydantic takes alone, in half of 45 MiB."""
-    listed = "import sys, pydantic\nclass M(pydantic.BaseModel): a: int\nbefore = set(sys.modules)\nimport app.agent\nprint(*set(sys.modules) - before)"
-    added = set(run(listed).split())
+    """Beside what a model of pydantic needs: msgspec, asyncio, and these modules of ours. It takes about as long as pydantic alone."""
+    added = set(run(ADDED).split())
     ours = {name for name in added if name.partition(".")[0] == "app"}
     assert {name.partition(".")[0] for name in added - ours} - sys.stdlib_module_names == {"msgspec", "pydantic"}
     assert {name.removeprefix("app.") for name in ours - {"app", "app.agent", "app.journal", "app.llm"}} == {
@@ -249,8 +264,7 @@ def test_what_agents_import_is_little_more_than_pydantic() -> None:
         *("domain", "errors", "journal.log", "journal.recorder", "journal.replay"),
         *(f"llm.{name}" for name in ("bridge", "llm", "messages", "tokens")),
     }
-    memory = "import resource\nsize = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\nstart = size()\nimport app.agent\nprint(size() - start)"
-    assert int(run(memory)) <= 45 * 1024
+    assert int(run(GROWTH)) <= 45 * 1024
 
 
 def run(code: str) -> str:
