@@ -261,6 +261,11 @@ async def test_ones_own_needs_process_alone_and_is_called_with_the_whole_text() 
     assert await run(Rated() >> Shout(), ["ab"]) == ("AB!", 5)
 
 
+async def test_characters_and_words_are_filtered() -> None:
+    assert await run(FilterPP(filter_chars="*#"), ["# a *", "*b*"]) == (" a b", None)
+    assert await run(FilterPP(filter_chars=["secret"]), ["a sec", "ret b"]) == ("a  b", None)
+
+
 async def test_ones_own_with_open_streams() -> None:
     flow = Flow(Vowels())
     assert [flow.feed("abc"), flow.feed("e"), await flow.close()] == ["bc", "", "."]
