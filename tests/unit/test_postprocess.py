@@ -31,6 +31,7 @@ PATTERNS = [
     r"\d+", r"<t>.*?</t>", r"(?s)<t>.*?</t>", r"a.*?b|a", r"(?s)a.*b", r"ab*", r"x*", r"a{2,3}", r"[^\s]+", r"\n\n", r"(?i)FOO",
     r"foo(?!bar)", r"(?=ab)a", r"(?=(a+))b?a", r"(?<=a)b", r"(?<!a)b", r"(?<=\bfo)o", r"(?!\bab)a", r"(?!a$)a", r"a(?=\s*$)",
     r"\bfoo\b", r"\Ba", r"a\b-?", r"o$", r"(?m)^a+$", r"\s+$", r"a\Z", r"^a", r"[$]a|\$b", r"(?:a|ab)(?:c|bcd)?(?=d|$)",
+    r"a(?=$)", r"(?=a\b)a",
     r"(a)(b)?\1", r"(?>a+)b", r"a++b", r"\w+@\w+", r"\p{Lu}+", r"(?r)a+b", r"(?:foo){e<=1}",
 ]  # fmt: skip
 """Greedy and lazy, looking ahead and behind, at the ends of words, lines and texts, backwards, and approximate."""
