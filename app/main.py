@@ -67,12 +67,13 @@ from app.settings import Settings
 from app.store import redis, slices
 from app.store.cache import RedisCache
 from app.store.database import connect, connector, plain_connector
+from app.store.milvus import MilvusVectors
 from app.store.objects import LocalObjects
 from app.store.objects_s3 import S3Objects
 from app.store.reserve import Reserver
 from app.store.writer import Writer
 from app.tasks import Tasks
-from app.usecases import accounts, files, logins, replicas, runs, upkeep
+from app.usecases import accounts, files, logins, replicas, runs, upkeep, vectors
 from app.usecases.live import LiveRun
 from app.usecases.objects import ObjectStore
 from app.usecases.platform import Platform
@@ -223,6 +224,9 @@ async def opened(settings: Settings, database_url: str) -> AsyncIterator[Platfor
         client = redis.connect(settings.redis_url.get_secret_value()) if settings.redis_url else None
         if client:
             stack.push_async_callback(client.aclose)
+        milvus = vectors_of(settings)
+        if milvus:
+            stack.push_async_callback(milvus.close)
         door = RunDoor()
         stack.push_async_callback(door.close)
         live: dict[UUID, LiveRun] = {}
@@ -259,6 +263,7 @@ async def opened(settings: Settings, database_url: str) -> AsyncIterator[Platfor
             toolboxes=servers,
             door=door,
             box=Box(enabled=settings.sandbox),
+            vectors=milvus,
         )
         heart = replicas.Heart(platform, connecting)
         heart.start()
@@ -280,6 +285,12 @@ def _keep_going(platform: Platform, heart: replicas.Heart) -> None:
     tasks.repeat(platform.cache.flush, FLUSH_SECONDS, name="cache")
     tasks.repeat(partial(replicas.reap, platform, heart), replicas.REAP_SECONDS, name="reaper")
     tasks.repeat(partial(files.sweep, platform), files.SWEEP_SECONDS, name="erased objects")
+    tasks.repeat(partial(vectors.forget, platform), vectors.SWEEP_SECONDS, name="erased vectors")
+
+
+def vectors_of(settings: Settings) -> MilvusVectors | None:
+    """Where passages are searched by their vectors, if not in PostgreSQL."""
+    return MilvusVectors(f"http://{settings.milvus_host}:{settings.milvus_port}") if settings.milvus_host else None
 
 
 def objects(settings: Settings) -> ObjectStore:

@@ -84,6 +84,10 @@ class Settings(ModelSettings):
     minio_access_key: SecretStr | None = Field(None, description="its access key")
     minio_secret_key: SecretStr | None = Field(None, description="its secret key")
     minio_bucket: str = Field("chattable", description="the bucket for files, made when it is missing")
+    milvus_host: str | None = Field(
+        None, description="the Milvus server that searches knowledge, by the extra `milvus`; without it pgvector does"
+    )
+    milvus_port: int = Field(19530, ge=1, le=65535, description="its port")
     file_max_bytes: int = Field(
         512_000_000, ge=1, le=50_000_000_000, description="the largest file that is taken, in bytes"
     )

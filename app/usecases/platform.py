@@ -18,6 +18,7 @@ from app.llm.cache import Cache
 from app.llm.call import CallPath
 from app.llm.catalog import Catalog, Model
 from app.llm.run import Door
+from app.store.milvus import MilvusVectors
 from app.store.redis import Client
 from app.store.reserve import Reserver
 from app.store.runs import Sought
@@ -72,5 +73,7 @@ class Platform:
     toolboxes: Toolboxes | None = None
     box: Box = field(default_factory=lambda: Box(enabled=False))
     """Where agents run code."""
+    vectors: MilvusVectors | None = None
+    """Where passages are searched; without it by pgvector."""
     door: Door | None = None
     """Where frameworks inside of a run reach its LLM."""
