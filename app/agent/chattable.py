@@ -51,7 +51,7 @@ class Binding:
     passages: Passages | None = None
     """What the agent keeps for the user to look things up in; without them it begins with nothing."""
     box: Box | None = None
-    """Where it may run code; without one where its author can."""
+    """Where it may run code, if it may."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,11 +186,11 @@ class Chattable:
 
     @property
     def sandbox(self) -> Sandbox:
-        """Where code can be run that nobody has looked at, if the administrator allows it. In a script it may always."""
+        """Where code can be run that nobody has looked at, if the administrator allows it. In a script it may be."""
         from app.agent.sandbox import Box, Sandbox
 
         if self._box is None:
-            self._box = Box(enabled=True)
+            self._box = Box(enabled="session" not in vars(self))
         return Sandbox(self._box, self._recorder)
 
     def bind(self, binding: Binding, stream: Stream, own: Own, threads: Threads) -> None:

@@ -12,6 +12,7 @@ from app.agent.chattable import Binding
 from app.agent.history import History
 from app.agent.plain import canonical
 from app.agent.runner import Answer, answer
+from app.agent.sandbox import Box
 from app.agent.version import AgentVersion
 from app.domain import Chunk, Message, Session, SessionParams, Step, Usage, User, new_id
 from app.errors import AgentFailed
@@ -73,7 +74,8 @@ class Trial:
             llm = Journaled(
                 self._llm, self._recorder, {key: list(said) for key, said in self._said.items()}, self._said
             )
-            binding = Binding(self.session, History([*before, message]), llm, self._recorder, state)
+            history, box = History([*before, message]), Box(enabled=True)
+            binding = Binding(self.session, history, llm, self._recorder, state, box=box)
             try:
                 return await answer(self._version, binding, message, self.log, timeout=timeout)
             except Suspended as asked:

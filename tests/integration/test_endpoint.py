@@ -114,6 +114,13 @@ class FramedThread(Chattable):
             return json.load(answer)["choices"][0]["message"]["content"]
 
 
+class Coding(Chattable):
+    id = "coding"
+
+    async def chat(self, message: Message) -> str:
+        return await self.sandbox.run(message.content)
+
+
 class Kept(Chattable):
     """Tells the last endpoint, whose run is over."""
 
@@ -242,3 +249,8 @@ async def test_when_the_run_begins_anew_its_calls_are_served_from_the_journal(
     said = await send(ada, opened, "yes")
     assert said.json()["content"] == "once 0 0 yes"
     assert fake.hits == 1
+
+
+async def test_code_is_not_run_unless_the_administrator_allows_it(framed: House) -> None:
+    refused = await send(framed.admin, await session(framed.admin, "coding"), "1 + 1")
+    assert (refused.status_code, "SANDBOX=true" in refused.json()["detail"]) == (502, True)
