@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -237,6 +238,23 @@ class Message(Struct, frozen=True, dict=True):
     def assistant(cls, content: str, **fields: Any) -> Message:
         """A message from an agent or model."""
         return cls("assistant", content, **fields)
+
+    @classmethod
+    def image(cls, source: str | bytes, text: str = "", *, media_type: str = "image/png", **fields: Any) -> Message:
+        """A message from the person with a picture, given by its address or as bytes of `media_type`, and a text beside it."""
+        url = source if isinstance(source, str) else f"data:{media_type};base64,{b64encode(source).decode()}"
+        return cls._with({"type": "image_url", "image_url": {"url": url}}, text, fields)
+
+    @classmethod
+    def audio(cls, source: bytes, text: str = "", *, format: str = "wav", **fields: Any) -> Message:
+        """A message from the person with sound, which is `wav` or `mp3`, and a text beside it."""
+        part = {"type": "input_audio", "input_audio": {"data": b64encode(source).decode(), "format": format}}
+        return cls._with(part, text, fields)
+
+    @classmethod
+    def _with(cls, part: Mapping[str, Any], text: str, fields: Mapping[str, Any]) -> Message:
+        beside = [{"type": "text", "text": text}] if text else []
+        return cls("user", text, parts=[*beside, part], **fields)
 
     def to_openai(self) -> dict[str, Any]:
         """The message as the OpenAI protocol has it."""

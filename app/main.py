@@ -25,6 +25,7 @@ from app.agent.loader import Agents
 from app.agent.mcp_file import ServerSpec
 from app.agent.mcp_servers import Servers
 from app.agent.relay import ModelRelay
+from app.agent.sandbox import Box
 from app.agent.watchdog import Watchdog
 from app.api import accounts as accounts_api
 from app.api import batches as batches_api
@@ -50,6 +51,7 @@ from app.api import (
     traces,
 )
 from app.api import files as files_api
+from app.api.door import RunDoor
 from app.api.gate import Gate, uploads
 from app.domain import FileLimits, new_id
 from app.errors import SettingsError
@@ -67,12 +69,13 @@ from app.settings import Settings
 from app.store import redis, slices
 from app.store.cache import RedisCache
 from app.store.database import connect, connector, plain_connector
+from app.store.milvus import MilvusVectors
 from app.store.objects import LocalObjects
 from app.store.objects_s3 import S3Objects
 from app.store.reserve import Reserver
 from app.store.writer import Writer
 from app.tasks import Tasks
-from app.usecases import accounts, files, logins, replicas, runs, upkeep
+from app.usecases import accounts, files, logins, replicas, runs, upkeep, vectors
 from app.usecases.live import LiveRun
 from app.usecases.objects import ObjectStore
 from app.usecases.platform import Platform
@@ -225,6 +228,11 @@ async def opened(settings: Settings, database_url: str) -> AsyncIterator[Platfor
         client = redis.connect(settings.redis_url.get_secret_value()) if settings.redis_url else None
         if client:
             stack.push_async_callback(client.aclose)
+        milvus = vectors_of(settings)
+        if milvus:
+            stack.push_async_callback(milvus.close)
+        door = RunDoor()
+        stack.push_async_callback(door.close)
         live: dict[UUID, LiveRun] = {}
         connecting = connector(database_url, pooled=pooled)
         writer = Writer(connecting, new_id())
@@ -257,6 +265,9 @@ async def opened(settings: Settings, database_url: str) -> AsyncIterator[Platfor
             tasks=tasks,
             live=live,
             toolboxes=servers,
+            door=door,
+            box=Box(enabled=settings.sandbox),
+            vectors=milvus,
         )
         heart = replicas.Heart(platform, connecting)
         heart.start()
@@ -278,6 +289,12 @@ def _keep_going(platform: Platform, heart: replicas.Heart) -> None:
     tasks.repeat(platform.cache.flush, FLUSH_SECONDS, name="cache")
     tasks.repeat(partial(replicas.reap, platform, heart), replicas.REAP_SECONDS, name="reaper")
     tasks.repeat(partial(files.sweep, platform), files.SWEEP_SECONDS, name="erased objects")
+    tasks.repeat(partial(vectors.forget, platform), vectors.SWEEP_SECONDS, name="erased vectors")
+
+
+def vectors_of(settings: Settings) -> MilvusVectors | None:
+    """Where passages are searched by their vectors, if not in PostgreSQL."""
+    return MilvusVectors(f"http://{settings.milvus_host}:{settings.milvus_port}") if settings.milvus_host else None
 
 
 def objects(settings: Settings) -> ObjectStore:

@@ -1,10 +1,14 @@
-"""Every setting, read once. Only the composition roots (`main`, `cli`) import this module; all others are given values."""
+"""Every setting, read once. Only the composition roots (`main`, `cli`) import this module; all others are given values.
+
+But for `OpenAILike`, which has no root above it in a script, and reads `ModelSettings` for what it is not given.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from dotenv import dotenv_values
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
@@ -12,17 +16,42 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.errors import SettingsError
 
+S = TypeVar("S", bound=BaseSettings)
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 MODELS_FILE = Path("models.toml")
 MCP_FILE = Path("mcp.toml")
 
 
-class Settings(BaseSettings):
-    """What an operator can set, by environment variable or in `.env`. Names are the field names in capitals."""
+def checked_address(value: str | None) -> str | None:
+    """An address without the slash at its end."""
+    if value and not value.startswith(("http://", "https://")):
+        raise ValueError("must start with http:// or https://")
+    return value.rstrip("/") if value else value
+
+
+class ModelSettings(BaseSettings):
+    """The OpenAI-compatible server that is asked where nothing else is said."""
 
     model_config = SettingsConfigDict(
         env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True, hide_input_in_errors=True
     )
+
+    openai_api_key: SecretStr | None = Field(None, description="the key of the OpenAI-compatible server")
+    openai_base_url: str | None = Field(
+        None,
+        validation_alias=AliasChoices("OPENAI_BASE_URL", "OPENAI_API_BASE"),
+        description="the address of the OpenAI-compatible server; also read as `OPENAI_API_BASE`",
+    )
+    openai_model: str = Field("gpt-4o-mini", description="the model asked for when an agent or session names none")
+
+    @field_validator("openai_base_url")
+    @classmethod
+    def _address(cls, value: str | None) -> str | None:
+        return checked_address(value)
+
+
+class Settings(ModelSettings):
+    """What an operator can set, by environment variable or in `.env`. Names are the field names in capitals."""
 
     database_url: SecretStr | None = Field(None, description="PostgreSQL 15 or newer; without it one is started here")
     database_direct_url: SecretStr | None = Field(
@@ -47,13 +76,6 @@ class Settings(BaseSettings):
     secret_key: SecretStr | None = Field(
         None, description="names cached answers, at least 32 characters; the same for all servers of one database"
     )
-    openai_api_key: SecretStr | None = Field(None, description="the key of the OpenAI-compatible server")
-    openai_base_url: str | None = Field(
-        None,
-        validation_alias=AliasChoices("OPENAI_BASE_URL", "OPENAI_API_BASE"),
-        description="the address of the OpenAI-compatible server; also read as `OPENAI_API_BASE`",
-    )
-    openai_model: str = Field("gpt-4o-mini", description="the model asked for when an agent or session names none")
     models_file: Path = Field(MODELS_FILE, description="the file of language models, where there is one")
     mcp_file: Path = Field(MCP_FILE, description="the file of MCP servers whose tools agents use, where there is one")
     minio_endpoint: str | None = Field(
@@ -62,6 +84,10 @@ class Settings(BaseSettings):
     minio_access_key: SecretStr | None = Field(None, description="its access key")
     minio_secret_key: SecretStr | None = Field(None, description="its secret key")
     minio_bucket: str = Field("chattable", description="the bucket for files, made when it is missing")
+    milvus_host: str | None = Field(
+        None, description="the Milvus server that searches knowledge, by the extra `milvus`; without it pgvector does"
+    )
+    milvus_port: int = Field(19530, ge=1, le=65535, description="its port")
     file_max_bytes: int = Field(
         512_000_000, ge=1, le=50_000_000_000, description="the largest file that is taken, in bytes"
     )
@@ -76,6 +102,7 @@ class Settings(BaseSettings):
         {}, description="days for which steps are kept, by kind, as `prompt:7,llm:90,*:365`; without it for ever"
     )
     run_timeout: float = Field(600, gt=0, le=86400, description="seconds an agent may take for one answer")
+    sandbox: bool = Field(False, description="whether agents may run code, by the extra `sandbox`")
     jobs: int = Field(
         10, ge=0, le=1000, description="jobs a server process does at once; 0 leaves them to `chattable worker`"
     )
@@ -117,12 +144,10 @@ class Settings(BaseSettings):
             raise ValueError("must start with redis://, rediss:// or unix://")
         return value
 
-    @field_validator("openai_base_url", "public_url")
+    @field_validator("public_url")
     @classmethod
     def _http(cls, value: str | None) -> str | None:
-        if value and not value.startswith(("http://", "https://")):
-            raise ValueError("must start with http:// or https://")
-        return value.rstrip("/") if value else value
+        return checked_address(value)
 
     @field_validator("models_file", "mcp_file")
     @classmethod
@@ -156,8 +181,17 @@ class Settings(BaseSettings):
 
 def load(**overrides: Any) -> Settings:
     """The settings of this process, or a `SettingsError` whose sentences name each wrong one."""
+    return _read(Settings, overrides)
+
+
+def model_settings() -> ModelSettings:
+    """Those of the OpenAI-compatible server alone; a `SettingsError` as by `load`."""
+    return _read(ModelSettings, {})
+
+
+def _read(kind: type[S], overrides: Mapping[str, Any]) -> S:
     try:
-        return Settings(**overrides)
+        return kind(**overrides)
     except ValidationError as error:
         raise SettingsError("\n".join(_sentence(problem) for problem in error.errors(include_url=False))) from None
 

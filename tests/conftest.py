@@ -16,6 +16,7 @@ from app.store.migrations import upgrade
 from tests.engines import Engines, engines
 from tests.fakes.upstream import FakeUpstream, upstream
 from tests.house import House, open_house
+from tests.milvus import milvus_server
 from tests.s3 import S3, s3_server
 
 
@@ -31,6 +32,13 @@ def s3() -> Iterator[S3]:
     """A server that speaks S3's protocol, for the whole session."""
     with s3_server() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def milvus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """The port of a Milvus server, for the whole session."""
+    with milvus_server(tmp_path_factory.mktemp("milvus")) as port:
+        yield port
 
 
 def on(url: str, database: str) -> str:

@@ -10,7 +10,7 @@ from app.agent.chattable import Chattable
 from app.agent.history import History
 from app.agent.stream import Stream
 from app.domain import Chunk, Message, Passage, Session, SessionParams
-from app.llm.llm import LLM, Completion, Reply, ToolCall
+from app.llm.llm import LLM, Completion, Endpoint, Reply, ToolCall
 
 if TYPE_CHECKING:
     from app.agent.base import BaseAgent
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from app.agent.postprocess import BasePostprocess, DynamicTypePP, Feed, SplitterPP, TypeMapperPP
     from app.agent.prompts import Prompt
     from app.agent.request import OpenAIRequest
+    from app.agent.sandbox import CodeFailed, Sandbox
     from app.agent.team import Participant, Talk, Team
     from app.agent.tools import Tool, ToolExecutor, ToolRegistry, ToolResult, tool
     from app.llm.openai_like import OpenAILike
@@ -33,6 +34,7 @@ _LATER = {
     "BaseAgent": "app.agent.base",
     "BaseMemory": "app.agent.memory",
     "BasePostprocess": "app.agent.postprocess",
+    "CodeFailed": "app.agent.sandbox",
     "DynamicTypePP": "app.agent.postprocess",
     "Feed": "app.agent.postprocess",
     "FilterPP": "app.agent.matching",
@@ -47,6 +49,7 @@ _LATER = {
     "PatternMatcherPP": "app.agent.matching",
     "Prompt": "app.agent.prompts",
     "ReplacePP": "app.agent.matching",
+    "Sandbox": "app.agent.sandbox",
     "SplitterPP": "app.agent.postprocess",
     "Talk": "app.agent.team",
     "Team": "app.agent.team",
@@ -66,8 +69,10 @@ __all__ = [
     "BasePostprocess",
     "Chattable",
     "Chunk",
+    "CodeFailed",
     "Completion",
     "DynamicTypePP",
+    "Endpoint",
     "Feed",
     "FilterPP",
     "History",
@@ -85,6 +90,7 @@ __all__ = [
     "Prompt",
     "ReplacePP",
     "Reply",
+    "Sandbox",
     "Session",
     "SessionParams",
     "SplitterPP",

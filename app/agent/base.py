@@ -102,6 +102,7 @@ class BaseAgent(Chattable):
             "memory",
             "_passages",
             "_delegations",
+            "_box",
             "stream",
             "session",
             "history",

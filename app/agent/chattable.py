@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from app.agent.memory import MemoryManager
     from app.agent.remembering import Recollection
     from app.agent.request import OpenAIRequest
+    from app.agent.sandbox import Box, Sandbox
     from app.llm.llm import LLM, Reply
     from app.llm.messages import Messages
 
@@ -56,6 +57,8 @@ class Binding:
     """What the agent keeps for the user to look things up in; without them it begins with nothing."""
     delegations: Delegations | None = None
     """The way to have other agents answer."""
+    box: Box | None = None
+    """Where it may run code, if it may."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +97,7 @@ class Chattable:
     """The request, when the message came through the OpenAI protocol."""
 
     _delegations: Delegations | None = None
+    _box: Box | None = None
     _passages: Passages | None = None
     _recorder: Recorder
     _threads: Threads
@@ -219,6 +223,15 @@ class Chattable:
             self._passages = InProcess()
         return Knowledge(self._passages, self.embed, self._recorder)
 
+    @property
+    def sandbox(self) -> Sandbox:
+        """Where code can be run that nobody has looked at, if the administrator allows it. In a script it may be."""
+        from app.agent.sandbox import Box, Sandbox
+
+        if self._box is None:
+            self._box = Box(enabled="session" not in vars(self))
+        return Sandbox(self._box, self._recorder)
+
     def bind(self, binding: Binding, stream: Stream, own: Own, threads: Threads) -> None:
         """Give the instance what it works with; for the platform, after `__init__`."""
         self.session = binding.session
@@ -228,6 +241,7 @@ class Chattable:
         self.request = binding.request
         self._passages = binding.passages
         self._delegations = binding.delegations
+        self._box = binding.box
         if "memory" not in vars(self):
             self.memory = _new_memory()
         if binding.memory is not None:

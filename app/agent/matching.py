@@ -152,12 +152,15 @@ class _Compiled:
 
 
 def _or_end(token: re.Match[str]) -> str:
-    """What asks whether the text ends here, or what comes next, as something that more text may answer either way."""
+    """What asks whether the text ends here, or what comes next, as something that more text may answer either way.
+
+    That comes first: an answer inside of `(?=…)` is not asked for again.
+    """
     text = token[0]
     if text in (r"\b", r"\B", r"\Z", r"\z", r"\m", r"\M"):
-        return f"(?:{text}|(?={_END}))"
+        return f"(?:(?={_END})|{text})"
     if text == "$":
-        return rf"(?:$|(?={_END})|(?=\n{_END}))"
+        return rf"(?:(?={_END})|(?=\n{_END})|$)"
     return text
 
 

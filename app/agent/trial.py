@@ -18,6 +18,7 @@ from app.agent.delegating import Delegations, Wish
 from app.agent.history import History
 from app.agent.plain import canonical
 from app.agent.runner import Answer, answer
+from app.agent.sandbox import Box
 from app.agent.version import AgentVersion
 from app.domain import Chunk, Message, Session, SessionParams, Step, Usage, User, new_id
 from app.errors import AgentFailed
@@ -84,7 +85,8 @@ class Trial:
             llm = Journaled(
                 self._llm, self._recorder, {key: list(said) for key, said in self._said.items()}, self._said
             )
-            binding = Binding(self.session, History([*before, message]), llm, self._recorder, state)
+            history, box = History([*before, message]), Box(enabled=True)
+            binding = Binding(self.session, history, llm, self._recorder, state, box=box)
             if self._others:
                 delegations = Delegations(partial(self._engaged, self._others, llm), self._recorder, timeout)
                 binding = replace(binding, delegations=delegations)

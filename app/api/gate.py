@@ -140,11 +140,11 @@ class Gate:
                 extra += [(name.encode(), value.encode()) for name, value in rate.headers.items()]
                 rate.check()
             if shortcut and principal:
-                body = await _body(_bounded(receive, allowance))
+                body = await whole_body(bounded(receive, allowance))
                 response = await shortcut(self._platform(), principal, headers, body)
                 await response(scope, receive, answer)
             else:
-                await self._app(scope, _bounded(receive, allowance), answer)
+                await self._app(scope, bounded(receive, allowance), answer)
         except ClientDisconnect:
             if status:
                 raise BrokenOff from None
@@ -214,7 +214,7 @@ def _host(url: str) -> str | None:
         return None
 
 
-async def _body(receive: Receive) -> bytes:
+async def whole_body(receive: Receive) -> bytes:
     """The whole body; `ClientDisconnect` when the client leaves before its end."""
     pieces = []
     while True:
@@ -226,7 +226,7 @@ async def _body(receive: Receive) -> bytes:
             return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-def _bounded(receive: Receive, allowance: Allowance) -> Receive:
+def bounded(receive: Receive, allowance: Allowance = BODY) -> Receive:
     """`receive` with a size in bytes and a deadline for the body; after it, waiting for the client to leave has neither.
 
     The deadline is for the whole body, or with a pace for the next piece of it.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 from array import array
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import Annotated, Any, TypeVar
 from uuid import UUID
 
 import msgspec
@@ -26,6 +27,7 @@ from app.usecases import completions
 from app.usecases.completions import Listed
 from app.usecases.platform import Platform
 
+T = TypeVar("T")
 PREFIXES = openai_errors.PREFIXES
 router = APIRouter(route_class=StrictRoute, tags=["openai"])
 WITHHELD = frozenset({"authorization", "cookie", "proxy-authorization", "x-api-key"})
@@ -88,16 +90,31 @@ async def complete_chat(
 async def complete_chat_directly(here: Platform, principal: Principal, headers: Headers, content: bytes) -> Response:
     """The same past FastAPI, whose work costs as much as all of the platform's."""
     need(Scope.CHAT, principal)
-    try:
-        body = _CHAT.validate_python(typed_json(headers, content))
-    except ValidationError as error:
-        raise sentence(error) from None
+    body = chat_of(headers, content)
     given = headers.get("x-session-id")
     key = checked_key(headers.get("idempotency-key"))
     return await _complete_chat(here, principal, body, headers, key, to_id(given) if given is not None else None)
 
 
+def chat_of(headers: Headers, content: bytes) -> ChatIn:
+    """A request as it came; `InvalidInput` says what is wrong with it."""
+    return _parsed(_CHAT, headers, content)
+
+
+def embeddings_of(headers: Headers, content: bytes) -> EmbeddingsIn:
+    """As `chat_of`, for texts to be embedded."""
+    return _parsed(_EMBEDDINGS, headers, content)
+
+
+def _parsed(kind: TypeAdapter[T], headers: Headers, content: bytes) -> T:
+    try:
+        return kind.validate_python(typed_json(headers, content))
+    except ValidationError as error:
+        raise sentence(error) from None
+
+
 _CHAT: TypeAdapter[ChatIn] = TypeAdapter(ChatBody)
+_EMBEDDINGS = TypeAdapter(EmbeddingsIn)
 SHORTCUTS = {f"{prefix}/chat/completions": complete_chat_directly for prefix in PREFIXES}
 
 
@@ -153,6 +170,13 @@ async def make_embeddings(here: Here, caller: Chat, body: EmbeddingsIn) -> Respo
     vectors, outcome = await completions.embed(here, caller, body.input, body.model, dimensions=body.dimensions)
     if error := openai_wire.failure(outcome):
         return openai_errors.response(error, from_run=True)
+    response = embeddings(body, vectors, outcome.run.usage.prompt)
+    response.headers["x-run-id"] = str(outcome.run.id)
+    return response
+
+
+def embeddings(body: EmbeddingsIn, vectors: Sequence[Sequence[float]], tokens: int) -> Response:
+    """Embeddings in the form that was asked for."""
     data = [
         {
             "object": "embedding",
@@ -161,12 +185,9 @@ async def make_embeddings(here: Here, caller: Chat, body: EmbeddingsIn) -> Respo
         }
         for index, vector in enumerate(vectors)
     ]
-    spent = outcome.run.usage
-    counts = {"prompt_tokens": spent.prompt, "total_tokens": spent.total}
+    counts = {"prompt_tokens": tokens, "total_tokens": tokens}
     answer = {"object": "list", "data": data, "model": body.model, "usage": counts}
-    return Response(
-        msgspec.json.encode(answer), media_type="application/json", headers={"x-run-id": str(outcome.run.id)}
-    )
+    return Response(msgspec.json.encode(answer), media_type="application/json")
 
 
 def _base64(vector: Any) -> str:

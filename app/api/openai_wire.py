@@ -123,8 +123,11 @@ def usage(spent: Iterable[Usage]) -> dict[str, Any]:
     }
 
 
-async def respond(platform: Platform, begun: Sequence[LiveRun | Run], form: Form, *, stream: bool) -> Response:
-    """The answer of runs that were begun together, each a choice; in `x-session-id` the session of the first."""
+async def respond(platform: Platform | None, begun: Sequence[LiveRun | Run], form: Form, *, stream: bool) -> Response:
+    """The answer of runs that were begun together, each a choice; in `x-session-id` the session of the first.
+
+    Without a `platform` all of them are this process's own.
+    """
     first = begun[0].run if isinstance(begun[0], LiveRun) else begun[0]
     frame = _Frame(form, first)
     response = await (_streamed if stream else _whole)(platform, begun, form, frame)
@@ -133,7 +136,7 @@ async def respond(platform: Platform, begun: Sequence[LiveRun | Run], form: Form
     return response
 
 
-async def _whole(platform: Platform, begun: Sequence[LiveRun | Run], form: Form, frame: _Frame) -> Response:
+async def _whole(platform: Platform | None, begun: Sequence[LiveRun | Run], form: Form, frame: _Frame) -> Response:
     choices, spent = [], []
     for index, each in enumerate(begun):
         async with log_of(platform, each) as said:
@@ -179,7 +182,7 @@ def _joined(deltas: Iterable[dict[str, Any]], *, is_chat: bool) -> dict[str, Any
     }
 
 
-async def _streamed(platform: Platform, begun: Sequence[LiveRun | Run], form: Form, frame: _Frame) -> Response:
+async def _streamed(platform: Platform | None, begun: Sequence[LiveRun | Run], form: Form, frame: _Frame) -> Response:
     """The headers wait for the first thing said: a run that fails before it is an answer with its own status."""
     frames = _frames(platform, begun, form, frame)
     try:
@@ -197,7 +200,7 @@ class _Failed(Exception):
 
 
 async def _frames(
-    platform: Platform, begun: Sequence[LiveRun | Run], form: Form, frame: _Frame
+    platform: Platform | None, begun: Sequence[LiveRun | Run], form: Form, frame: _Frame
 ) -> AsyncGenerator[bytes, None]:
     """All frames; `_Failed` in the place of the first.
 
@@ -258,10 +261,11 @@ def shown(begun: LiveRun | Run) -> int:
 
 
 @asynccontextmanager
-async def log_of(platform: Platform, begun: LiveRun | Run) -> AsyncIterator[Log]:
+async def log_of(platform: Platform | None, begun: LiveRun | Run) -> AsyncIterator[Log]:
     """The log of a run that was begun here, or of one that is followed."""
     if isinstance(begun, LiveRun):
         yield begun.log
     else:
+        assert platform is not None  # noqa: S101 - a run that is followed is another's
         async with runs.following(platform, begun) as said:
             yield said

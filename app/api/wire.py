@@ -141,7 +141,7 @@ class EventStream(Response):
         """Serve (ASGI)."""
         loop, sending = asyncio.get_running_loop(), asyncio.current_task()
         assert sending is not None  # noqa: S101 - a coroutine always runs in a task
-        leaving = Tasks().start(_left(receive), name="reader")
+        leaving = Tasks().start(left(receive), name="reader")
         leaving.add_done_callback(lambda _: sending.cancel())
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
@@ -167,7 +167,7 @@ class EventStream(Response):
             leaving.cancel()
 
 
-async def _left(receive: Receive) -> None:
+async def left(receive: Receive) -> None:
     """Wait until the client has gone."""
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -11,6 +11,7 @@ import copy
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Coroutine, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any, NoReturn, Self, TypeAlias, TypeVar
 
@@ -54,6 +55,15 @@ class ToolCall(Struct, frozen=True):
 
 
 _call_decoder = msgspec.json.Decoder(ToolCall)
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where other frameworks' clients of the OpenAI protocol find a language model."""
+
+    base_url: str
+    api_key: str = field(repr=False)
+    model: str
 
 
 class Completion(str):
@@ -303,6 +313,15 @@ class LLM(ABC):
     async def embed(self, texts: Sequence[str], *, model: str | None = None) -> list[list[float]]:
         """The embedding of each text, in order; `NotImplementedError` by an LLM that makes none."""
         raise NotImplementedError(f"{type(self).__name__} makes no embeddings")
+
+    def endpoint(self) -> Endpoint:
+        """Where a framework's own client reaches this model; `NotImplementedError` by an LLM that is on no server.
+
+        On the platform its calls are those of the run: budgets, cache and journal know them, and the key ends with the run.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} has no endpoint: an LLM of the platform has one, and OpenAILike"
+        )
 
     def _open(self, messages: Messages, options: dict[str, Any]) -> Reply:
         """Every verb's way to an answer: the one place to add to all of them. `options` are its own."""

@@ -8,9 +8,9 @@ from typing import Any
 
 from app.domain import Chunk
 from app.errors import InvalidInput
-from app.llm.llm import LLM, Finish
+from app.llm.llm import LLM, Endpoint, Finish
 from app.llm.options import checked
-from app.llm.upstream import Upstream
+from app.llm.upstream import OPENAI, Upstream
 
 
 class OpenAILike(LLM):
@@ -26,8 +26,13 @@ class OpenAILike(LLM):
         max_tokens: int | None = None,
         top_p: float | None = None,
     ) -> None:
-        """`header` is sent beside the usual headers; the rest are defaults of calls. A wrong one is `InvalidInput`."""
+        """`header` is sent beside the usual headers; the rest are defaults of calls. A wrong one is `InvalidInput`.
+
+        Key, address and model that are not given are `OPENAI_API_KEY`, `OPENAI_BASE_URL` and `OPENAI_MODEL`.
+        """
+        api_key, base_url, model_name = _filled(api_key, base_url, model_name)
         self._upstream = Upstream(base_url, api_key, headers=header)
+        self._server = base_url or OPENAI, api_key or ""
         self._defaults = checked(
             {"model": model_name, "temperature": temperature, "max_tokens": max_tokens, "top_p": top_p}
         )
@@ -41,6 +46,12 @@ class OpenAILike(LLM):
             async for items in answer:
                 for item in items:
                     yield item
+
+    def endpoint(self) -> Endpoint:
+        """The server itself."""
+        if "model" not in self._defaults:
+            raise InvalidInput("OpenAILike needs a model_name.", param="model")
+        return Endpoint(*self._server, self._defaults["model"])
 
     def ping(self) -> bool:
         """Whether the server can be reached and accepts the key. Blocks."""
@@ -68,3 +79,17 @@ class OpenAILike(LLM):
 
     def _set(self, name: str, value: object) -> None:
         self._defaults = {**self._defaults, **checked({name: value})}
+
+
+def _filled(*given: str | None) -> tuple[str | None, str | None, str | None]:
+    """Key, address and model, by the settings where they are not given."""
+    key, address, model = given
+    if None in given:
+        from app.settings import model_settings
+
+        found = model_settings()
+        known = found.openai_api_key.get_secret_value() if found.openai_api_key else None
+        key, address = known if key is None else key, found.openai_base_url if address is None else address
+        if model is None and "openai_model" in found.model_fields_set:
+            model = found.openai_model
+    return key, address, model

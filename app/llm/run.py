@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from app.domain import Chunk
 from app.errors import InvalidInput
 from app.journal.recorder import Recorder
 from app.llm.call import CallPath
-from app.llm.llm import CLOSE_SECONDS, LLM, Reply
+from app.llm.catalog import DEFAULT
+from app.llm.llm import CLOSE_SECONDS, LLM, Endpoint, Reply
 from app.llm.messages import Messages, Prompt
 from app.llm.options import checked
 from app.llm.stages import Caller
 
 MODES = (None, "on", "off", "refresh")
+
+
+class Door(Protocol):
+    """Where LLMs of runs are reached by the clients of other frameworks."""
+
+    def open(self, llm: LLM, model: str) -> Endpoint:
+        """Serve `llm` under a key of its own, and `model` where a request says so."""
+
+    def shut(self, endpoint: Endpoint) -> None:
+        """Its key is good for nothing any longer."""
 
 
 class RunLLM(LLM):
@@ -29,8 +40,10 @@ class RunLLM(LLM):
         *,
         model: str | None = None,
         temperature: float | None = None,
+        door: Door | None = None,
     ) -> None:
         """Made on the run's event loop. `model` and `temperature` hold where a call gives none."""
+        self._door = door
         self._path = path
         self._recorder = recorder
         self._caller = caller
@@ -54,9 +67,20 @@ class RunLLM(LLM):
         finally:
             self._calls.embedding.discard(task)
 
+    def endpoint(self) -> Endpoint:
+        """Where a framework's own client reaches this model until the run ends. Every alias can be asked for there."""
+        self._check_open()
+        if self._door is None:
+            return super().endpoint()
+        endpoint = self._door.open(self, self._defaults.get("model", DEFAULT))
+        self._calls.endpoints.append((self._door, endpoint))
+        return endpoint
+
     async def close(self) -> None:
         """End the calls that are still open, and refuse new ones by `asyncio.CancelledError`: the run is over."""
         self._calls.closed = True
+        for door, endpoint in self._calls.endpoints:
+            door.shut(endpoint)
         left = [task for task in self._calls.embedding if task is not asyncio.current_task()]
         for task in left:
             task.cancel()
@@ -93,3 +117,4 @@ class _Calls:
         self.closed = False
         self.open: list[Reply] = []
         self.embedding: set[asyncio.Task[Any]] = set()
+        self.endpoints: list[tuple[Door, Endpoint]] = []

@@ -7,10 +7,11 @@ approximates would need the extension's type in the table, one dimension each, a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import REAL, ColumnElement, Float, bindparam, cast, delete, func, select, text
+from msgspec.structs import replace
+from sqlalchemy import REAL, ColumnElement, Float, bindparam, cast, delete, func, select, text, tuple_
 from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.types import UserDefinedType
@@ -21,6 +22,16 @@ from app.store.tables import passages
 AT_ONCE = 200
 """How many passages one statement writes."""
 _SHOWN = (passages.c.id, passages.c.content, passages.c.position, passages.c.meta, passages.c.file_id)
+
+
+class Key(NamedTuple):
+    """What tells one passage from all others."""
+
+    user_id: UUID
+    agent_id: str
+    model: str
+    document: bytes
+    position: int
 
 
 class _Vector(UserDefinedType[Any]):
@@ -83,6 +94,36 @@ async def nearest(
         )
         for row in rows
     ]
+
+
+async def existing(db: AsyncConnection, keys: Sequence[Key]) -> set[Key]:
+    """Those of these that are there."""
+    there: set[Key] = set()
+    columns = [passages.c[name] for name in Key._fields]
+    for first in range(0, len(keys), AT_ONCE):
+        rows = await db.execute(select(*columns).where(tuple_(*columns).in_(keys[first : first + AT_ONCE])))
+        there |= {Key(*row) for row in rows}
+    return there
+
+
+async def documents(db: AsyncConnection, *, owner: UUID, agent_id: str, meta: Mapping[str, Any]) -> list[bytes]:
+    """The digests of the owner's documents by this agent whose meta holds all of `meta`."""
+    query = select(passages.c.document).where(_of(owner, agent_id), passages.c.meta.contains(dict(meta))).distinct()
+    return list((await db.execute(query)).scalars())
+
+
+async def found(db: AsyncConnection, *, owner: UUID, scores: Mapping[Key, float]) -> list[Passage]:
+    """The owner's passages that have these scores, in their order; those that were erased meanwhile are left out."""
+    columns = [passages.c[name] for name in Key._fields]
+    chosen = _of(owner) & tuple_(*columns).in_(list(scores))
+    rows = (await db.execute(select(*_SHOWN, *columns[:4]).where(chosen))).all()
+    shown = {
+        Key(row.user_id, row.agent_id, row.model, row.document, row.position): Passage(
+            **{column.name: row._mapping[column.name] for column in _SHOWN}, score=0.0
+        )
+        for row in rows
+    }
+    return [replace(shown[key], score=score) for key, score in scores.items() if key in shown]
 
 
 async def has_others(db: AsyncConnection, *, owner: UUID, agent_id: str, model: str) -> bool:

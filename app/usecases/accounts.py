@@ -17,6 +17,7 @@ from app.usecases.creations import claim
 from app.usecases.files import sweep_soon
 from app.usecases.logins import ALL_SCOPES, digest, require_admin
 from app.usecases.platform import Platform
+from app.usecases.vectors import forget_soon
 
 FIRST_KEY = "first administrator"
 """The name of the keys that come from the operator's settings or files."""
@@ -119,6 +120,7 @@ async def delete_user(platform: Platform, principal: Principal, id: UUID) -> Non
         await accounts.delete_user(db, id)
     stop_all(platform, ending)
     sweep_soon(platform)
+    forget_soon(platform, id, user_is_gone=True)
     for session_id in erased:
         platform.windows.forget(session_id)
     with suppress(Unavailable):  # it is done when the store is back

@@ -23,6 +23,7 @@ from app.store import accounts, files
 from app.store.database import is_passing
 from app.usecases.creations import claim
 from app.usecases.platform import Platform
+from app.usecases.vectors import forget_soon
 
 log = logging.getLogger(__name__)
 
@@ -216,6 +217,7 @@ async def delete(platform: Platform, principal: Principal, id: UUID) -> None:
         if not await files.erase(db, id, owner=principal.owner):
             raise NotFound("file", param="file_id")
     sweep_soon(platform)
+    forget_soon(platform, principal.user.id)
 
 
 async def _existing(db: AsyncConnection, id: UUID, *, owner: UUID | None, param: str = "file_id") -> File:

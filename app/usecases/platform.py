@@ -12,10 +12,13 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from app.agent.documents import Documents
 from app.agent.loader import Agents
 from app.agent.mcp_servers import Toolboxes
+from app.agent.sandbox import Box
 from app.domain import FileLimits, Principal
 from app.llm.cache import Cache
 from app.llm.call import CallPath
 from app.llm.catalog import Catalog, Model
+from app.llm.run import Door
+from app.store.milvus import MilvusVectors
 from app.store.redis import Client
 from app.store.reserve import Reserver
 from app.store.runs import Sought
@@ -69,3 +72,9 @@ class Platform:
     pauses: Pauses = field(default_factory=Pauses)
     principals: Principals = field(default_factory=Principals)
     toolboxes: Toolboxes | None = None
+    box: Box = field(default_factory=lambda: Box(enabled=False))
+    """Where agents run code."""
+    vectors: MilvusVectors | None = None
+    """Where passages are searched; without it by pgvector."""
+    door: Door | None = None
+    """Where frameworks inside of a run reach its LLM."""

@@ -43,13 +43,13 @@ class Slow(Chattable):
 class Serve:
     """A running `chattable serve` and what it has printed."""
 
-    def __init__(self, cwd: Path, data_dir: Path, **settings: str) -> None:
+    def __init__(self, cwd: Path, data_dir: Path, python: str | Path = sys.executable, **settings: str) -> None:
         self.data_dir = data_dir
         given = os.environ
         env = {"PATH": given["PATH"], "HOME": str(cwd), "PYTHONPATH": str(ROOT), "AGENTS_DIR": str(ROOT / "agents")}
         env |= {"DATA_DIR": str(data_dir), "PORT": "0", **settings}
         self.popen = subprocess.Popen(
-            [sys.executable, "-m", "app.cli", "serve"],
+            [str(python), "-m", "app.cli", "serve"],
             cwd=cwd,
             env=env,
             stdout=subprocess.PIPE,
@@ -115,8 +115,8 @@ class Serve:
 
 
 @contextmanager
-def serving(cwd: Path, data_dir: Path, **settings: str) -> Iterator[Serve]:
-    serve = Serve(cwd, data_dir, **settings)
+def serving(cwd: Path, data_dir: Path, python: str | Path = sys.executable, **settings: str) -> Iterator[Serve]:
+    serve = Serve(cwd, data_dir, python, **settings)
     try:
         yield serve
     finally:

@@ -54,13 +54,17 @@ class Other(Keeper):
 '''
 
 
-@pytest.fixture
-async def library(running: Engines, database_url: str, fake: FakeUpstream, tmp_path: Path) -> AsyncIterator[House]:
+@pytest.fixture(params=["pgvector", "milvus"])
+async def library(
+    request: pytest.FixtureRequest, running: Engines, database_url: str, fake: FakeUpstream, tmp_path: Path
+) -> AsyncIterator[House]:
     agents = tmp_path / "agents"
     agents.mkdir()
     (agents / "keeper.py").write_text(KEEPER)
     (agents / "librarian.py").write_text(LIBRARIAN)
     settings = {"redis_url": running.redis_url, "openai_base_url": fake.base_url, "openai_api_key": "sk-test"}
+    if request.param == "milvus":
+        settings |= {"milvus_host": "127.0.0.1", "milvus_port": request.getfixturevalue("milvus")}
     async with open_house(database_url, agents_dir=agents, user_max_passages=20, **settings) as house:
         yield house
 
@@ -214,6 +218,7 @@ async def test_vectors_of_another_model_are_not_compared(library: House) -> None
     assert [content for content, _, _ in await found(library.admin, query="old")] == ["old"]
 
 
+@pytest.mark.parametrize("library", ["pgvector"], indirect=True)
 async def test_without_pgvector_everything_else_works_and_use_is_a_sentence(library: House, database_url: str) -> None:
     await execute(database_url, "DROP EXTENSION vector")
     for given in ({"add": "x"}, {"query": "x"}):

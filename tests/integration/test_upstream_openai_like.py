@@ -4,11 +4,13 @@ import asyncio
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
 from app.domain import Message
-from app.errors import InvalidInput, LLMUnavailable
+from app.errors import InvalidInput, LLMUnavailable, SettingsError
+from app.llm.llm import Endpoint
 from app.llm.openai_like import OpenAILike
 from tests.fakes.upstream import FakeUpstream, upstream
 
@@ -56,11 +58,32 @@ async def test_setters_take_effect(fake: FakeUpstream, llm: OpenAILike) -> None:
     assert sent == [["medium", 0, 100, 0.25], ["big", 0.5, 3, 1]]
 
 
-async def test_bad_values_are_refused_where_they_are_given(fake: FakeUpstream, llm: OpenAILike) -> None:
+async def test_what_is_not_given_is_read_from_the_environment(
+    fake: FakeUpstream, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where there is no .env
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    monkeypatch.setenv("OPENAI_BASE_URL", fake.base_url + "/")
+    monkeypatch.setenv("OPENAI_MODEL", "of the environment")
+    assert await OpenAILike().ainvoke("say hello") == "hello"
+    assert await OpenAILike(model_name="given", base_url=fake.base_url).ainvoke("say hello") == "hello"
+    assert [request.body["model"] for request in fake.requests] == ["of the environment", "given"]
+    with pytest.raises(LLMUnavailable):
+        await OpenAILike("wrong").ainvoke("say hello")
+    assert OpenAILike().endpoint() == Endpoint(fake.base_url, "secret", "of the environment")
+    monkeypatch.setenv("OPENAI_BASE_URL", "nowhere")
+    with pytest.raises(SettingsError, match="OPENAI_BASE_URL"):
+        OpenAILike()
+
+
+async def test_bad_values_are_refused_where_they_are_given(
+    fake: FakeUpstream, llm: OpenAILike, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(InvalidInput, match="temperature"):
         OpenAILike(temperature=3)
     with pytest.raises(InvalidInput, match="max_tokens"):
         llm.set_max_tokens(0)
+    monkeypatch.delenv("OPENAI_MODEL", raising=False)
     with pytest.raises(InvalidInput, match="model_name"):
         await OpenAILike("secret", fake.base_url).ainvoke("hi")
     with pytest.raises(InvalidInput, match="wings"):

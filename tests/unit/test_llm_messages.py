@@ -127,3 +127,25 @@ def test_a_long_conversation_is_named_by_runs_that_stay_the_same_as_it_moves_on(
 def test_a_short_conversation_is_named_message_by_message() -> None:
     values = Prompt.of([Message.user(str(at)) for at in range(32)]).values
     assert named(values) == ([value.digest.hex() for value in values], values)
+
+
+def test_a_message_may_have_a_picture_or_sound_beside_its_text() -> None:
+    assert normalise(
+        [Message.image("https://h/i.png", "Who?"), Message.image(b"png"), Message.audio(b"wav", "What?")]
+    ) == [
+        {
+            "role": "user",
+            "content": [
+                {"type": "text", "text": "Who?"},
+                {"type": "image_url", "image_url": {"url": "https://h/i.png"}},
+            ],
+        },
+        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,cG5n"}}]},
+        {
+            "role": "user",
+            "content": [
+                {"type": "text", "text": "What?"},
+                {"type": "input_audio", "input_audio": {"data": "d2F2", "format": "wav"}},
+            ],
+        },
+    ]

@@ -31,6 +31,7 @@ PATTERNS = [
     r"\d+", r"<t>.*?</t>", r"(?s)<t>.*?</t>", r"a.*?b|a", r"(?s)a.*b", r"ab*", r"x*", r"a{2,3}", r"[^\s]+", r"\n\n", r"(?i)FOO",
     r"foo(?!bar)", r"(?=ab)a", r"(?=(a+))b?a", r"(?<=a)b", r"(?<!a)b", r"(?<=\bfo)o", r"(?!\bab)a", r"(?!a$)a", r"a(?=\s*$)",
     r"\bfoo\b", r"\Ba", r"a\b-?", r"o$", r"(?m)^a+$", r"\s+$", r"a\Z", r"^a", r"[$]a|\$b", r"(?:a|ab)(?:c|bcd)?(?=d|$)",
+    r"a(?=$)", r"(?=a\b)a",
     r"(a)(b)?\1", r"(?>a+)b", r"a++b", r"\w+@\w+", r"\p{Lu}+", r"(?r)a+b", r"(?:foo){e<=1}",
 ]  # fmt: skip
 """Greedy and lazy, looking ahead and behind, at the ends of words, lines and texts, backwards, and approximate."""
@@ -259,6 +260,11 @@ async def test_ones_own_needs_process_alone_and_is_called_with_the_whole_text() 
     assert await run(ReplacePP({"a": "b"}) >> Shout() >> ReplacePP({"B": "c"}), ["x a", "x"]) == ("X cX", None)
     assert await run(Shout() >> Length(), ["ab", "c"]) == ("ABC", 3)
     assert await run(Rated() >> Shout(), ["ab"]) == ("AB!", 5)
+
+
+async def test_characters_and_words_are_filtered() -> None:
+    assert await run(FilterPP(filter_chars="*#"), ["# a *", "*b*"]) == (" a b", None)
+    assert await run(FilterPP(filter_chars=["secret"]), ["a sec", "ret b"]) == ("a  b", None)
 
 
 async def test_ones_own_with_open_streams() -> None:
