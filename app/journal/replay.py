@@ -21,8 +21,8 @@ from app.errors import AppError, Conflict
 
 PURE = frozenset({"request", "prompt", "postprocess"})
 """Kinds of steps that nothing but their input decides, and that change nothing: they may happen again whatever is recorded."""
-ACTING = frozenset({"step", "tool", "retrieval"})
-"""Kinds of steps that may have effects outside the run."""
+ACTING = frozenset({"step", "tool"})
+"""Kinds of steps that may have effects outside the run; so has `knowledge.add`."""
 SHOWN_LINES = 24
 SHOWN_WIDTH = 200
 """How much of a difference of inputs is shown."""
@@ -89,6 +89,8 @@ class Replay:
         """What the run did first that it may not: whatever its agent makes of the error, the run has failed."""
         self.missed: Done | None = None
         """The step that is to happen anew, as long as it has not ended."""
+        self._inside: str | None = None
+        """How the paths of the steps inside it begin, while it happens."""
         self._steps: dict[tuple[str, str, bytes], deque[Done]] = {}
         for step in sorted(steps, key=lambda step: step.seq):
             if rerun and step.seq == rerun.seq:
@@ -113,19 +115,20 @@ class Replay:
         if self.rerun is None:
             return ("serve", found) if found and found.is_known else ("do", None)
         if found and found.seq == self.rerun.seq:
+            self._inside = f"{path}/"
             return "redo", found
         if found and self._is_around(found):
             return "do", None
         if found and found.is_known:
             return "serve", found
-        if self._may_happen(kind, found):
+        if self._may_happen(kind, path, found):
             return "do", None
         self.diverged = self.diverged or self._difference(kind, path, found, input, parts)
         raise self.diverged
 
     def redone(self) -> None:
         """The step that was to happen anew has ended: from now on others may depend on it."""
-        self.missed = None
+        self.missed = self._inside = None
 
     def _is_around(self, step: Done) -> bool:
         """Whether the step that is to happen anew is inside this one, of whose equals it is the last before it."""
@@ -135,12 +138,13 @@ class Replay:
         equals = self._steps.get((step.kind, step.path, step.input))
         return not equals or equals[0].seq > inner.seq
 
-    def _may_happen(self, kind: str, found: Done | None) -> bool:
+    def _may_happen(self, kind: str, path: str, found: Done | None) -> bool:
         assert self.rerun is not None  # noqa: S101 - asked of reruns only
         if self.diverged:
             return False
-        follows = self.missed is None and self.rerun.seq is not None and self.rerun.downstream
-        if kind in ACTING:
+        is_inside = self._inside is not None and path.startswith(self._inside)
+        follows = is_inside or (self.missed is None and self.rerun.seq is not None and self.rerun.downstream)
+        if kind in ACTING or path.endswith("/knowledge.add"):
             return self.rerun.live and (follows or found is not None)
         return follows
 

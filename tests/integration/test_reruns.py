@@ -85,6 +85,18 @@ class Nested(BaseAgent):
         return str(made)
 
 
+class Asking(BaseAgent):
+    """Asks a person, and looks up what it says."""
+
+    id = "asking"
+
+    async def chat(self, message: Message) -> str:
+        await self.knowledge.add(["about cats", "about dogs"])
+        about = await self.ask("About what?")
+        (found,) = await self.knowledge.search(f"about {about}", k=1)
+        return f"{self.random()} {found.content}"
+
+
 class Changed(Chattable):
     """Says something else every time it is read."""
 
@@ -212,6 +224,27 @@ async def test_tools_are_called_again_only_where_they_may(here: House, fake: Fak
     again = await rerun(ann, run["run_id"], step=tool["seq"], set={"input": {"to": "Di"}})
     assert (again["status"], again["answer"]) == ("completed", run["content"]), again
     assert await output(ann, again["id"], again["step"]["seq"]) == "sent 3 to Di"
+
+
+async def test_another_answer_of_a_person_leads_elsewhere(here: House, fake: FakeUpstream) -> None:
+    ann = await here.user("ann")
+    id = await session(ann, "asking")
+    run = (await send(ann, id, "x")).json()
+    done = (await send(ann, id, "cats")).json()
+    assert (done["run_id"], done["content"].split(" ", 1)[1]) == (run["run_id"], "about cats")
+    again = await rerun(ann, run["run_id"])
+    assert (again["status"], again["answer"]) == ("completed", done["content"]), again
+    (asked,) = await steps(ann, run["run_id"], "ask")
+    refused = await ann.post(f"/api/v1/runs/{run['run_id']}/rerun", json={"step": asked["seq"]})
+    assert (refused.status_code, refused.json()["param"]) == (400, "set.input")
+    before = fake.hits
+    other = await rerun(ann, run["run_id"], step=asked["seq"], set={"input": "dogs"}, downstream=True)
+    assert (other["status"], other["answer"].split(" ", 1)[1]) == ("completed", "about dogs"), other
+    assert fake.hits == before  # its embedding is in the cache
+    _, search = await steps(ann, run["run_id"], "retrieval")
+    found = await rerun(ann, run["run_id"], step=search["seq"], set={"input": {"query": "about dogs"}})
+    assert (found["answer"], found["status"]) == (done["content"], "completed"), found
+    assert [passage["content"] for passage in await output(ann, found["id"], found["step"]["seq"])] == ["about dogs"]
 
 
 async def test_a_run_that_does_something_else_has_diverged_whatever_its_agent_makes_of_it(
