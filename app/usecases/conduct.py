@@ -243,9 +243,10 @@ def caller_of(begun: Begun, version: str = "", shares_cache: bool = False) -> Ca
 
 async def _history(platform: Platform, begun: Begun, live: LiveRun, *, summarised: bool) -> Sequence[Message]:
     """The branch that ends with the message to answer, from its summary on where that is wanted."""
-    message, as_of = begun.message, begun.run.id if summarised else None
+    message, first = begun.message, begun.run.parent_id or begun.run.id
+    as_of = first if summarised else None  # a rerun has the history of the run that it repeats
     known = platform.windows.get(begun.session.id, message.parent_id) if message.parent_id else []
-    if known is None or (known and known[0].summary and not summarised):
+    if known is None or begun.run.parent_id or (known and known[0].summary and not summarised):
         window = trim(await _window(platform, begun, as_of, MAX_TOKENS, MAX_MESSAGES))
     else:
         window = trim([*known, message])

@@ -80,9 +80,9 @@ async def shorten(
 ) -> Sequence[Message]:
     """The window with a summary of what does not fit; as it is when that fails or takes too long, or the run was begun before.
 
-    A run that begins anew has to find what it found: its calls are served by what they are asked.
+    A run that begins anew, or is done once more, has to find what it found: its calls are served by what they are asked.
     """
-    if begun.attempt > 1 or begun.session.id in platform.pauses:
+    if begun.attempt > 1 or begun.run.parent_id or begun.session.id in platform.pauses:
         return window
     llm = RunLLM(platform.calls, recorder, caller, model=_model(platform, begun))
     try:
