@@ -15,7 +15,7 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 
 from app.api import openai_errors, openai_wire
-from app.api.callers import Chat, Here, StrictRoute, need, strict_json
+from app.api.callers import Chat, Here, StrictRoute, need, typed_json
 from app.api.fields import Id, Key, checked_key, to_id
 from app.api.openai_answers import CHAT_STREAM, TEXT_STREAM, ChatCompletion, Embeddings, TextCompletion
 from app.api.openai_models import MAX_CHOICES, ChatBody, ChatIn, CompletionBody, EmbeddingsIn
@@ -107,12 +107,10 @@ def embeddings_of(headers: Headers, content: bytes) -> EmbeddingsIn:
 
 
 def _parsed(kind: TypeAdapter[T], headers: Headers, content: bytes) -> T:
-    if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        raise InvalidInput("Send the header Content-Type: application/json.", param="content-type")
     try:
-        return kind.validate_python(strict_json(content))
+        return kind.validate_python(typed_json(headers, content))
     except ValidationError as error:
-        raise sentence(error.errors(include_url=False, include_input=False)) from None
+        raise sentence(error) from None
 
 
 _CHAT: TypeAdapter[ChatIn] = TypeAdapter(ChatBody)
