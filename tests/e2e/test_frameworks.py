@@ -13,7 +13,7 @@ from tests.e2e.test_serve import ROOT, Serve, serving
 from tests.environments import environment
 from tests.fakes.upstream import FakeUpstream
 
-pytestmark = [pytest.mark.e2e, pytest.mark.clients]
+pytestmark = [pytest.mark.e2e, pytest.mark.clients, pytest.mark.heavy]
 PAGE = (ROOT / "docs/frameworks.md").read_text()
 AGENTS = re.findall(r"^```python\n# agents/(\w+\.py)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 ASKED = {

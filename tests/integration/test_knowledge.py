@@ -54,7 +54,7 @@ class Other(Keeper):
 '''
 
 
-@pytest.fixture(params=["pgvector", "milvus"])
+@pytest.fixture(params=["pgvector", pytest.param("milvus", marks=pytest.mark.heavy)])
 async def library(
     request: pytest.FixtureRequest, running: Engines, database_url: str, fake: FakeUpstream, tmp_path: Path
 ) -> AsyncIterator[House]:

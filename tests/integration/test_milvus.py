@@ -19,7 +19,7 @@ from tests.house import House
 from tests.integration.test_knowledge import found, library, tell, upload
 
 __all__ = ["library"]
-pytestmark = pytest.mark.parametrize("library", ["milvus"], indirect=True)
+pytestmark = [pytest.mark.heavy, pytest.mark.parametrize("library", ["milvus"], indirect=True)]
 
 
 @pytest.fixture(autouse=True)
