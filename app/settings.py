@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from dotenv import dotenv_values
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
@@ -38,7 +39,9 @@ class Settings(BaseSettings):
     public_url: str | None = Field(
         None, description="the address that others have of this server; `/mcp` is served under its host name"
     )
-    trusted_proxies: str = Field("", description="addresses, with commas, whose `X-Forwarded-For` is believed")
+    trusted_proxies: str = Field(
+        "", description="addresses or networks, with commas, whose `X-Forwarded-For` is believed"
+    )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="web origins, with commas, that may call the API"
     )
@@ -79,19 +82,45 @@ class Settings(BaseSettings):
     requests_per_minute: int = Field(
         0, ge=0, le=1_000_000, description="requests a user may make in a minute; 0 is no limit"
     )
+    metrics_key: SecretStr | None = Field(
+        None, description="a key that reads `/metrics` and nothing else, at least 32 characters"
+    )
+    session_days: int = Field(
+        0, ge=0, le=36_500, description="days after which a session that is not used is erased; 0 keeps it"
+    )
+    trace_days: int = Field(
+        0, ge=0, le=36_500, description="days after which the steps of a session that is not used are erased; 0 keeps them"
+    )
+    audit_days: int = Field(
+        365, ge=0, le=36_500, description="days for which the acts of administrators are kept; 0 keeps them for ever"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="how much is logged")
+    log_format: Literal["text", "json"] = Field("text", description="`json` logs one object a line")
 
     @field_validator("cors_origins", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
-    @field_validator("log_level", mode="before")
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _addresses(cls, value: str) -> str:
+        for part in filter(None, (part.strip() for part in value.split(","))):
+            try:
+                if part != "*":
+                    ip_network(part)
+            except ValueError:
+                raise ValueError(
+                    "must be IP addresses or networks such as 10.0.0.5 or 10.0.0.0/8, with commas, or * for all"
+                ) from None
+        return value
+
+    @field_validator("log_level", "log_format", mode="before")
     @classmethod
     def _lower(cls, value: Any) -> Any:
         return value.lower() if isinstance(value, str) else value
 
-    @field_validator("admin_api_key", "secret_key")
+    @field_validator("admin_api_key", "secret_key", "metrics_key")
     @classmethod
     def _long_enough(cls, value: SecretStr | None) -> SecretStr | None:
         if value and len(value.get_secret_value()) < 32:
@@ -151,9 +180,29 @@ def load(**overrides: Any) -> Settings:
 
 
 def _sentence(problem: Any) -> str:
+    """What is wrong in our words; a validator's of pydantic's own would name its types."""
     name = str(problem["loc"][0]).upper() if problem["loc"] else ""
     text = str(problem["msg"]).removeprefix("Value error, ")
+    if problem["type"] != "value_error":
+        text = f"must be {_allowed(name)}"
     return f"{name}: {text}." if name else f"{text}."
+
+
+def _allowed(name: str) -> str:
+    """What a setting may be, as its type and its bounds have it."""
+    field = next(field for key, field in Settings.model_fields.items() if name in (key.upper(), *_aliases(field)))
+    choices = get_args(field.annotation)
+    if choices and all(isinstance(choice, str) for choice in choices):
+        return f"{', '.join(choices[:-1])} or {choices[-1]}"
+    if field.annotation not in (int, float):
+        return "text"
+    bounds = {kind: getattr(rule, kind) for rule in field.metadata for kind in ("ge", "gt", "le") if hasattr(rule, kind)}
+    least = f"from {bounds['ge']} to" if "ge" in bounds else f"above {bounds['gt']} and up to"
+    return f"a {'whole ' if field.annotation is int else ''}number {least} {bounds['le']}"
+
+
+def _aliases(field: Any) -> list[str]:
+    return list(field.validation_alias.choices) if isinstance(field.validation_alias, AliasChoices) else []
 
 
 def variables() -> dict[str, str]:
