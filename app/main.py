@@ -27,6 +27,7 @@ from app.agent.mcp_servers import Servers
 from app.agent.relay import ModelRelay
 from app.agent.watchdog import Watchdog
 from app.api import accounts as accounts_api
+from app.api import audit as audit_api
 from app.api import batches as batches_api
 from app.api import budgets as budgets_api
 from app.api import cache as cache_api
@@ -48,6 +49,7 @@ from app.api import (
     seed,
 )
 from app.api import files as files_api
+from app.api import metrics as metrics_api
 from app.api.gate import Gate, uploads
 from app.domain import FileLimits, new_id
 from app.errors import SettingsError
@@ -61,6 +63,7 @@ from app.llm.endpoints import Endpoints, OwnLLMs
 from app.llm.models_file import ModelsFile
 from app.llm.route import Router
 from app.llm.slices import Slices
+from app.metrics import Metrics
 from app.settings import Settings
 from app.store import redis, slices
 from app.store.cache import RedisCache
@@ -70,13 +73,14 @@ from app.store.objects_s3 import S3Objects
 from app.store.reserve import Reserver
 from app.store.writer import Writer
 from app.tasks import Tasks
-from app.usecases import accounts, files, logins, replicas, runs, upkeep
+from app.usecases import accounts, files, logins, measuring, replicas, runs, upkeep
 from app.usecases.live import LiveRun
 from app.usecases.objects import ObjectStore
 from app.usecases.platform import Platform
 from app.usecases.rates import Rates
 from app.usecases.relay import Relay
 from app.usecases.together import Together
+from app.usecases.upkeep import Keeping
 
 log = logging.getLogger(__name__)
 
@@ -96,15 +100,15 @@ MIN_SECRET = 32
 """The shortest key that is taken from the file, in characters, as for `ADMIN_API_KEY`."""
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """The application; it opens its parts when it starts and closes them when it ends."""
+def create_app(settings: Settings, metrics: Metrics | None = None) -> FastAPI:
+    """The application; it opens its parts when it starts and closes them when it ends. Its numbers are added to `metrics`."""
     if settings.database_url is None:
         raise SettingsError("DATABASE_URL is not set; `chattable serve` starts a database and sets it for its workers.")
     database_url = settings.database_url.get_secret_value()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with opened(settings, database_url) as platform:
+        async with opened(settings, database_url, metrics) as platform:
             if settings.jobs:
                 take_jobs(platform, settings, settings.jobs)
             app.state.platform = platform
@@ -120,12 +124,15 @@ def create_app(settings: Settings) -> FastAPI:
         redirect_slashes=False,  # or a made-up Host would stand in a Location
         generate_unique_id_function=openapi.operation_id,
     )
+    app.state.metrics_key = settings.metrics_key.get_secret_value() if settings.metrics_key else None
     app.state.document = docs.Document(app)
     app.state.mcp = mcp.Door(*_names(settings))
     problems.install(app)
     for router in (
         docs.router,
         health.router,
+        metrics_api.router,
+        audit_api.router,
         accounts_api.router,
         budgets_api.router,
         cache_api.router,
@@ -202,14 +209,15 @@ def take_jobs(platform: Platform, settings: Settings, at_once: int) -> None:
 
 
 @asynccontextmanager
-async def opened(settings: Settings, database_url: str) -> AsyncIterator[Platform]:
+async def opened(settings: Settings, database_url: str, metrics: Metrics | None = None) -> AsyncIterator[Platform]:
     """The platform, open while the block lasts; it beats as a replica, and reaps those of others."""
     async with AsyncExitStack() as stack:
         pooled = _is_pooled(settings)
         engine = connect(database_url, pooled=pooled)
         stack.push_async_callback(engine.dispose)
         # A worker that starts again while the database is away serves all the same, and says 503 until it is back.
-        upkeep_in = await upkeep.attempt(engine)
+        keeping = Keeping(settings.session_days, settings.trace_days, settings.audit_days)
+        upkeep_in = await upkeep.attempt(engine, keeping)
         tasks = Tasks()
         servers = Servers(mcp_servers(settings, strict=False), tasks)
         agents = Agents(settings.agents_dir, settings_module.agent_variables(), own=[ModelRelay], servers=servers.names)
@@ -253,6 +261,7 @@ async def opened(settings: Settings, database_url: str) -> AsyncIterator[Platfor
             tasks=tasks,
             live=live,
             toolboxes=servers,
+            metrics=metrics or Metrics(),
         )
         heart = replicas.Heart(platform, connecting)
         heart.start()
@@ -260,7 +269,7 @@ async def opened(settings: Settings, database_url: str) -> AsyncIterator[Platfor
         stack.push_async_callback(platform.tasks.close)
         _keep_going(platform, heart)
         models.keep_going(platform.tasks)
-        platform.tasks.start(upkeep.keep(engine, upkeep_in), name="upkeep")
+        platform.tasks.start(upkeep.keep(engine, keeping, upkeep_in), name="upkeep")
         yield platform
 
 
@@ -271,6 +280,7 @@ def _keep_going(platform: Platform, heart: replicas.Heart) -> None:
     tasks.start(platform.reserver.run(), name="reserver")
     tasks.start(platform.relay.run(), name="relay")
     tasks.start(platform.agents.watch(), name="agents")
+    tasks.repeat(measuring.Gauges(platform).tell, measuring.GAUGE_SECONDS, name="gauges")
     tasks.repeat(platform.cache.flush, FLUSH_SECONDS, name="cache")
     tasks.repeat(partial(replicas.reap, platform, heart), replicas.REAP_SECONDS, name="reaper")
     tasks.repeat(partial(files.sweep, platform), files.SWEEP_SECONDS, name="erased objects")

@@ -89,7 +89,10 @@ class Settings(BaseSettings):
         0, ge=0, le=36_500, description="days after which a session that is not used is erased; 0 keeps it"
     )
     trace_days: int = Field(
-        0, ge=0, le=36_500, description="days after which the steps of a session that is not used are erased; 0 keeps them"
+        0,
+        ge=0,
+        le=36_500,
+        description="days after which the steps of a session that is not used are erased; 0 keeps them",
     )
     audit_days: int = Field(
         365, ge=0, le=36_500, description="days for which the acts of administrators are kept; 0 keeps them for ever"
@@ -196,13 +199,16 @@ def _allowed(name: str) -> str:
         return f"{', '.join(choices[:-1])} or {choices[-1]}"
     if field.annotation not in (int, float):
         return "text"
-    bounds = {kind: getattr(rule, kind) for rule in field.metadata for kind in ("ge", "gt", "le") if hasattr(rule, kind)}
+    bounds = {
+        kind: getattr(rule, kind) for rule in field.metadata for kind in ("ge", "gt", "le") if hasattr(rule, kind)
+    }
     least = f"from {bounds['ge']} to" if "ge" in bounds else f"above {bounds['gt']} and up to"
     return f"a {'whole ' if field.annotation is int else ''}number {least} {bounds['le']}"
 
 
 def _aliases(field: Any) -> list[str]:
-    return list(field.validation_alias.choices) if isinstance(field.validation_alias, AliasChoices) else []
+    alias = field.validation_alias
+    return [str(choice) for choice in alias.choices] if isinstance(alias, AliasChoices) else []
 
 
 def variables() -> dict[str, str]:

@@ -16,6 +16,7 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
+from app import logs, metrics
 from app.api import problems
 from app.domain import Principal, Scope
 from app.errors import InvalidInput, NotAllowed, NotAuthenticated, TooLarge
@@ -37,6 +38,7 @@ PUBLIC = frozenset(
         "/livez",
         "/readyz",
         "/health",
+        "/metrics",  # which looks at its key itself
         "/api/v1/health",
         "/api/v1/llm/health",
         "/api/v1/auth/token",
@@ -120,15 +122,16 @@ class Gate:
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else os.urandom(16).hex()
+        logs.request_id.set(request_id)
         began = time.perf_counter()
-        status = 0
+        status, first = 0, 0.0
         extra = _headers_of_all(scope, request_id)
         allowance = self._allowance(scope)
 
         async def answer(message: Message) -> None:
-            nonlocal status
+            nonlocal status, first
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, first = message["status"], time.perf_counter() - began
                 message["headers"] = [*message["headers"], *extra]
             await send(message)
 
@@ -154,8 +157,16 @@ class Gate:
                 raise BrokenOff from None  # for the server, which closes the connection
             await problems.from_exception(error, scope["path"])(scope, receive, answer)
         finally:
+            self._count(scope, status, first)
             milliseconds = (time.perf_counter() - began) * 1000
             log.debug("%s %r %d %.1f ms %s", scope["method"], scope["path"][:200], status, milliseconds, request_id)
+
+    def _count(self, scope: Any, status: int, first: float) -> None:
+        route = scope["path"] if scope["path"] in self._shortcuts else getattr(scope.get("route"), "path", "none")
+        counted = self._platform().metrics
+        counted.add(metrics.REQUESTS, scope["method"] if route != "none" else "any", route, str(status))
+        if status:
+            counted.observe(metrics.FIRST_BYTE, first, scope["method"] if route != "none" else "any", route)
 
     def _allowance(self, scope: Any) -> Allowance:
         if scope["path"] in PUBLIC:

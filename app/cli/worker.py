@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import signal
 
 import typer
@@ -11,6 +10,7 @@ import uvloop
 
 from app.cli.serve import check_folder, checking
 from app.errors import SettingsError
+from app.logs import configure
 from app.main import DRAIN_SECONDS, opened, take_jobs
 from app.settings import Settings
 from app.store import migrations
@@ -28,7 +28,7 @@ def run(settings: Settings, at_once: int) -> None:
     with checking("DATABASE_DIRECT_URL" if settings.database_direct_url else "DATABASE_URL"):
         if asyncio.run(migrations.current(direct.get_secret_value())) != migrations.HEAD:
             raise SettingsError("The database is at another schema: run `chattable migrate` of this version.")
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    configure(settings.log_level, as_json=settings.log_format == "json")
     uvloop.run(_work(settings, settings.database_url.get_secret_value(), at_once))
 
 

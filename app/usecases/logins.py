@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.domain import Credential, Page, Principal, Role, Scope, User, new_id, now
 from app.errors import Conflict, InvalidInput, NotAllowed, NotAuthenticated, NotFound, RateLimited, Unavailable
-from app.store import accounts, credentials
+from app.store import accounts, audit, credentials
 from app.usecases.creations import claim
 from app.usecases.platform import Platform
 
@@ -151,6 +151,8 @@ async def _add_key(
         ends = [now() + timedelta(days=days) if days else None, await credentials.key_expiry(db, maker.credential_id)]
         expires_at = min((end for end in ends if end), default=None)
         key = Credential(id, user_id, "key", name, "", scopes, None, now(), expires_at)
+        if maker.user.id != user_id:
+            await audit.add(db, maker, "key.create", id, {"user_id": str(user_id), "scopes": sorted(scopes)})
         return await _issue(db, key, "ck")
 
 

@@ -16,6 +16,7 @@ from app.domain import FileLimits, Principal
 from app.llm.cache import Cache
 from app.llm.call import CallPath
 from app.llm.catalog import Catalog, Model
+from app.metrics import Metrics
 from app.store.redis import Client
 from app.store.reserve import Reserver
 from app.store.runs import Sought
@@ -68,3 +69,4 @@ class Platform:
     windows: Windows = field(default_factory=Windows)
     principals: Principals = field(default_factory=Principals)
     toolboxes: Toolboxes | None = None
+    metrics: Metrics = field(default_factory=Metrics)

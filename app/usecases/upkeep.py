@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import NamedTuple
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.domain import now
 from app.reports import report
-from app.store import budgets, creations, credentials, ephemeral, jobs, memories, partitions, queue, runs
+from app.store import (
+    audit,
+    budgets,
+    creations,
+    credentials,
+    ephemeral,
+    jobs,
+    memories,
+    partitions,
+    queue,
+    retention,
+    runs,
+)
 from app.store.database import is_passing
 
 log = logging.getLogger(__name__)
@@ -19,8 +32,22 @@ AWAY_SECONDS = 1.0
 """How long to wait for a database that is away."""
 
 
-async def once(engine: AsyncEngine) -> None:
-    """Make the coming months' partitions, and forget what has ended: tokens, old failed logins, keys, jobs, memories, unused sessions."""
+class Keeping(NamedTuple):
+    """For how many days things are kept; 0 is for ever. Of sessions and their steps it is the days since they were used."""
+
+    sessions: int = 0
+    steps: int = 0
+    audit: int = 0
+
+
+FOR_EVER = Keeping()
+
+
+async def once(engine: AsyncEngine, keeping: Keeping = FOR_EVER) -> None:
+    """Make the coming months' partitions, and forget what has ended: tokens, old failed logins, keys, jobs, memories, unused sessions.
+
+    And what is older than it is to be kept.
+    """
     async with engine.begin() as db:
         await partitions.ensure(db, now())
         await credentials.sweep(db)
@@ -30,16 +57,26 @@ async def once(engine: AsyncEngine) -> None:
         await jobs.sweep(db)
         await memories.sweep(db)
         await queue.sweep(db)
+        if keeping.audit:
+            await audit.sweep(db, keeping.audit)
     more = True
     while more:
         async with engine.begin() as db:
             more = await ephemeral.sweep(db)
+    more = bool(keeping.sessions)
+    while more:
+        async with engine.begin() as db:
+            more = await retention.erase_sessions(db, keeping.sessions)
+    more = bool(keeping.steps)
+    while more:
+        async with engine.begin() as db:
+            more = await retention.erase_steps(db, keeping.steps)
 
 
-async def attempt(engine: AsyncEngine) -> float:
+async def attempt(engine: AsyncEngine, keeping: Keeping) -> float:
     """Do it `once`; gives the seconds after which to do it again: soon when the database is away, of which the heart tells."""
     try:
-        await once(engine)
+        await once(engine, keeping)
     except Exception as error:
         if not is_passing(error):
             raise
@@ -47,12 +84,12 @@ async def attempt(engine: AsyncEngine) -> float:
     return PAUSE_SECONDS
 
 
-async def keep(engine: AsyncEngine, pause: float) -> None:
+async def keep(engine: AsyncEngine, keeping: Keeping, pause: float) -> None:
     """Do it again and again, the first time after `pause` seconds. Belongs in a task."""
     while True:
         await asyncio.sleep(pause)
         try:
-            pause = await attempt(engine)
+            pause = await attempt(engine, keeping)
         except Exception as error:
             report(log, "upkeep failed; trying again", error)
             pause = PAUSE_SECONDS

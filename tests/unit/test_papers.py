@@ -205,9 +205,13 @@ def test_no_password_is_written_down_and_no_env_file_is_needed(compose: dict[str
 def test_what_must_last_is_in_named_volumes_and_agents_are_mounted(compose: dict[str, Any]) -> None:
     mounts = [mount.split(":") for service in compose["services"].values() for mount in service["volumes"]]
     named = {source for source, *_ in mounts if not source.startswith(".")}
-    assert named == set(compose["volumes"]) == {
-        *("secrets", "objects", "postgres", "redis", "minio", "milvus"),
-    }
+    assert (
+        named
+        == set(compose["volumes"])
+        == {
+            *("secrets", "objects", "postgres", "redis", "minio", "milvus"),
+        }
+    )
     assert all((ROOT / source).exists() for source, *_ in mounts if source.startswith("."))
     assert "./agents:/app/agents:ro" in compose["services"]["app"]["volumes"]
     assert {"objects:/data/objects", "secrets:/run/chattable:ro"} <= set(compose["services"]["app"]["volumes"])
@@ -284,7 +288,9 @@ def test_the_entrypoint_makes_the_urls_that_are_not_set(tmp_path: Path, own: str
     (tmp_path / "admin").write_text("four")
     (tmp_path / "minio").write_text("five")
     script = read("deploy/entrypoint").replace("/run/chattable", shlex.quote(str(tmp_path)))
-    (tmp_path / "python").write_text('#!/bin/sh\necho "$DATABASE_URL $REDIS_URL $SECRET_KEY $ADMIN_API_KEY $MINIO_ACCESS_KEY:$MINIO_SECRET_KEY $*"')
+    (tmp_path / "python").write_text(
+        '#!/bin/sh\necho "$DATABASE_URL $REDIS_URL $SECRET_KEY $ADMIN_API_KEY $MINIO_ACCESS_KEY:$MINIO_SECRET_KEY $*"'
+    )
     (tmp_path / "python").chmod(0o755)
     env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "DATABASE_URL": own, "MINIO_ENDPOINT": "minio:9000"}
     told = subprocess.run(["sh", "-c", script, "sh", "serve"], env=env, capture_output=True, text=True, check=True)
