@@ -105,7 +105,7 @@ async def test_the_list_is_paged_and_for_administrators_only(house: House) -> No
     second = (await house.admin.get("/api/v1/audit", params={"limit": 100, "after": first["last_id"]})).json()
     assert first["has_more"]
     assert first["data"][0]["id"] not in {act["id"] for act in second["data"]}
-    for wrong in ({"action": "x" * 80}, {"subject": "\x00"}, {"actor_id": "me"}):
+    for wrong in ({"action": "x" * 80}, {"subject": "\x00"}):
         assert (await house.admin.get("/api/v1/audit", params=wrong)).status_code == 400, wrong
 
 
