@@ -115,8 +115,10 @@ def create_app(settings: Settings, metrics: Metrics | None = None) -> FastAPI:
             yield
             await runs.drain(platform, 0)
 
+    metrics = metrics or Metrics()
     app = _Gated(
         settings,
+        metrics,
         title="Chattable",
         version="0.1.0",
         lifespan=lifespan,
@@ -124,7 +126,6 @@ def create_app(settings: Settings, metrics: Metrics | None = None) -> FastAPI:
         redirect_slashes=False,  # or a made-up Host would stand in a Location
         generate_unique_id_function=openapi.operation_id,
     )
-    app.state.metrics_key = settings.metrics_key.get_secret_value() if settings.metrics_key else None
     app.state.document = docs.Document(app)
     app.state.mcp = mcp.Door(*_names(settings))
     problems.install(app)
@@ -163,9 +164,10 @@ def _names(settings: Settings) -> tuple[frozenset[str], frozenset[str]]:
 class _Gated(FastAPI):
     """FastAPI with the gate outside of all its own middleware, which a message that takes a shortcut does not pay for."""
 
-    def __init__(self, settings: Settings, **options: Any) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics, **options: Any) -> None:
         super().__init__(**options)
         self._settings = settings
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve (ASGI), past FastAPI's own look for OpenTelemetry, which costs as much as the gate."""
@@ -180,12 +182,15 @@ class _Gated(FastAPI):
         inner: Any = super().build_middleware_stack()
         open_to_local = self._settings.auth == "open"
         shortcuts = {**seed.SHORTCUTS, **openai.SHORTCUTS}
+        key = self._settings.metrics_key
         gate = Gate(
             inner.app,
             platform=lambda: self.state.platform,
             open_to_local=open_to_local,
             shortcuts=shortcuts,
             uploads=uploads(files_api.UPLOAD_PATHS, self._settings.file_max_bytes),
+            metrics=self._metrics,
+            metrics_key=key.get_secret_value() if key else None,
         )
         if not self._settings.cors_origins:
             return gate

@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from functools import partial
+from hmac import compare_digest
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -20,6 +21,7 @@ from app import logs, metrics
 from app.api import problems
 from app.domain import Principal, Scope
 from app.errors import InvalidInput, NotAllowed, NotAuthenticated, TooLarge
+from app.metrics import Metrics
 from app.reports import report
 from app.tasks import Deadline
 from app.usecases import accounts, files, logins
@@ -38,7 +40,6 @@ PUBLIC = frozenset(
         "/livez",
         "/readyz",
         "/health",
-        "/metrics",  # which looks at its key itself
         "/api/v1/health",
         "/api/v1/llm/health",
         "/api/v1/auth/token",
@@ -108,7 +109,11 @@ class Gate:
         open_to_local: bool = False,
         shortcuts: Mapping[str, Shortcut] | None = None,
         uploads: Mapping[str, Allowance] | None = None,
+        metrics: Metrics | None = None,
+        metrics_key: str | None = None,
     ) -> None:
+        self._metrics = metrics or Metrics()
+        self._metrics_key = metrics_key
         self._app = app
         self._uploads = uploads or {}
         self._shortcuts = shortcuts or {}
@@ -163,7 +168,7 @@ class Gate:
 
     def _count(self, scope: Any, status: int, first: float) -> None:
         route = scope["path"] if scope["path"] in self._shortcuts else getattr(scope.get("route"), "path", "none")
-        counted = self._platform().metrics
+        counted = self._metrics
         counted.add(metrics.REQUESTS, scope["method"] if route != "none" else "any", route, str(status))
         if status:
             counted.observe(metrics.FIRST_BYTE, first, scope["method"] if route != "none" else "any", route)
@@ -185,9 +190,11 @@ class Gate:
         scope.setdefault("state", {})["principal"] = principal
         return principal
 
-    async def _principal(self, scope: Any, headers: Headers, recent: bool, *, takes_forms: bool) -> Principal:
+    async def _principal(self, scope: Any, headers: Headers, recent: bool, *, takes_forms: bool) -> Principal | None:
         kind, _, secret = headers.get("authorization", "").partition(" ")
         secret = secret.strip()
+        if self._metrics_key and scope["path"] == "/metrics" and _same(self._metrics_key, secret):
+            return None
         if secret and kind.lower() == "bearer":
             prove = logins.recognise if recent else logins.authenticate
             return await prove(self._platform(), secret)
@@ -196,6 +203,10 @@ class Gate:
         refuse_strangers(scope, headers, "multipart/form-data" if takes_forms else "application/json")
         user = await accounts.local_user(self._platform(), "local")
         return Principal(user, _CALLER_SCOPES, acts_for_all=True)
+
+
+def _same(key: str, given: str) -> bool:
+    return compare_digest(key.encode(), given.encode(errors="replace"))
 
 
 def _headers_of_all(scope: Any, request_id: str) -> list[tuple[bytes, bytes]]:

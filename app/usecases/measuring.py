@@ -71,7 +71,7 @@ def _resident() -> float:
 
 async def text(platform: Platform, principal: Principal | None) -> str:
     """All numbers as Prometheus reads them; `principal` is None for whoever has METRICS_KEY."""
-    if principal is not None and not principal.is_admin:
+    if principal is not None and not (principal.is_admin or principal.acts_for_all):
         raise NotAllowed("Only an administrator may do that.")
     return exposition({**platform.metrics.total(), **await _of_the_platform(platform)})
 
