@@ -217,6 +217,24 @@ def variables() -> dict[str, str]:
     return {key: value for key, value in found.items() if value}
 
 
+def sources() -> dict[str, str]:
+    """Where each setting has its value from: the environment, `.env`, or its default."""
+    env = {key.upper() for key, value in os.environ.items() if value}  # noqa: TID251 - its one home
+    file = {key.upper() for key, value in dotenv_values(".env").items() if value}
+    found = {}
+    for key, field in Settings.model_fields.items():
+        names = {key.upper(), *_aliases(field)}
+        found[key.upper()] = "environment" if names & env else ".env" if names & file else "default"
+    return found
+
+
+def strangers() -> list[str]:
+    """Names in `.env` that are no setting, of no agent, and hold no key of a model: misspelt, most likely."""
+    known = {name for key, field in Settings.model_fields.items() for name in (key.upper(), *_aliases(field))}
+    names = (name for name in dotenv_values(".env") if name.upper() not in known)
+    return sorted(name for name in names if not name.startswith("AGENT_") and not name.endswith(("_KEY", "_TOKEN")))
+
+
 def agent_variables() -> dict[str, str]:
     """The operator's settings of agents: every variable `AGENT_<ID>_<FIELD>`."""
     return {key: value for key, value in variables().items() if key.startswith("AGENT_")}
