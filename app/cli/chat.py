@@ -108,7 +108,7 @@ class Talk:
 
     def say(self, content: str) -> bool:
         """Send a message and show its answer; whether that was completed."""
-        self._run, self._position = None, 0
+        self._run, self._position, self.interrupted = None, 0, False
         body = {"session_id": self.session, "content": content, "stream": True}
         with _shown(self.as_json) as shown:
             end = self._followed("POST", "/SendMessage", body, shown)

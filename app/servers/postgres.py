@@ -242,7 +242,8 @@ def _choose(cluster: Path) -> _Binaries:
     if wanted and others:
         raise SettingsError(
             f"{cluster} was made by PostgreSQL {wanted}, and here is only {', '.join(sorted(others))}: "
-            f"install PostgreSQL {wanted}, or dump the data with it and load them into the new."
+            f"install PostgreSQL {wanted}; or move the data, with the version of Chattable that made them "
+            "`chattable db backup FOLDER`, and with this one and another DATA_DIR `chattable db restore FOLDER`."
         )
     ways = (
         "install what is missing, start as another user than root," if os.geteuid() == 0 else "install what is missing"
