@@ -7,11 +7,14 @@ Ctrl-C ends the answer and keeps what was said; at the prompt it ends the conver
 from __future__ import annotations
 
 import json
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -110,7 +113,7 @@ class Talk:
         """Send a message and show its answer; whether that was completed."""
         self._run, self._position, self.interrupted = None, 0, False
         body = {"session_id": self.session, "content": content, "stream": True}
-        with _shown(self.as_json) as shown:
+        with self._cancelling(), _shown(self.as_json) as shown:
             end = self._followed("POST", "/SendMessage", body, shown)
         if self.as_json:
             typer.echo(json.dumps(end, ensure_ascii=False))
@@ -122,7 +125,7 @@ class Talk:
         return status in ("completed", "waiting")
 
     def _followed(self, method: str, path: str, body: Any, shown: _Shown) -> dict[str, Any]:
-        """Show events until the last one; what broke off is asked for again, and Ctrl-C cancels the run."""
+        """Show events until the last one; what broke off is asked for again."""
         import httpx2
 
         failed = 0
@@ -133,8 +136,6 @@ class Talk:
                     if name in ("end", "waiting"):
                         return data | ({"error": shown.error} if shown.error else {})
                     self._take(name, data, shown)
-            except KeyboardInterrupt:
-                self._cancel()
             except httpx2.TransportError:
                 if self._run is None:
                     raise unreachable(self.here.url) from None
@@ -142,8 +143,7 @@ class Talk:
             if self._run is None or failed > TRIES:
                 raise AppError("The answer broke off; it goes on at the server.")
             method, path, body = "GET", f"/api/v1/runs/{self._run}/events", None
-            if not self.interrupted:
-                time.sleep(PAUSE_SECONDS)
+            time.sleep(PAUSE_SECONDS)
 
     def _take(self, name: str, data: dict[str, Any], shown: _Shown) -> None:
         if name == "run":
@@ -155,11 +155,28 @@ class Talk:
         elif name == "error":
             shown.error = data["message"]
 
-    def _cancel(self) -> None:
+    @contextmanager
+    def _cancelling(self) -> Iterator[None]:
+        """Let the first Ctrl-C cancel the run, whose stream then ends as any other; the second one ends the program."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.signal(signal.SIGINT, self._interrupt)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
         if self.interrupted or self._run is None:
             raise KeyboardInterrupt
         self.interrupted = True
-        self.here.ask("POST", f"/api/v1/runs/{self._run}/cancel")
+        threading.Thread(target=self._cancel, args=(self._run,), daemon=True).start()
+
+    def _cancel(self, run: str) -> None:
+        """In a thread: what reads the stream goes on, and a client may be used by several threads."""
+        with suppress(AppError, SettingsError):  # the stream tells what became of it
+            self.here.ask("POST", f"/api/v1/runs/{run}/cancel")
 
     def _events(self, method: str, path: str, body: Any) -> Iterator[tuple[str, dict[str, Any]]]:
         headers = {"last-event-id": str(self._position)} if self._run else {}
