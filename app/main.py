@@ -9,6 +9,7 @@ import secrets
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -40,6 +41,7 @@ from app.api import (
     mcp,
     memories,
     model_protocol,
+    oidc,
     openai,
     openapi,
     presets,
@@ -73,7 +75,7 @@ from app.store.objects_s3 import S3Objects
 from app.store.reserve import Reserver
 from app.store.writer import Writer
 from app.tasks import Tasks
-from app.usecases import accounts, files, logins, measuring, replicas, runs, upkeep
+from app.usecases import accounts, files, logins, measuring, openid, replicas, runs, upkeep
 from app.usecases.live import LiveRun
 from app.usecases.objects import ObjectStore
 from app.usecases.platform import Platform
@@ -126,6 +128,7 @@ def create_app(settings: Settings, metrics: Metrics | None = None) -> FastAPI:
         redirect_slashes=False,  # or a made-up Host would stand in a Location
         generate_unique_id_function=openapi.operation_id,
     )
+    app.state.oidc = _identity_provider(settings)
     app.state.document = docs.Document(app)
     app.state.mcp = mcp.Door(*_names(settings))
     problems.install(app)
@@ -135,6 +138,7 @@ def create_app(settings: Settings, metrics: Metrics | None = None) -> FastAPI:
         metrics_api.router,
         audit_api.router,
         accounts_api.router,
+        oidc.router,
         budgets_api.router,
         cache_api.router,
         rest.router,
@@ -151,6 +155,25 @@ def create_app(settings: Settings, metrics: Metrics | None = None) -> FastAPI:
         for router in (openai.router, files_api.router, batches_api.router, responses.router, conversations.router):
             app.include_router(router, prefix=prefix)
     return app
+
+
+def _identity_provider(settings: Settings) -> openid.Provider | None:
+    """The provider of the settings; PyJWT is needed for it."""
+    if not (settings.oidc_issuer and settings.oidc_client_id and settings.oidc_client_secret):
+        return None
+    if find_spec("jwt") is None or find_spec("cryptography") is None:
+        raise SettingsError("OIDC_ISSUER needs the package pyjwt with its extra crypto: ./scripts/extras installs it.")
+    return openid.Provider(
+        openid.Spec(
+            settings.oidc_issuer,
+            settings.oidc_client_id,
+            settings.oidc_client_secret.get_secret_value(),
+            f"{settings.public_url}{oidc.PATH}/callback",
+            _secret(settings),
+            settings.oidc_groups_claim,
+            settings.oidc_admin_group,
+        )
+    )
 
 
 def _names(settings: Settings) -> tuple[frozenset[str], frozenset[str]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from dotenv import dotenv_values
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.errors import SettingsError
@@ -82,6 +82,13 @@ class Settings(BaseSettings):
     requests_per_minute: int = Field(
         0, ge=0, le=1_000_000, description="requests a user may make in a minute; 0 is no limit"
     )
+    oidc_issuer: str | None = Field(
+        None, description="the OpenID Connect provider that people may log in by; `PUBLIC_URL` must be set too"
+    )
+    oidc_client_id: str | None = Field(None, description="the name this server has there")
+    oidc_client_secret: SecretStr | None = Field(None, description="its secret there")
+    oidc_groups_claim: str = Field("groups", description="the claim that names a user's groups")
+    oidc_admin_group: str | None = Field(None, description="the group there whose members are administrators here")
     metrics_key: SecretStr | None = Field(
         None, description="a key that reads `/metrics` and nothing else, at least 32 characters"
     )
@@ -137,12 +144,12 @@ class Settings(BaseSettings):
             raise ValueError("must start with redis://, rediss:// or unix://")
         return value
 
-    @field_validator("openai_base_url", "public_url")
+    @field_validator("openai_base_url", "public_url", "oidc_issuer")
     @classmethod
-    def _http(cls, value: str | None) -> str | None:
+    def _http(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value and not value.startswith(("http://", "https://")):
             raise ValueError("must start with http:// or https://")
-        return value.rstrip("/") if value else value
+        return value.rstrip("/") if value and info.field_name != "oidc_issuer" else value  # whose end is a part of it
 
     @field_validator("models_file", "mcp_file")
     @classmethod
@@ -150,6 +157,16 @@ class Settings(BaseSettings):
         if value not in (MODELS_FILE, MCP_FILE) and not value.is_file():
             raise ValueError("there is no such file")
         return value
+
+    @model_validator(mode="after")
+    def _provider_is_whole(self) -> Settings:
+        given = {
+            name: getattr(self, name) for name in ("oidc_issuer", "oidc_client_id", "oidc_client_secret", "public_url")
+        }
+        missing = [name.upper() for name, value in given.items() if not value]
+        if missing and any(given[name] for name in ("oidc_issuer", "oidc_client_id", "oidc_client_secret")):
+            raise ValueError(f"{missing[0]} is not set: OIDC_* and PUBLIC_URL go together")
+        return self
 
     @model_validator(mode="after")
     def _store_is_whole(self) -> Settings:

@@ -44,6 +44,8 @@ PUBLIC = frozenset(
         "/api/v1/llm/health",
         "/api/v1/auth/token",
         "/api/v1/auth/refresh",
+        "/api/v1/auth/oidc",
+        "/api/v1/auth/oidc/callback",
         "/docs",
         "/docs/start.js",
         "/docs/swagger-ui-bundle.js",
@@ -211,7 +213,7 @@ def _same(key: str, given: str) -> bool:
 
 def _headers_of_all(scope: Any, request_id: str) -> list[tuple[bytes, bytes]]:
     headers = [(b"x-request-id", request_id.encode()), NOSNIFF]
-    is_open = scope["path"] in PUBLIC and scope["method"] == "GET"
+    is_open = scope["path"] in PUBLIC and scope["method"] == "GET" and "/auth/" not in scope["path"]
     return headers if is_open else [*headers, NO_STORE]
 
 

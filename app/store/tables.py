@@ -124,6 +124,16 @@ credentials = Table(
 )
 """API keys and the tokens of password logins, by the SHA-256 of the secret. Tokens of one login share `login_id`."""
 
+identities = Table(
+    "identities",
+    metadata,
+    Column("issuer", Text, primary_key=True),
+    Column("subject", Text, primary_key=True),
+    Column("user_id", Uuid, ForeignKey("users.id", ondelete="CASCADE"), nullable=False, index=True),
+    _created(),
+)
+"""Whom an OpenID Connect provider knows under `subject`, and whose account that is."""
+
 login_failures = Table(
     "login_failures",
     metadata,

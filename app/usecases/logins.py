@@ -210,7 +210,7 @@ async def login(platform: Platform, name: str, password: str, *, address: str) -
             raise NotAuthenticated(REFUSAL)
         await credentials.uncount_login(db, list(limits))
         await credentials.clear_login_failures(db, here)
-        return await _open_login(db, user, new_id())
+        return await open_login(db, user, new_id())
 
 
 async def refresh(platform: Platform, token: str) -> Tokens:
@@ -223,7 +223,7 @@ async def refresh(platform: Platform, token: str) -> Tokens:
             used, good = taken
             if good and used.login_id:
                 await credentials.revoke(db, user.id, login_id=used.login_id, kinds=["access"])
-                return await _open_login(db, user, used.login_id)
+                return await open_login(db, user, used.login_id)
             await credentials.revoke(db, user.id, login_id=used.login_id)
     raise NotAuthenticated("The refresh token is not valid; log in again.")
 
@@ -237,7 +237,8 @@ async def logout(platform: Platform, principal: Principal) -> None:
         await credentials.revoke(db, principal.user.id, login_id=principal.login_id)
 
 
-async def _open_login(db: AsyncConnection, user: User, login_id: UUID) -> Tokens:
+async def open_login(db: AsyncConnection, user: User, login_id: UUID) -> Tokens:
+    """Tokens for a user who was proved, and is locked."""
     scopes = scopes_of(user)
     ends = now() + timedelta(seconds=ACCESS_SECONDS)
     access = Credential(new_id(), user.id, "access", "login", "", scopes, login_id, now(), ends)
