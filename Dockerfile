@@ -1,11 +1,11 @@
 FROM python:3.11-slim-bookworm AS build
-COPY requirements.lock /
+COPY requirements-full.lock /
 RUN python -m venv /venv \
-    && /venv/bin/pip install --quiet --no-cache-dir --disable-pip-version-check --require-hashes -r /requirements.lock
+    && /venv/bin/pip install --quiet --no-cache-dir --disable-pip-version-check --require-hashes -r /requirements-full.lock
 
 FROM python:3.11-slim-bookworm
 RUN useradd --system --uid 10001 --home-dir /data --shell /usr/sbin/nologin chattable \
-    && install -d -o chattable -g chattable -m 0700 /data
+    && install -d -o chattable -g chattable -m 0700 /data /data/objects
 COPY --from=build /venv /venv
 WORKDIR /app
 COPY pyproject.toml ./

@@ -110,6 +110,19 @@ class Group(Struct, frozen=True):
     agents: Sequence[str] = ()
 
 
+class Act(Struct, frozen=True):
+    """What an administrator did, and to what."""
+
+    id: UUID
+    action: str
+    subject: str
+    details: Mapping[str, Any]
+    actor_id: UUID | None
+    actor_name: str | None
+    credential_id: UUID | None
+    created_at: datetime
+
+
 class Usage(Struct, frozen=True):
     """Tokens and money of one or more LLM calls. `estimated` marks counts the upstream did not give.
 

@@ -9,6 +9,7 @@ import secrets
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -28,6 +29,7 @@ from app.agent.relay import ModelRelay
 from app.agent.sandbox import Box
 from app.agent.watchdog import Watchdog
 from app.api import accounts as accounts_api
+from app.api import audit as audit_api
 from app.api import batches as batches_api
 from app.api import budgets as budgets_api
 from app.api import cache as cache_api
@@ -41,6 +43,7 @@ from app.api import (
     mcp,
     memories,
     model_protocol,
+    oidc,
     openai,
     openapi,
     presets,
@@ -51,6 +54,7 @@ from app.api import (
     traces,
 )
 from app.api import files as files_api
+from app.api import metrics as metrics_api
 from app.api.door import RunDoor
 from app.api.gate import Gate, uploads
 from app.domain import FileLimits, new_id
@@ -65,6 +69,7 @@ from app.llm.endpoints import Endpoints, OwnLLMs
 from app.llm.models_file import ModelsFile
 from app.llm.route import Router
 from app.llm.slices import Slices
+from app.metrics import Metrics
 from app.settings import Settings
 from app.store import redis, slices
 from app.store.cache import RedisCache
@@ -75,13 +80,14 @@ from app.store.objects_s3 import S3Objects
 from app.store.reserve import Reserver
 from app.store.writer import Writer
 from app.tasks import Tasks
-from app.usecases import accounts, files, logins, replicas, runs, upkeep, vectors
+from app.usecases import accounts, files, logins, measuring, openid, replicas, runs, upkeep, vectors
 from app.usecases.live import LiveRun
 from app.usecases.objects import ObjectStore
 from app.usecases.platform import Platform
 from app.usecases.rates import Rates
 from app.usecases.relay import Relay
 from app.usecases.together import Together
+from app.usecases.upkeep import Keeping
 
 log = logging.getLogger(__name__)
 
@@ -101,23 +107,25 @@ MIN_SECRET = 32
 """The shortest key that is taken from the file, in characters, as for `ADMIN_API_KEY`."""
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """The application; it opens its parts when it starts and closes them when it ends."""
+def create_app(settings: Settings, metrics: Metrics | None = None) -> FastAPI:
+    """The application; it opens its parts when it starts and closes them when it ends. Its numbers are added to `metrics`."""
     if settings.database_url is None:
         raise SettingsError("DATABASE_URL is not set; `chattable serve` starts a database and sets it for its workers.")
     database_url = settings.database_url.get_secret_value()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with opened(settings, database_url) as platform:
+        async with opened(settings, database_url, metrics) as platform:
             if settings.jobs:
                 take_jobs(platform, settings, settings.jobs)
             app.state.platform = platform
             yield
             await runs.drain(platform, 0)
 
+    metrics = metrics or Metrics()
     app = _Gated(
         settings,
+        metrics,
         title="Chattable",
         version="0.1.0",
         lifespan=lifespan,
@@ -125,13 +133,17 @@ def create_app(settings: Settings) -> FastAPI:
         redirect_slashes=False,  # or a made-up Host would stand in a Location
         generate_unique_id_function=openapi.operation_id,
     )
+    app.state.oidc = _identity_provider(settings)
     app.state.document = docs.Document(app)
     app.state.mcp = mcp.Door(*_names(settings))
     problems.install(app)
     for router in (
         docs.router,
         health.router,
+        metrics_api.router,
+        audit_api.router,
         accounts_api.router,
+        oidc.router,
         budgets_api.router,
         cache_api.router,
         copies.router,
@@ -152,6 +164,25 @@ def create_app(settings: Settings) -> FastAPI:
     return app
 
 
+def _identity_provider(settings: Settings) -> openid.Provider | None:
+    """The provider of the settings; PyJWT is needed for it."""
+    if not (settings.oidc_issuer and settings.oidc_client_id and settings.oidc_client_secret):
+        return None
+    if find_spec("jwt") is None or find_spec("cryptography") is None:
+        raise SettingsError("OIDC_ISSUER needs the package pyjwt with its extra crypto: ./scripts/extras installs it.")
+    return openid.Provider(
+        openid.Spec(
+            settings.oidc_issuer,
+            settings.oidc_client_id,
+            settings.oidc_client_secret.get_secret_value(),
+            f"{settings.public_url}{oidc.PATH}/callback",
+            _secret(settings),
+            settings.oidc_groups_claim,
+            settings.oidc_admin_group,
+        )
+    )
+
+
 def _names(settings: Settings) -> tuple[frozenset[str], frozenset[str]]:
     """The host names of this server, and the origins of pages that may call it."""
     public = urlsplit(settings.public_url or "")
@@ -163,9 +194,10 @@ def _names(settings: Settings) -> tuple[frozenset[str], frozenset[str]]:
 class _Gated(FastAPI):
     """FastAPI with the gate outside of all its own middleware, which a message that takes a shortcut does not pay for."""
 
-    def __init__(self, settings: Settings, **options: Any) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics, **options: Any) -> None:
         super().__init__(**options)
         self._settings = settings
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve (ASGI), past FastAPI's own look for OpenTelemetry, which costs as much as the gate."""
@@ -180,12 +212,15 @@ class _Gated(FastAPI):
         inner: Any = super().build_middleware_stack()
         open_to_local = self._settings.auth == "open"
         shortcuts = {**seed.SHORTCUTS, **openai.SHORTCUTS}
+        key = self._settings.metrics_key
         gate = Gate(
             inner.app,
             platform=lambda: self.state.platform,
             open_to_local=open_to_local,
             shortcuts=shortcuts,
             uploads={**uploads(files_api.UPLOAD_PATHS, self._settings.file_max_bytes), **copies.ALLOWANCES},
+            metrics=self._metrics,
+            metrics_key=key.get_secret_value() if key else None,
         )
         if not self._settings.cors_origins:
             return gate
@@ -209,14 +244,15 @@ def take_jobs(platform: Platform, settings: Settings, at_once: int) -> None:
 
 
 @asynccontextmanager
-async def opened(settings: Settings, database_url: str) -> AsyncIterator[Platform]:
+async def opened(settings: Settings, database_url: str, metrics: Metrics | None = None) -> AsyncIterator[Platform]:
     """The platform, open while the block lasts; it beats as a replica, and reaps those of others."""
     async with AsyncExitStack() as stack:
         pooled = _is_pooled(settings)
         engine = connect(database_url, pooled=pooled)
         stack.push_async_callback(engine.dispose)
         # A worker that starts again while the database is away serves all the same, and says 503 until it is back.
-        upkeep_in = await upkeep.attempt(engine, settings.step_days)
+        keeping = Keeping(settings.session_days, settings.step_days, settings.audit_days)
+        upkeep_in = await upkeep.attempt(engine, keeping)
         tasks = Tasks()
         servers = Servers(mcp_servers(settings, strict=False), tasks)
         agents = Agents(settings.agents_dir, settings_module.agent_variables(), own=[ModelRelay], servers=servers.names)
@@ -268,6 +304,7 @@ async def opened(settings: Settings, database_url: str) -> AsyncIterator[Platfor
             door=door,
             box=Box(enabled=settings.sandbox),
             vectors=milvus,
+            metrics=metrics or Metrics(),
         )
         heart = replicas.Heart(platform, connecting)
         heart.start()
@@ -275,7 +312,7 @@ async def opened(settings: Settings, database_url: str) -> AsyncIterator[Platfor
         stack.push_async_callback(platform.tasks.close)
         _keep_going(platform, heart)
         models.keep_going(platform.tasks)
-        platform.tasks.start(upkeep.keep(engine, upkeep_in, settings.step_days), name="upkeep")
+        platform.tasks.start(upkeep.keep(engine, keeping, upkeep_in), name="upkeep")
         yield platform
 
 
@@ -286,6 +323,7 @@ def _keep_going(platform: Platform, heart: replicas.Heart) -> None:
     tasks.start(platform.reserver.run(), name="reserver")
     tasks.start(platform.relay.run(), name="relay")
     tasks.start(platform.agents.watch(), name="agents")
+    tasks.repeat(measuring.Gauges(platform).tell, measuring.GAUGE_SECONDS, name="gauges")
     tasks.repeat(platform.cache.flush, FLUSH_SECONDS, name="cache")
     tasks.repeat(partial(replicas.reap, platform, heart), replicas.REAP_SECONDS, name="reaper")
     tasks.repeat(partial(files.sweep, platform), files.SWEEP_SECONDS, name="erased objects")

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from dotenv import dotenv_values
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
@@ -67,7 +68,9 @@ class Settings(ModelSettings):
     public_url: str | None = Field(
         None, description="the address that others have of this server; `/mcp` is served under its host name"
     )
-    trusted_proxies: str = Field("", description="addresses, with commas, whose `X-Forwarded-For` is believed")
+    trusted_proxies: str = Field(
+        "", description="addresses or networks, with commas, whose `X-Forwarded-For` is believed"
+    )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="web origins, with commas, that may call the API"
     )
@@ -109,7 +112,24 @@ class Settings(ModelSettings):
     requests_per_minute: int = Field(
         0, ge=0, le=1_000_000, description="requests a user may make in a minute; 0 is no limit"
     )
+    oidc_issuer: str | None = Field(
+        None, description="the OpenID Connect provider that people may log in by; `PUBLIC_URL` must be set too"
+    )
+    oidc_client_id: str | None = Field(None, description="the name this server has there")
+    oidc_client_secret: SecretStr | None = Field(None, description="its secret there")
+    oidc_groups_claim: str = Field("groups", description="the claim that names a user's groups")
+    oidc_admin_group: str | None = Field(None, description="the group there whose members are administrators here")
+    metrics_key: SecretStr | None = Field(
+        None, description="a key that reads `/metrics` and nothing else, at least 32 characters"
+    )
+    session_days: int = Field(
+        0, ge=0, le=36_500, description="days after which a session that is not used is erased; 0 keeps it"
+    )
+    audit_days: int = Field(
+        365, ge=0, le=36_500, description="days for which the acts of administrators are kept; 0 keeps them for ever"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="how much is logged")
+    log_format: Literal["text", "json"] = Field("text", description="`json` logs one object a line")
 
     @field_validator("cors_origins", mode="before")
     @classmethod
@@ -125,12 +145,25 @@ class Settings(ModelSettings):
             kind.strip(): days.strip() for kind, _, days in (part.partition(":") for part in value.split(",") if part)
         }
 
-    @field_validator("log_level", mode="before")
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _addresses(cls, value: str) -> str:
+        for part in filter(None, (part.strip() for part in value.split(","))):
+            try:
+                if part != "*":
+                    ip_network(part)
+            except ValueError:
+                raise ValueError(
+                    "must be IP addresses or networks such as 10.0.0.5 or 10.0.0.0/8, with commas, or * for all"
+                ) from None
+        return value
+
+    @field_validator("log_level", "log_format", mode="before")
     @classmethod
     def _lower(cls, value: Any) -> Any:
         return value.lower() if isinstance(value, str) else value
 
-    @field_validator("admin_api_key", "secret_key")
+    @field_validator("admin_api_key", "secret_key", "metrics_key")
     @classmethod
     def _long_enough(cls, value: SecretStr | None) -> SecretStr | None:
         if value and len(value.get_secret_value()) < 32:
@@ -149,12 +182,28 @@ class Settings(ModelSettings):
     def _http(cls, value: str | None) -> str | None:
         return checked_address(value)
 
+    @field_validator("oidc_issuer")
+    @classmethod
+    def _issuer(cls, value: str | None) -> str | None:
+        checked_address(value)
+        return value  # whose end is a part of it
+
     @field_validator("models_file", "mcp_file")
     @classmethod
     def _there(cls, value: Path) -> Path:
         if value not in (MODELS_FILE, MCP_FILE) and not value.is_file():
             raise ValueError("there is no such file")
         return value
+
+    @model_validator(mode="after")
+    def _provider_is_whole(self) -> Settings:
+        given = {
+            name: getattr(self, name) for name in ("oidc_issuer", "oidc_client_id", "oidc_client_secret", "public_url")
+        }
+        missing = [name.upper() for name, value in given.items() if not value]
+        if missing and any(given[name] for name in ("oidc_issuer", "oidc_client_id", "oidc_client_secret")):
+            raise ValueError(f"{missing[0]} is not set: OIDC_* and PUBLIC_URL go together")
+        return self
 
     @model_validator(mode="after")
     def _store_is_whole(self) -> Settings:
@@ -197,15 +246,56 @@ def _read(kind: type[S], overrides: Mapping[str, Any]) -> S:
 
 
 def _sentence(problem: Any) -> str:
+    """What is wrong in our words; a validator's of pydantic's own would name its types."""
     name = str(problem["loc"][0]).upper() if problem["loc"] else ""
     text = str(problem["msg"]).removeprefix("Value error, ")
+    if problem["type"] != "value_error":
+        text = f"must be {_allowed(name)}"
     return f"{name}: {text}." if name else f"{text}."
+
+
+def _allowed(name: str) -> str:
+    """What a setting may be, as its type and its bounds have it."""
+    field = next(field for key, field in Settings.model_fields.items() if name in (key.upper(), *_aliases(field)))
+    choices = get_args(field.annotation)
+    if choices and all(isinstance(choice, str) for choice in choices):
+        return f"{', '.join(choices[:-1])} or {choices[-1]}"
+    if field.annotation not in (int, float):
+        return "text"
+    bounds = {
+        kind: getattr(rule, kind) for rule in field.metadata for kind in ("ge", "gt", "le") if hasattr(rule, kind)
+    }
+    least = f"from {bounds['ge']} to" if "ge" in bounds else f"above {bounds['gt']} and up to"
+    return f"a {'whole ' if field.annotation is int else ''}number {least} {bounds['le']}"
+
+
+def _aliases(field: Any) -> list[str]:
+    alias = field.validation_alias
+    return [str(choice) for choice in alias.choices] if isinstance(alias, AliasChoices) else []
 
 
 def variables() -> dict[str, str]:
     """Every variable that has a value, of the environment or else of `.env`: keys are looked up here by their names."""
     found = {**dotenv_values(".env"), **os.environ}  # noqa: TID251 - its one home
     return {key: value for key, value in found.items() if value}
+
+
+def sources() -> dict[str, str]:
+    """Where each setting has its value from: the environment, `.env`, or its default."""
+    env = {key.upper() for key, value in os.environ.items() if value}  # noqa: TID251 - its one home
+    file = {key.upper() for key, value in dotenv_values(".env").items() if value}
+    found = {}
+    for key, field in Settings.model_fields.items():
+        names = {key.upper(), *_aliases(field)}
+        found[key.upper()] = "environment" if names & env else ".env" if names & file else "default"
+    return found
+
+
+def strangers() -> list[str]:
+    """Names in `.env` that are no setting, of no agent, and hold no key of a model: misspelt, most likely."""
+    known = {name for key, field in Settings.model_fields.items() for name in (key.upper(), *_aliases(field))}
+    names = (name for name in dotenv_values(".env") if name.upper() not in known)
+    return sorted(name for name in names if not name.startswith("AGENT_") and not name.endswith(("_KEY", "_TOKEN")))
 
 
 def agent_variables() -> dict[str, str]:

@@ -221,7 +221,7 @@ class Server:
                 ready.set_result(await self._opened(stack))
                 await leave.wait()
         except ImportError:
-            log.error("MCP servers need the package mcp: its extra is called mcp")
+            log.error("MCP servers need the package mcp: ./scripts/extras installs it")
         except Exception as error:
             log.warning("the MCP server %s is lost: %s", self.spec.name, type(error).__name__)
         finally:

@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from functools import partial
+from hmac import compare_digest
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -16,9 +17,11 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
+from app import logs, metrics
 from app.api import problems
 from app.domain import Principal, Scope
 from app.errors import InvalidInput, NotAllowed, NotAuthenticated, TooLarge
+from app.metrics import Metrics
 from app.reports import report
 from app.tasks import Deadline
 from app.usecases import accounts, files, logins
@@ -41,6 +44,8 @@ PUBLIC = frozenset(
         "/api/v1/llm/health",
         "/api/v1/auth/token",
         "/api/v1/auth/refresh",
+        "/api/v1/auth/oidc",
+        "/api/v1/auth/oidc/callback",
         "/docs",
         "/docs/start.js",
         "/docs/swagger-ui-bundle.js",
@@ -106,7 +111,11 @@ class Gate:
         open_to_local: bool = False,
         shortcuts: Mapping[str, Shortcut] | None = None,
         uploads: Mapping[str, Allowance] | None = None,
+        metrics: Metrics | None = None,
+        metrics_key: str | None = None,
     ) -> None:
+        self._metrics = metrics or Metrics()
+        self._metrics_key = metrics_key
         self._app = app
         self._uploads = uploads or {}
         self._shortcuts = shortcuts or {}
@@ -120,15 +129,16 @@ class Gate:
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else os.urandom(16).hex()
+        logs.request_id.set(request_id)
         began = time.perf_counter()
-        status = 0
+        status, first = 0, 0.0
         extra = _headers_of_all(scope, request_id)
         allowance = self._allowance(scope)
 
         async def answer(message: Message) -> None:
-            nonlocal status
+            nonlocal status, first
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, first = message["status"], time.perf_counter() - began
                 message["headers"] = [*message["headers"], *extra]
             await send(message)
 
@@ -154,8 +164,16 @@ class Gate:
                 raise BrokenOff from None  # for the server, which closes the connection
             await problems.from_exception(error, scope["path"])(scope, receive, answer)
         finally:
+            self._count(scope, status, first)
             milliseconds = (time.perf_counter() - began) * 1000
             log.debug("%s %r %d %.1f ms %s", scope["method"], scope["path"][:200], status, milliseconds, request_id)
+
+    def _count(self, scope: Any, status: int, first: float) -> None:
+        route = scope["path"] if scope["path"] in self._shortcuts else getattr(scope.get("route"), "path", "none")
+        counted = self._metrics
+        counted.add(metrics.REQUESTS, scope["method"] if route != "none" else "any", route, str(status))
+        if status:
+            counted.observe(metrics.FIRST_BYTE, first, scope["method"] if route != "none" else "any", route)
 
     def _allowance(self, scope: Any) -> Allowance:
         if scope["path"] in PUBLIC:
@@ -174,9 +192,11 @@ class Gate:
         scope.setdefault("state", {})["principal"] = principal
         return principal
 
-    async def _principal(self, scope: Any, headers: Headers, recent: bool, *, takes_forms: bool) -> Principal:
+    async def _principal(self, scope: Any, headers: Headers, recent: bool, *, takes_forms: bool) -> Principal | None:
         kind, _, secret = headers.get("authorization", "").partition(" ")
         secret = secret.strip()
+        if self._metrics_key and scope["path"] == "/metrics" and _same(self._metrics_key, secret):
+            return None
         if secret and kind.lower() == "bearer":
             prove = logins.recognise if recent else logins.authenticate
             return await prove(self._platform(), secret)
@@ -187,9 +207,13 @@ class Gate:
         return Principal(user, _CALLER_SCOPES, acts_for_all=True)
 
 
+def _same(key: str, given: str) -> bool:
+    return compare_digest(key.encode(), given.encode(errors="replace"))
+
+
 def _headers_of_all(scope: Any, request_id: str) -> list[tuple[bytes, bytes]]:
     headers = [(b"x-request-id", request_id.encode()), NOSNIFF]
-    is_open = scope["path"] in PUBLIC and scope["method"] == "GET"
+    is_open = scope["path"] in PUBLIC and scope["method"] == "GET" and "/auth/" not in scope["path"]
     return headers if is_open else [*headers, NO_STORE]
 
 

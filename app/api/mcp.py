@@ -104,7 +104,7 @@ class Door:
                 try:
                     made = await asyncio.to_thread(_made)
                 except ImportError:
-                    raise Unavailable("This server lacks the package mcp: its extra is called mcp.") from None
+                    raise Unavailable("This server lacks the package mcp: ./scripts/extras installs it.") from None
                 ready = asyncio.Event()
                 tasks.start(_run(made, ready), name="mcp")
                 await ready.wait()

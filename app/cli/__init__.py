@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
 import typer
 
+from app.cli.accounts import budgets, keys, show_audit, users
 from app.cli.agents import agents
+from app.cli.chat import chat
+from app.cli.config import show_config
+from app.cli.db import db
+from app.cli.doctor import examine
 from app.cli.models import models
+from app.cli.output import AsJson, show_one
 from app.cli.runs import runs
 from app.cli.usage import show_usage
 from app.errors import AppError, SettingsError
@@ -19,11 +26,20 @@ commands = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # boxes would double the time of --help
 )
 commands.add_typer(agents, name="agents")
 commands.add_typer(models, name="models")
 commands.add_typer(runs, name="runs")
+commands.add_typer(users, name="users")
+commands.add_typer(keys, name="keys")
+commands.add_typer(budgets, name="budgets")
+commands.add_typer(db, name="db")
 commands.command("usage")(show_usage)
+commands.command("audit")(show_audit)
+commands.command("chat")(chat)
+commands.command("config")(show_config)
+commands.command("doctor")(examine)
 
 
 @commands.command()
@@ -48,7 +64,7 @@ def worker(
 
 @commands.command()
 def migrate() -> None:
-    """Bring the database to the newest schema."""
+    """Bring the database to the newest schema, as `db upgrade` does."""
     from app.cli.serve import upgrade
     from app.settings import load
 
@@ -57,17 +73,18 @@ def migrate() -> None:
 
 
 @commands.command()
-def version() -> None:
+def version(as_json: AsJson = False) -> None:
     """Print the version."""
     import tomllib
     from pathlib import Path
 
     project = tomllib.loads(Path(__file__).parents[2].joinpath("pyproject.toml").read_text(encoding="utf-8"))
-    typer.echo(project["project"]["version"])
+    number = project["project"]["version"]
+    show_one({"version": number}, number, as_json=as_json)
 
 
 def main() -> None:
-    """Run a command; a wrong setting is a sentence and status 2, never a traceback."""
+    """Run a command. What went wrong is a sentence, never a traceback: a setting is status 2, all else 1."""
     try:
         commands(prog_name="chattable")
     except SettingsError as error:
@@ -76,3 +93,8 @@ def main() -> None:
     except AppError as error:
         typer.echo(f"chattable: {error.message}", err=True)
         sys.exit(1)
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,9 +1,10 @@
 """One server process: the application on a listening socket that `serve` made.
 
-Started as `python -m app.cli.server LISTENER CONTROL PRESENCE`, the numbers of three open files. CONTROL is a socket to
-`serve`: the addresses of the engines come in as one line of JSON, so that they are in no environment an agent can read; a
-byte goes out when requests are taken; its end is the end of `serve`. PRESENCE is kept open, for its lock tells the next
-`serve` that this process still lives.
+Started as `python -m app.cli.server LISTENER CONTROL PRESENCE METRICS SLOTS SLOT`, the first four the numbers of open files.
+CONTROL is a socket to `serve`: the addresses of the engines come in as one line of JSON, so that they are in no environment an
+agent can read; a byte goes out when requests are taken; its end is the end of `serve`. PRESENCE is kept open, for its lock
+tells the next `serve` that this process still lives. METRICS is the memory of the numbers of all SLOTS processes, of which
+this one has its own at SLOT.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from app.logs import configure
 from app.main import create_app, drain
+from app.metrics import Metrics
 from app.settings import Settings, load
 from app.tasks import Tasks
 
@@ -137,9 +140,9 @@ class _Server(uvicorn.Server):
             self.should_exit = True
 
 
-def main(listener: int, control_file: int, presence: int) -> None:
+def main(listener: int, control_file: int, presence: int, metrics_file: int, slots: int, slot: int) -> None:
     """Serve until SIGTERM, or until `serve` is gone."""
-    for file in (listener, control_file, presence):
+    for file in (listener, control_file, presence, metrics_file):
         os.set_inheritable(file, False)  # what an agent starts must not hold the port or the lock
     with socket.socket(fileno=control_file) as control, control.makefile("r") as lines:
         line = lines.readline()
@@ -147,9 +150,9 @@ def main(listener: int, control_file: int, presence: int) -> None:
             return  # `serve` ended before its engines ran
         settings = load(**json.loads(line))
         threading.Thread(target=_end_with, args=(control,), name="parent", daemon=True).start()
-        logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
+        configure(settings.log_level, as_json=settings.log_format == "json")
         logging.getLogger("uvicorn").setLevel(logging.WARNING)
-        app = create_app(settings)
+        app = create_app(settings, Metrics(metrics_file, slots, slot))
         server = _Server(_config(app, settings), control, partial(drain, app))
         server.run(sockets=[socket.socket(fileno=listener)])
 

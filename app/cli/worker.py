@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import signal
 
 import typer
 import uvloop
+from pydantic import SecretStr
 
 from app.cli.serve import check_folder, checking
 from app.errors import SettingsError
-from app.main import DRAIN_SECONDS, opened, take_jobs
+from app.logs import configure
+from app.main import DRAIN_SECONDS, opened, secret_key, take_jobs
 from app.settings import Settings
 from app.store import migrations
 from app.usecases import runs
@@ -28,8 +29,11 @@ def run(settings: Settings, at_once: int) -> None:
     with checking("DATABASE_DIRECT_URL" if settings.database_direct_url else "DATABASE_URL"):
         if asyncio.run(migrations.current(direct.get_secret_value())) != migrations.HEAD:
             raise SettingsError("The database is at another schema: run `chattable migrate` of this version.")
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    uvloop.run(_work(settings, settings.database_url.get_secret_value(), at_once))
+    url = settings.database_url.get_secret_value()
+    if settings.secret_key is None and (settings.data_dir / "secret.key").is_file():  # of the server on this machine
+        settings = settings.model_copy(update={"secret_key": SecretStr(secret_key(settings.data_dir))})
+    configure(settings.log_level, as_json=settings.log_format == "json")
+    uvloop.run(_work(settings, url, at_once))
 
 
 async def _work(settings: Settings, database_url: str, at_once: int) -> None:

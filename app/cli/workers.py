@@ -8,11 +8,13 @@ import json
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from app.metrics import PLACE
 from app.servers import process
 from app.servers.lock import Lock
 from app.servers.process import Child
@@ -41,6 +43,7 @@ class _Worker:
 class _Slot:
     """The place of one worker, whichever process holds it now."""
 
+    number: int
     worker: _Worker | None = None
     deaths: int = 0
     start_at: float = field(default_factory=time.monotonic)
@@ -53,7 +56,9 @@ class Workers:
     """
 
     def __init__(self, count: int, listener: socket.socket, presence: Lock) -> None:
-        self._slots = [_Slot() for _ in range(count)]
+        self._slots = [_Slot(number) for number in range(count)]
+        self._metrics = tempfile.TemporaryFile(prefix="chattable-metrics-")  # noqa: SIM115 - closed by `stop`
+        self._metrics.truncate(count * PLACE)
         self._listener = listener
         self._presence = presence
         self._told = b""
@@ -76,18 +81,19 @@ class Workers:
             worker = slot.worker
             if worker is None:
                 if time.monotonic() >= slot.start_at:
-                    slot.worker = self._start()
+                    slot.worker = self._start(slot.number)
                 continue
             if not worker.ready and _is_ready(worker.control):
                 worker.ready, slot.deaths = True, 0
             if not worker.child.alive():
                 self._bury(slot, worker)
 
-    def _start(self) -> _Worker:
+    def _start(self, number: int) -> _Worker:
         ours, theirs = socket.socketpair()
-        files = (self._listener.fileno(), theirs.fileno(), self._presence.file)
+        files = (self._listener.fileno(), theirs.fileno(), self._presence.file, self._metrics.fileno())
+        place = (len(self._slots), number)
         with theirs:
-            command = [sys.executable, "-m", "app.cli.server", *map(str, files)]
+            command = [sys.executable, "-m", "app.cli.server", *map(str, (*files, *place))]
             child = process.start("worker", command, log=None, pass_fds=files)
         ours.setblocking(False)
         _send(ours, self._told)
@@ -121,6 +127,7 @@ class Workers:
         for worker in workers:
             worker.child.stop()
             _close(worker)
+        self._metrics.close()
 
     @staticmethod
     def _signal(workers: list[_Worker], number: signal.Signals) -> None:

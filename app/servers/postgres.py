@@ -83,6 +83,14 @@ class Postgres:
         place = f"host={quote(str(self._sockets), safe='/')}&port={PORT}"
         return f"postgresql://{role}:{self._passwords[role]}@/{database}?{place}"
 
+    def attach(self) -> bool:
+        """Use the server that another process has started in this folder; whether there is one."""
+        self._sockets = socket_folder(self._data_dir)
+        if not (self._sockets / f".s.PGSQL.{PORT}").exists():
+            return False
+        self._passwords = json.loads((self._cluster / "chattable.json").read_text())
+        return True
+
     def start(self) -> None:
         """Start the server, making its cluster first if there is none; returns when it takes connections."""
         make_private(self._data_dir)
@@ -234,7 +242,8 @@ def _choose(cluster: Path) -> _Binaries:
     if wanted and others:
         raise SettingsError(
             f"{cluster} was made by PostgreSQL {wanted}, and here is only {', '.join(sorted(others))}: "
-            f"install PostgreSQL {wanted}, or dump the data with it and load them into the new."
+            f"install PostgreSQL {wanted}; or move the data, with the version of Chattable that made them "
+            "`chattable db backup FOLDER`, and with this one and another DATA_DIR `chattable db restore FOLDER`."
         )
     ways = (
         "install what is missing, start as another user than root," if os.geteuid() == 0 else "install what is missing"

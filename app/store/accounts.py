@@ -149,6 +149,15 @@ async def remove_member(db: AsyncConnection, group_id: UUID, user_id: UUID) -> b
     ).first() is not None
 
 
+async def set_groups(db: AsyncConnection, user_id: UUID, names: Sequence[str]) -> None:
+    """Put a user into the groups of these names, of those there are, and take him out of all others."""
+    wanted = select(groups.c.id).where(groups.c.name.in_(names), groups.c.name != EVERYONE)
+    others = and_(group_members.c.user_id == user_id, group_members.c.group_id.not_in(wanted))
+    await db.execute(delete(group_members).where(others))
+    chosen = select(groups.c.id, literal(user_id)).where(groups.c.id.in_(wanted))
+    await db.execute(upsert(group_members).from_select(["group_id", "user_id"], chosen).on_conflict_do_nothing())
+
+
 async def add_grant(db: AsyncConnection, group_id: UUID, agent_id: str) -> None:
     """Let a group use an agent."""
     await db.execute(upsert(grants).values(group_id=group_id, agent_id=agent_id).on_conflict_do_nothing())

@@ -169,7 +169,7 @@ def _connect(endpoint: str, access_key: str, secret_key: str) -> Minio:
         import urllib3
         from minio import Minio
     except ImportError:
-        raise SettingsError("MINIO_ENDPOINT needs the package minio: install chattable with its extra `s3`.") from None
+        raise SettingsError("MINIO_ENDPOINT needs the package minio: ./scripts/extras installs it.") from None
     retries = urllib3.Retry(total=2, redirect=0, backoff_factor=0.3, status_forcelist=[500, 502, 503, 504])
     timeout = urllib3.Timeout(connect=CONNECT_SECONDS, read=READ_SECONDS)
     pool = urllib3.PoolManager(timeout=timeout, maxsize=THREADS, retries=retries, cert_reqs="CERT_REQUIRED")

@@ -124,6 +124,16 @@ credentials = Table(
 )
 """API keys and the tokens of password logins, by the SHA-256 of the secret. Tokens of one login share `login_id`."""
 
+identities = Table(
+    "identities",
+    metadata,
+    Column("issuer", Text, primary_key=True),
+    Column("subject", Text, primary_key=True),
+    Column("user_id", Uuid, ForeignKey("users.id", ondelete="CASCADE"), nullable=False, index=True),
+    _created(),
+)
+"""Whom an OpenID Connect provider knows under `subject`, and whose account that is."""
+
 login_failures = Table(
     "login_failures",
     metadata,
@@ -548,3 +558,18 @@ replicas = Table(
     _time("seen_at"),
 )
 """Server processes that are alive. The runs of one that stops beating are ended by any other."""
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("actor_id", Uuid),
+    Column("credential_id", Uuid),
+    Column("action", Text, nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("details", JSONB, nullable=False),
+    _created(),
+    Index("ix_audit_created_at", "created_at"),
+)
+"""What administrators did, and to what: ids, roles and limits, never a name or a secret. It outlives the users; without an actor it
+was the operator, by the settings or the command line."""

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.domain import Credential, Page, Principal, Role, User, new_id, now
 from app.errors import Conflict, InvalidInput, NotFound, Unavailable
-from app.store import accounts, credentials, files, memories, presets, runs, sessions
+from app.store import accounts, audit, credentials, files, memories, presets, runs, sessions
 from app.usecases.conduct import stop_all
 from app.usecases.creations import claim
 from app.usecases.files import sweep_soon
@@ -36,6 +36,7 @@ async def create_user(
             return await existing(db, made)
         if not await accounts.add_user(db, user, hashed):
             raise Conflict("name: another user has this name.", param="name")
+        await audit.add(db, principal, "user.create", user.id, {"role": role})
     return user
 
 
@@ -77,6 +78,8 @@ async def update_user(
             raise NotFound("user", param="user_id")
         if changes:
             await accounts.update_user(db, id, changes)
+        told = {name: value for name, value in changes.items() if name != "password_hash"}
+        await audit.add(db, principal, "user.update", id, told | ({"password": "set"} if password is not None else {}))
         if password is not None:
             await credentials.revoke(db, id, kinds=["access", "refresh"])
         ending = await accounts.unended_runs(db, id) if status == "suspended" else []
@@ -118,6 +121,7 @@ async def delete_user(platform: Platform, principal: Principal, id: UUID) -> Non
         await files.erase_of(db, id)
         await memories.erase_of_user(db, id)
         await accounts.delete_user(db, id)
+        await audit.add(db, principal, "user.delete", id)
     stop_all(platform, ending)
     sweep_soon(platform)
     forget_soon(platform, id, user_is_gone=True)
@@ -158,6 +162,7 @@ async def first_admin(engine: AsyncEngine, secret: str, *, alone: bool = False) 
             if alone:
                 await credentials.revoke(db, user.id, name=FIRST_KEY, kinds=["key"])
             await credentials.add(db, Credential(new_id(), user.id, "key", FIRST_KEY, secret[-4:], ALL_SCOPES), key)
+            await audit.add(db, None, "key.create", user.id, {"scopes": sorted(ALL_SCOPES)})
         principal = (await credentials.principals(db, [key])).get(key)
     return principal is not None and principal.is_admin
 

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from app.domain import Page, Principal, new_id, now
 from app.errors import Conflict, InvalidInput, NotFound
-from app.store import budgets
+from app.store import audit, budgets
 from app.store.budgets import Amount, Budget, Standing
 from app.usecases.logins import require_admin
 from app.usecases.platform import Platform
@@ -74,6 +74,9 @@ async def create(
     async with platform.engine.begin() as db:
         if not await budgets.add(db, budget, principal.user.id):
             raise Conflict("period: there is a budget for this already; delete it first.", param="period")
+        limits = {"tokens": tokens, "money": None if money is None else str(money)}
+        what = {"scope": scope, "scope_id": scope_id, "period": period} | limits
+        await audit.add(db, principal, "budget.create", budget.id, what)
         found = await budgets.list_page(db, user_id=None, after=None, limit=1, id=budget.id)
     return Shown(found.items[0])
 
@@ -92,3 +95,4 @@ async def delete(platform: Platform, principal: Principal, id: UUID) -> None:
     async with platform.engine.begin() as db:
         if not await budgets.remove(db, id):
             raise NotFound("budget", param="budget_id")
+        await audit.add(db, principal, "budget.delete", id)

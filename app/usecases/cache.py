@@ -8,6 +8,7 @@ from uuid import UUID
 from app.domain import Principal
 from app.errors import NotAllowed
 from app.llm.shelf import Counts
+from app.store import audit
 from app.usecases.platform import Platform
 
 
@@ -20,7 +21,11 @@ async def statistics(
 
 async def purge(platform: Platform, principal: Principal, *, user_id: UUID | None, agent: str | None) -> int:
     """Erase cached answers, of one agent or of all: the caller's, or for administrators another user's or everybody's."""
-    return await platform.cache.purge(owner=_owner(principal, user_id), agent=agent)
+    owner = _owner(principal, user_id)
+    if principal.is_admin and owner != str(principal.user.id):
+        async with platform.engine.begin() as db:
+            await audit.add(db, principal, "cache.purge", owner or "everybody", {"agent_id": agent} if agent else None)
+    return await platform.cache.purge(owner=owner, agent=agent)
 
 
 def _owner(principal: Principal, user_id: UUID | None) -> str | None:

@@ -29,6 +29,7 @@ from app.journal.replay import Done, Replay
 from app.llm.run import RunLLM
 from app.llm.stages import Caller
 from app.llm.tokens import count
+from app.logs import run_id
 from app.reports import report
 from app.store import journal, memories, messages, runs
 from app.store.database import is_passing
@@ -37,6 +38,7 @@ from app.usecases import agents, summaries
 from app.usecases.calls import called, names_of, paired
 from app.usecases.knowledge import UserPassages
 from app.usecases.live import LiveRun
+from app.usecases.measuring import run_ended
 from app.usecases.memories import SessionVectors
 from app.usecases.platform import Platform
 from app.usecases.requests import SAID, asked_in, history_of, record, request_of, told
@@ -76,6 +78,7 @@ def steps_before(attempt: int) -> int:
 
 async def _conduct(platform: Platform, begun: Begun, live: LiveRun, work: Work) -> None:
     """Have the agent answer, store the answer, and only then end the log. What a server that ends leaves undone, another job does."""
+    run_id.set(str(begun.run.id))
     finished: Finished | None = None
     try:
         with _recording(platform, live):
@@ -86,6 +89,7 @@ async def _conduct(platform: Platform, begun: Begun, live: LiveRun, work: Work) 
             ending = _ending(live, result, promote=not platform.draining.is_set())
         finished = await finish(platform, ending)
         live.stored = finished.stored
+        run_ended(platform.metrics, finished.outcome.run, live.recorder.steps)
         if live.history and finished.outcome.messages and not begun.ephemeral:
             platform.windows.put(live.run.session_id, [*live.history, *finished.outcome.messages])
     finally:

@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain import Group, Page, Principal, User, new_id
 from app.errors import Conflict, NotFound
-from app.store import accounts
+from app.store import accounts, audit
 from app.usecases.accounts import existing
 from app.usecases.creations import claim
 from app.usecases.logins import require_admin
@@ -25,6 +25,7 @@ async def create_group(platform: Platform, principal: Principal, *, name: str, k
             return await _existing_group(db, made)
         if not await accounts.add_group(db, group):
             raise Conflict("name: another group has this name.", param="name")
+        await audit.add(db, principal, "group.create", group.id)
     return group
 
 
@@ -43,6 +44,7 @@ async def delete_group(platform: Platform, principal: Principal, id: UUID) -> No
         if group.name == accounts.EVERYONE:
             raise Conflict("The group everyone cannot be deleted.", param="group_id")
         await accounts.delete_group(db, id)
+        await audit.add(db, principal, "group.delete", id)
 
 
 async def list_members(
@@ -62,6 +64,7 @@ async def add_member(platform: Platform, principal: Principal, id: UUID, user_id
         await _existing_group(db, id)
         await existing(db, user_id)
         await accounts.add_member(db, id, user_id)
+        await audit.add(db, principal, "group.add_member", id, {"user_id": str(user_id)})
 
 
 async def remove_member(platform: Platform, principal: Principal, id: UUID, user_id: UUID) -> None:
@@ -70,6 +73,7 @@ async def remove_member(platform: Platform, principal: Principal, id: UUID, user
     async with platform.engine.begin() as db:
         if not await accounts.remove_member(db, id, user_id):
             raise NotFound("member", param="user_id")
+        await audit.add(db, principal, "group.remove_member", id, {"user_id": str(user_id)})
 
 
 async def add_grant(platform: Platform, principal: Principal, id: UUID, agent_id: str) -> None:
@@ -78,6 +82,7 @@ async def add_grant(platform: Platform, principal: Principal, id: UUID, agent_id
     async with platform.engine.begin() as db:
         await _existing_group(db, id)
         await accounts.add_grant(db, id, agent_id)
+        await audit.add(db, principal, "group.add_grant", id, {"agent_id": agent_id})
 
 
 async def remove_grant(platform: Platform, principal: Principal, id: UUID, agent_id: str) -> None:
@@ -86,6 +91,7 @@ async def remove_grant(platform: Platform, principal: Principal, id: UUID, agent
     async with platform.engine.begin() as db:
         if not await accounts.remove_grant(db, id, agent_id):
             raise NotFound("grant", param="agent_id")
+        await audit.add(db, principal, "group.remove_grant", id, {"agent_id": agent_id})
 
 
 async def _existing_group(db: AsyncConnection, id: UUID) -> Group:

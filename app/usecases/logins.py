@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.domain import Credential, Page, Principal, Role, Scope, User, new_id, now
 from app.errors import Conflict, InvalidInput, NotAllowed, NotAuthenticated, NotFound, RateLimited, Unavailable
-from app.store import accounts, credentials
+from app.store import accounts, audit, credentials
 from app.usecases.creations import claim
 from app.usecases.platform import Platform
 
@@ -151,6 +151,8 @@ async def _add_key(
         ends = [now() + timedelta(days=days) if days else None, await credentials.key_expiry(db, maker.credential_id)]
         expires_at = min((end for end in ends if end), default=None)
         key = Credential(id, user_id, "key", name, "", scopes, None, now(), expires_at)
+        if maker.user.id != user_id:
+            await audit.add(db, maker, "key.create", id, {"user_id": str(user_id), "scopes": sorted(scopes)})
         return await _issue(db, key, "ck")
 
 
@@ -208,7 +210,7 @@ async def login(platform: Platform, name: str, password: str, *, address: str) -
             raise NotAuthenticated(REFUSAL)
         await credentials.uncount_login(db, list(limits))
         await credentials.clear_login_failures(db, here)
-        return await _open_login(db, user, new_id())
+        return await open_login(db, user, new_id())
 
 
 async def refresh(platform: Platform, token: str) -> Tokens:
@@ -221,7 +223,7 @@ async def refresh(platform: Platform, token: str) -> Tokens:
             used, good = taken
             if good and used.login_id:
                 await credentials.revoke(db, user.id, login_id=used.login_id, kinds=["access"])
-                return await _open_login(db, user, used.login_id)
+                return await open_login(db, user, used.login_id)
             await credentials.revoke(db, user.id, login_id=used.login_id)
     raise NotAuthenticated("The refresh token is not valid; log in again.")
 
@@ -235,7 +237,8 @@ async def logout(platform: Platform, principal: Principal) -> None:
         await credentials.revoke(db, principal.user.id, login_id=principal.login_id)
 
 
-async def _open_login(db: AsyncConnection, user: User, login_id: UUID) -> Tokens:
+async def open_login(db: AsyncConnection, user: User, login_id: UUID) -> Tokens:
+    """Tokens for a user who was proved, and is locked."""
     scopes = scopes_of(user)
     ends = now() + timedelta(seconds=ACCESS_SECONDS)
     access = Credential(new_id(), user.id, "access", "login", "", scopes, login_id, now(), ends)

@@ -18,6 +18,7 @@ from app.llm.cache import Cache
 from app.llm.call import CallPath
 from app.llm.catalog import Catalog, Model
 from app.llm.run import Door
+from app.metrics import Metrics
 from app.store.milvus import MilvusVectors
 from app.store.redis import Client
 from app.store.reserve import Reserver
@@ -78,3 +79,4 @@ class Platform:
     """Where passages are searched; without it by pgvector."""
     door: Door | None = None
     """Where frameworks inside of a run reach its LLM."""
+    metrics: Metrics = field(default_factory=Metrics)

@@ -6,24 +6,50 @@ import asyncio
 import logging
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import NamedTuple
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.domain import now
 from app.reports import report
-from app.store import budgets, creations, credentials, ephemeral, jobs, memories, partitions, queue, runs
+from app.store import (
+    audit,
+    budgets,
+    creations,
+    credentials,
+    ephemeral,
+    jobs,
+    memories,
+    partitions,
+    queue,
+    retention,
+    runs,
+)
 from app.store.database import is_passing
 
 log = logging.getLogger(__name__)
 
-FOR_EVER: Mapping[str, int] = MappingProxyType({})
 PAUSE_SECONDS = 3600.0
 AWAY_SECONDS = 1.0
 """How long to wait for a database that is away."""
 
 
-async def once(engine: AsyncEngine, step_days: Mapping[str, int] = FOR_EVER) -> None:
-    """Make the coming months' partitions, and forget what has ended: tokens, old failed logins, keys, jobs, memories, unused sessions."""
+class Keeping(NamedTuple):
+    """For how many days things are kept; 0 is for ever. Of sessions it is the days since they were used, of steps it is by their kind."""
+
+    sessions: int = 0
+    steps: Mapping[str, int] = MappingProxyType({})
+    audit: int = 0
+
+
+FOR_EVER = Keeping()
+
+
+async def once(engine: AsyncEngine, keeping: Keeping = FOR_EVER) -> None:
+    """Make the coming months' partitions, and forget what has ended: tokens, old failed logins, keys, jobs, memories, unused sessions.
+
+    And what is older than it is to be kept.
+    """
     async with engine.begin() as db:
         await partitions.ensure(db, now())
         await credentials.sweep(db)
@@ -33,18 +59,24 @@ async def once(engine: AsyncEngine, step_days: Mapping[str, int] = FOR_EVER) -> 
         await jobs.sweep(db)
         await memories.sweep(db)
         await queue.sweep(db)
+        if keeping.audit:
+            await audit.sweep(db, keeping.audit)
     async with engine.begin() as db:
-        await partitions.forget(db, step_days)
+        await partitions.forget(db, keeping.steps)
     more = True
     while more:
         async with engine.begin() as db:
             more = await ephemeral.sweep(db)
+    more = bool(keeping.sessions)
+    while more:
+        async with engine.begin() as db:
+            more = await retention.erase_sessions(db, keeping.sessions)
 
 
-async def attempt(engine: AsyncEngine, step_days: Mapping[str, int] = FOR_EVER) -> float:
+async def attempt(engine: AsyncEngine, keeping: Keeping) -> float:
     """Do it `once`; gives the seconds after which to do it again: soon when the database is away, of which the heart tells."""
     try:
-        await once(engine, step_days)
+        await once(engine, keeping)
     except Exception as error:
         if not is_passing(error):
             raise
@@ -52,12 +84,12 @@ async def attempt(engine: AsyncEngine, step_days: Mapping[str, int] = FOR_EVER) 
     return PAUSE_SECONDS
 
 
-async def keep(engine: AsyncEngine, pause: float, step_days: Mapping[str, int] = FOR_EVER) -> None:
+async def keep(engine: AsyncEngine, keeping: Keeping, pause: float) -> None:
     """Do it again and again, the first time after `pause` seconds. Belongs in a task."""
     while True:
         await asyncio.sleep(pause)
         try:
-            pause = await attempt(engine, step_days)
+            pause = await attempt(engine, keeping)
         except Exception as error:
             report(log, "upkeep failed; trying again", error)
             pause = PAUSE_SECONDS

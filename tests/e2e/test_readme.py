@@ -209,7 +209,7 @@ def test_what_the_readme_says_happens(checkout: Path, upstream: str) -> None:
 def test_passwords_are_made_once(tmp_path: Path) -> None:
     before, after = (made_secrets(tmp_path) for _ in range(2))
     assert before == after
-    assert all(re.fullmatch("[0-9a-f]{64}", before[name]) for name in ("postgres", "redis"))
+    assert all(re.fullmatch("[0-9a-f]{64}", before[name]) for name in ("postgres", "redis", "minio", "secret", "admin"))
     assert f"requirepass {before['redis']}\n" in before["redis.conf"]
 
 

@@ -339,3 +339,26 @@ def test_help_and_version_need_no_setting(tmp_path: Path) -> None:
             [sys.executable, "-m", "app.cli", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
         )
         assert expected in told.stdout
+
+
+def test_numbers_are_summed_over_workers_and_never_fall(tmp_path: Path, data_dir: Path) -> None:
+    key = "a key for nothing but the numbers"
+
+    def answered() -> int:
+        request = urllib.request.Request(f"{serve.url}/metrics", headers={"Authorization": f"Bearer {key}"})  # noqa: S310 - http
+        with urllib.request.urlopen(request, timeout=60) as response:  # noqa: S310 - http
+            text = response.read().decode()
+        found = re.search(r'chattable_runs_total\{agent="fake_echo_agent",status="completed"\} (\d+)', text)
+        return int(found[1]) if found else 0
+
+    with serving(tmp_path, data_dir, WORKERS="2", METRICS_KEY=key) as serve:
+        serve.ready()
+        for number in range(20):
+            assert serve.say(str(number)) == str(number)
+        assert {answered() for _ in range(10)} == {20}  # whichever worker is asked
+        for child in serve.family():
+            if "app.cli.server" in child.cmdline():
+                child.kill()
+        wait_until(lambda: answers(serve), 30)
+        assert answered() > 20
+        assert serve.end() == 0

@@ -160,7 +160,8 @@ def test_the_cluster_of_another_version_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "postgres").mkdir(mode=0o700)
     (tmp_path / "postgres" / "PG_VERSION").write_text("9\n")
     with pytest.raises(
-        SettingsError, match=r"was made by PostgreSQL 9, and here is only .*: install PostgreSQL 9"
+        SettingsError,
+        match=r"was made by PostgreSQL 9, and here is only .*: install PostgreSQL 9; or move the data.*db backup.*db restore",
     ) as caught:
         start_postgres(tmp_path)
     assert "\n" not in str(caught.value)

