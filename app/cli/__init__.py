@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from app.cli.agents import agents
+from app.cli.bench import bench
 from app.cli.models import models
 from app.cli.usage import show_usage
 from app.errors import SettingsError
@@ -21,6 +22,7 @@ commands = typer.Typer(
 )
 commands.add_typer(agents, name="agents")
 commands.add_typer(models, name="models")
+commands.add_typer(bench, name="bench")
 commands.command("usage")(show_usage)
 
 

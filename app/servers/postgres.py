@@ -97,6 +97,15 @@ class Postgres:
         if not started:
             raise self._failure()
 
+    def attach(self) -> bool:
+        """Use the server that another process of this user has started on the folder; false when none takes connections."""
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            pid = int((self._cluster / "postmaster.pid").read_text().splitlines()[0])
+            self._sockets = socket_folder(self._data_dir)
+            self._passwords = json.loads((self._cluster / "chattable.json").read_text())
+            return self._is_ready(pid) and _exists(pid)
+        return False
+
     def _launch(self, binaries: _Binaries) -> bool:
         settings = SETTINGS | {"unix_socket_directories": f'"{self._sockets}"'} | (FAST if self._fast else {})
         child = self._child = process.start(
