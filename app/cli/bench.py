@@ -302,7 +302,8 @@ async def _written(platform: Platform, found: Bench, report: Path | None, out: P
     from app.usecases import benches
 
     if report is not None:
-        report.write_text(await benches.report(platform, found), encoding="utf-8")
+        said = await benches.report(platform, found)
+        await asyncio.to_thread(report.write_text, said, encoding="utf-8")
         typer.echo(f"The report is in {report}.")
     if out is not None:
         count = await benches.export(platform, found, out)

@@ -45,14 +45,16 @@ pre { white-space: pre-wrap; margin: 0; font: 13px/1.4 ui-monospace, monospace }
 svg text { font: 12px system-ui, sans-serif } small { color: #555 }
 </style></head><body>
 <h1>{{ bench.name }}</h1>
-<p>{{ bench.status }}{{ ': ' ~ bench.reason if bench.reason }} · {{ bench.rows }} rows{{ ', ' ~ bench.skipped ~ ' broken ones left out' if bench.skipped }} ·
-begun {{ bench.created_at.strftime('%Y-%m-%d %H:%M UTC') if bench.created_at }} · <small>{{ bench.id }}</small></p>
+<p>{{ bench.status }}{{ ': ' ~ bench.reason if bench.reason }} ·
+{{ bench.rows }} rows{{ ', ' ~ bench.skipped ~ ' broken ones left out' if bench.skipped }}
+· begun {{ bench.created_at.strftime('%Y-%m-%d %H:%M UTC') if bench.created_at }} · <small>{{ bench.id }}</small></p>
 <h2>Scores</h2>
 <svg viewBox="0 0 {{ width }} {{ bars | length * bar + 20 }}" role="img" aria-label="Mean score of each agent with its 95 % interval">
 {% for b in bars %}
 <text x="0" y="{{ loop.index0 * bar + 18 }}">{{ b.name }}</text>
 <rect x="240" y="{{ loop.index0 * bar + 4 }}" width="{{ b.length }}" height="18" fill="{{ b.colour }}"/>
-<line x1="{{ b.low }}" x2="{{ b.high }}" y1="{{ loop.index0 * bar + 13 }}" y2="{{ loop.index0 * bar + 13 }}" stroke="#111" stroke-width="2"/>
+<line x1="{{ b.low }}" x2="{{ b.high }}" y1="{{ loop.index0 * bar + 13 }}" y2="{{ loop.index0 * bar + 13 }}"
+stroke="#111" stroke-width="2"/>
 <text x="{{ width - 50 }}" y="{{ loop.index0 * bar + 18 }}">{{ '%.3f' % b.score }}</text>
 {% endfor %}
 </svg>
@@ -67,11 +69,12 @@ begun {{ bench.created_at.strftime('%Y-%m-%d %H:%M UTC') if bench.created_at }} 
 </table>
 {% if compared %}
 <h2>Compared with {{ compared[0].first }}</h2>
-<table><tr><th>agent<th class="n">rows<th class="n">difference<th class="n">95 %<th class="n">better<th class="n">worse<th class="n">p<th>test
-<th class="n">cost of an item</tr>
+<table><tr><th>agent<th class="n">rows<th class="n">difference<th class="n">95 %<th class="n">better<th class="n">worse
+<th class="n">p<th>test<th class="n">cost of an item</tr>
 {% for c in compared %}
 <tr><td>{{ c.second }}<td class="n">{{ c.comparison.pairs }}<td class="n">{{ '%+.4f' % c.comparison.difference }}
-<td class="n">{{ '%+.4f – %+.4f' % (c.comparison.low, c.comparison.high) }}<td class="n">{{ c.comparison.better }}<td class="n">{{ c.comparison.worse }}
+<td class="n">{{ '%+.4f – %+.4f' % (c.comparison.low, c.comparison.high) }}
+<td class="n">{{ c.comparison.better }}<td class="n">{{ c.comparison.worse }}
 <td class="n">{{ '%.3g' % c.comparison.p }}<td>{{ c.comparison.test }}<td class="n">{{ '%.6f → %.6f' % c.costs }}</tr>
 {% endfor %}
 </table>
@@ -81,7 +84,8 @@ begun {{ bench.created_at.strftime('%Y-%m-%d %H:%M UTC') if bench.created_at }} 
 <line x1="40" x2="40" y1="0" y2="{{ plot }}" stroke="#999"/><line x1="40" x2="{{ width }}" y1="{{ plot }}" y2="{{ plot }}" stroke="#999"/>
 {% for share in (25, 50, 75, 100) %}<text x="0" y="{{ plot - share / 100 * plot + 10 }}">{{ share }} %</text>{% endfor %}
 {% for k in range(5) %}<text x="{{ 40 + k * (width - 90) / 4 }}" y="{{ plot + 16 }}">{{ '%.2g' % (longest * k / 4) }} s</text>{% endfor %}
-{% for l in lines %}<polyline points="{{ l.points }}" fill="none" stroke="{{ l.colour }}" stroke-width="2"><title>{{ l.name }}</title></polyline>{% endfor %}
+{% for l in lines %}<polyline points="{{ l.points }}" fill="none" stroke="{{ l.colour }}"
+stroke-width="2"><title>{{ l.name }}</title></polyline>{% endfor %}
 </svg>
 <h2>The worst answers</h2>
 <table><tr><th>agent<th class="n">row<th class="n">score<th>input<th>expected<th>answer</tr>
