@@ -28,6 +28,7 @@ from app.agent.relay import ModelRelay
 from app.agent.watchdog import Watchdog
 from app.api import accounts as accounts_api
 from app.api import batches as batches_api
+from app.api import benches as benches_api
 from app.api import budgets as budgets_api
 from app.api import cache as cache_api
 from app.api import (
@@ -127,6 +128,7 @@ def create_app(settings: Settings) -> FastAPI:
         docs.router,
         health.router,
         accounts_api.router,
+        benches_api.router,
         budgets_api.router,
         cache_api.router,
         rest.router,

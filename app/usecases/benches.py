@@ -59,10 +59,20 @@ class Shown(Struct, frozen=True):
     bench: Bench
     progress: BenchProgress
 
+    @property
+    def id(self) -> UUID:
+        """The bench's."""
+        return self.bench.id
+
 
 def suite_of(bench: Bench) -> Suite:
     """The suite of a bench as it was stored."""
     return Suite.model_validate(bench.suite)
+
+
+def names_of(bench: Bench) -> list[str]:
+    """What its agents are called, by their numbers."""
+    return [cell.name for cell in cells_of(suite_of(bench))]
 
 
 async def resolved(platform: Platform, principal: Principal, suite: Suite) -> list[Cell]:
@@ -336,7 +346,7 @@ async def worst(platform: Platform, bench: Bench, limit: int) -> list[Row]:
 
 async def _with_rows(platform: Platform, bench: Bench, found: Sequence[BenchResult]) -> list[Row]:
     suite = suite_of(bench)
-    names = [cell.name for cell in cells_of(suite)]
+    names = names_of(bench)
     numbers = {each.row // suite.block_rows for each in found}
     async with platform.engine.connect() as db:
         blocks = {number: await benches.rows_of(db, bench.id, number) for number in numbers}
@@ -385,7 +395,7 @@ class Compared(Struct, frozen=True):
 async def summary(platform: Platform, bench: Bench) -> Sequence[benches.Column]:
     """What each cell of a bench has come to."""
     async with platform.engine.connect() as db:
-        return await benches.columns(db, bench.id, [cell.name for cell in cells_of(suite_of(bench))])
+        return await benches.columns(db, bench.id, names_of(bench))
 
 
 async def compared(platform: Platform, first: Bench, second: Bench) -> list[Compared]:

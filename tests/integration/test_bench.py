@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +10,12 @@ from sqlalchemy import text
 
 from app.datasets import Dataset, Row
 from app.domain import Bench, Principal, Scope
-from app.errors import InvalidInput
 from app.store import accounts
 from app.suites.suite import Suite
-from app.usecases import bench_work, benches
+from app.usecases import benches
 from app.usecases.bench_work import Work
-from tests.engines import Engines
 from tests.fakes.upstream import FakeUpstream
-from tests.house import House, open_house
+from tests.house import House
 
 pytest.importorskip("duckdb")
 ROWS: list[Row] = [{"input": f"say answer {n}", "expected": f"answer {n % 10 if n % 5 else n}"} for n in range(450)]
