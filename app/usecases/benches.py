@@ -444,11 +444,14 @@ async def export(platform: Platform, bench: Bench, path: Path) -> int:
 
     class Results:
         def __iter__(self) -> Iterator[Row]:
-            while some := asyncio.run_coroutine_threadsafe(_next(), loop).result():
+            while (some := asyncio.run_coroutine_threadsafe(_next(), loop).result()) is not None:
                 yield from some
 
-    async def _next() -> Sequence[Row]:
-        return await anext(rows, ())
+    async def _next() -> Sequence[Row] | None:
+        try:
+            return await anext(rows)
+        except StopAsyncIteration:
+            return None
 
     return await asyncio.to_thread(Dataset(Results()).write, path)
 
