@@ -204,7 +204,7 @@ async def test_it_stops_when_it_has_cost_what_it_may(
         f"[models.default]\nprice = {{ prompt = 1000, completion = 1000 }}\n"
         f'endpoints = [{{ base_url = "{fake.base_url}", model = "fake", api_key_env = "OPENAI_API_KEY" }}]\n'
     )
-    async with open_house(database_url, models_file=models, openai_api_key="sk-x") as paid:
+    async with open_house(database_url, models_file=models, openai_api_key="sk-x") as paid, asyncio.timeout(40):
         wanted = suite(limits={"concurrency": 2, "money": 0.05}, cache="off")
         found = await order(paid, wanted)
         work = Work(paid.platform, found, None)
