@@ -18,7 +18,10 @@ class Questions:
     def __iter__(self) -> Iterator[dict[str, str]]:
         for name, characters in sorted(html5.items()):
             if name.endswith(";"):
-                yield {"question": f"Which character does HTML call &{name} ? Answer with it alone.", "answer": characters}
+                yield {
+                    "question": f"Which character does HTML call &{name} ? Answer with it alone.",
+                    "answer": characters,
+                }
 
 
 if __name__ == "__main__":

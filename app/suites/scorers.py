@@ -162,7 +162,7 @@ def _similarity(one: suite.Similarity, column: str) -> Score:
 
 def cosine(one: Sequence[float], other: Sequence[float]) -> float:
     """The cosine of the angle between two vectors."""
-    return sum(map(float.__mul__, one, other)) / (math.hypot(*one) * math.hypot(*other))
+    return sum(a * b for a, b in zip(one, other, strict=True)) / (math.hypot(*one) * math.hypot(*other))
 
 
 def _judge(one: suite.Judge, column: str) -> Score:

@@ -265,7 +265,7 @@ def read_suite(path: Path) -> Suite:
 
 
 def _sentence(problems: Sequence[Any]) -> str:
-    problem = problems[0]
+    problem = next((each for each in problems if each["type"] == "extra_forbidden"), problems[0])
     loc = [each for each in problem["loc"] if each not in KINDS]
     place = "".join(f"[{each}]" if isinstance(each, int) else f".{each}" for each in loc).lstrip(".")
     why = {"extra_forbidden": "there is no such field", "missing": "it is missing"}.get(problem["type"])

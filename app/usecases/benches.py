@@ -88,7 +88,8 @@ async def resolved(platform: Platform, principal: Principal, suite: Suite) -> li
                 params = SessionParams(cell.model or cell.agent_id, cell.temperature)
             chosen = await agents.choose(platform, principal.user, agent_id, cell.params, params)
         except (InvalidInput, NotFound, NotAllowed) as error:
-            raise type(error)(f"agents: {cell.name}: {error.message}", param="agents") from None
+            refusal = NotAllowed if isinstance(error, NotAllowed) else InvalidInput
+            raise refusal(f"agents: {cell.name}: {error.message}", param="agents") from None
         found.append(
             replace(
                 cell,

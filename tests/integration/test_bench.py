@@ -137,7 +137,7 @@ async def test_a_bench_whose_rows_are_broken_leaves_nothing(
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"agents": [{"id": "nobody"}]}, "agents: nobody: There is no such"),
+        ({"agents": [{"id": "nobody"}]}, "agents: nobody: There is no such model."),
         ({"agents": [{"id": "fake_echo_agent", "params": {"x": 1}}]}, "agents: fake_echo_agent: "),
         ({"scorers": [{"kind": "python", "path": "none.py"}]}, "scorers: none.py cannot be used"),
         ({"scorers": [{"kind": "json_schema", "schema": {"type": "odd"}}]}, "scorers: the schema is none"),
@@ -202,9 +202,9 @@ async def test_it_stops_when_it_has_cost_what_it_may(
     models = tmp_path / "models.toml"
     models.write_text(
         f"[models.default]\nprice = {{ prompt = 1000, completion = 1000 }}\n"
-        f'endpoints = [{{ base_url = "{fake.base_url}", model = "fake", api_key_env = "OPENAI_API_KEY" }}]\n'
+        f'endpoints = [{{ base_url = "{fake.base_url}", model = "fake" }}]\n'
     )
-    async with open_house(database_url, models_file=models, openai_api_key="sk-x") as paid, asyncio.timeout(40):
+    async with open_house(database_url, models_file=models) as paid:
         wanted = suite(limits={"concurrency": 2, "money": 0.05}, cache="off")
         found = await order(paid, wanted)
         work = Work(paid.platform, found, None)
@@ -280,3 +280,90 @@ async def test_answers_in_sessions_are_rows(llm_house: House) -> None:
     assert len(await asyncio.to_thread(rows)) == 3
     answers = benches.SessionAnswers(platform, UUID(bob.headers["x-test-user"]))
     assert await asyncio.to_thread(rows) == []
+
+
+SUITE = {
+    "name": "over REST",
+    "dataset": {"rows": ROWS[:40]},
+    "agents": [{"id": "model", "temperature": 0}, {"id": "fake_echo_agent"}],
+    "scorers": [{"kind": "exact"}],
+}
+
+
+async def ended(client: Any, id: str) -> Any:
+    async with asyncio.timeout(60):
+        while True:
+            told = (await client.get(f"/api/v1/benches/{id}")).json()
+            if told["status"] not in ("loading", "running"):
+                return told
+            await asyncio.sleep(0.1)
+
+
+async def test_a_user_orders_a_bench_over_rest_and_nobody_else_sees_it(llm_house: House, fake: FakeUpstream) -> None:
+    ada, bob = await llm_house.user("ada"), await llm_house.user("bob")
+    made = await ada.post("/api/v1/benches", json=SUITE, headers={"idempotency-key": "one"})
+    assert made.status_code == 201, made.text
+    id = made.json()["id"]
+    assert (await ada.post("/api/v1/benches", json=SUITE, headers={"idempotency-key": "one"})).json()["id"] == id
+    told = await ended(ada, id)
+    assert (told["status"], told["progress"]["done"], fake.hits) == ("completed", 80, 40)
+    assert [each["agent"] for each in told["agents"]] == ["model", "fake_echo_agent"]
+    seen, after = [], None
+    while True:
+        query = {"limit": 30} | ({"after": after} if after else {})
+        page = (await ada.get(f"/api/v1/benches/{id}/results", params=query)).json()
+        seen += [(each["row"], each["agent"]) for each in page["data"]]
+        if not page["has_more"]:
+            break
+        after = page["data"][-1]["id"]
+    assert seen == [(row, agent) for row in range(40) for agent in ("model", "fake_echo_agent")]
+    (difference,) = (await ada.get(f"/api/v1/benches/{id}/compare/{id}")).json()["data"]
+    assert (difference["second"], difference["rows"]) == ("fake_echo_agent", 40)
+    report = await ada.get(f"/api/v1/benches/{id}/report")
+    assert "sandbox" in report.headers["content-security-policy"]
+    assert (await ada.post(f"/api/v1/benches/{id}/cancel")).status_code == 409
+    for path in ("", "/results", "/report", f"/compare/{id}"):
+        assert (await bob.get(f"/api/v1/benches/{id}{path}")).status_code == 404, path
+    for path in ("cancel", "resume"):
+        assert (await bob.post(f"/api/v1/benches/{id}/{path}", json={})).status_code == 404
+    assert (await bob.delete(f"/api/v1/benches/{id}")).status_code == 404
+    assert (await bob.get("/api/v1/benches")).json()["data"] == []
+    assert [each["id"] for each in (await ada.get("/api/v1/benches")).json()["data"]] == [id]
+    gone = await llm_house.admin.delete(f"/api/v1/users/{ada.headers['x-test-user']}")
+    assert gone.status_code == 204
+    assert await stored(llm_house, "SELECT bench_id FROM bench_results UNION SELECT id FROM benches") == []
+
+
+async def test_a_file_is_a_data_set_and_a_broken_one_a_reason(llm_house: House) -> None:
+    ada, bob = await llm_house.user("ada"), await llm_house.user("bob")
+    ids = []
+    for content in (b"input,expected\nsay 1,1\nsay 2,2\n", b"input,expected\nsay 1\n"):
+        sent = await ada.post("/v1/files", files={"file": ("rows.csv", content)}, data={"purpose": "user_data"})
+        ids.append(sent.json()["id"])
+    wanted = SUITE | {"dataset": {"file_id": ids[0]}}
+    made = await ada.post("/api/v1/benches", json=wanted)
+    told = await ended(ada, made.json()["id"])
+    assert (told["status"], told["rows"], told["agents"][0]["score"]) == ("completed", 2, 1.0)
+    made = await ada.post("/api/v1/benches", json=SUITE | {"dataset": {"file_id": ids[1]}})
+    told = await ended(ada, made.json()["id"])
+    assert (told["status"], told["progress"]["items"]) == ("failed", 0)
+    assert told["reason"] == "data.csv, line 2, column expected: there are 1 fields for 2 columns."
+    assert (await bob.post("/api/v1/benches", json=wanted)).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("changes", "param"),
+    [
+        ({"naem": 1}, "naem"),
+        ({"dataset": {"path": "/etc/passwd"}}, "dataset.path"),
+        ({"dataset": {"rows": []}}, "dataset.rows"),
+        ({"agents": []}, "agents"),
+        ({"agents": [{"id": "nobody"}]}, "agents"),
+        ({"scorers": [{"kind": "python", "path": "x.py"}]}, "scorers"),
+        ({"repeats": 10**9}, "repeats"),
+        ({"dataset": {"rows": [{"input": "\u0000"}]}}, "dataset.rows"),
+    ],
+)
+async def test_what_is_wrong_with_an_order_names_itself(house: House, changes: dict[str, Any], param: str) -> None:
+    told = await house.admin.post("/api/v1/benches", json=SUITE | {"agents": [{"id": "fake_echo_agent"}]} | changes)
+    assert (told.status_code, told.json()["param"]) == (400, param), told.text
