@@ -45,7 +45,7 @@ def run(
     """
     from app.suites.suite import read_suite
 
-    order = read_suite_or_exit(lambda: read_suite(suite))
+    order = _or_exit(lambda: read_suite(suite))
 
     async def work(platform: Platform, principal: Principal) -> int:
         from app.usecases import benches
@@ -132,7 +132,7 @@ def cancel(which: Which, user: User = "admin") -> None:
     raise typer.Exit(_in_platform(user, work))
 
 
-def read_suite_or_exit(read: Callable[[], T]) -> T:
+def _or_exit(read: Callable[[], T]) -> T:
     """What `read` gives; its refusal as a sentence and status 2."""
     from app.errors import AppError, SettingsError
 
@@ -156,25 +156,24 @@ def _in_platform(user: str, work: Callable[[Platform, Principal], Awaitable[int]
     settings = load()
     logging.basicConfig(level=settings.log_level.upper() if settings.log_level != "info" else "WARNING")
     with _with_database(settings) as found:
-        return read_suite_or_exit(lambda: uvloop.run(_opened(found, user, work)))
+        return _or_exit(lambda: uvloop.run(_opened(found, user, work)))
 
 
 @contextmanager
 def _with_database(settings: Settings) -> Iterator[Settings]:
     """The settings with a database at the newest schema: the one that is set, that of a server that runs here, or one of its own."""
-    from app.cli.serve import Engines, check_folder, checking, upgrade
-    from app.main import first_administrator, secret_key
-    from app.servers.lock import lock_data_dir, try_lock
+    from app.cli.serve import Engines, check_folder, check_schema, prepare
+    from app.main import secret_key
+    from app.servers.lock import lock_data_dir
     from app.servers.postgres import Postgres
 
     check_folder(settings)
     if settings.database_url is not None:
-        with checking("DATABASE_URL"):
-            upgrade(settings)
+        check_schema(settings)
         yield settings
         return
     folder = settings.data_dir.absolute()
-    if (folder / "serve.lock").exists() and try_and_release(folder / "serve.lock", try_lock):
+    if _is_held(folder / "serve.lock"):
         postgres = Postgres(folder)
         if postgres.attach():
             yield _told_of(settings, database_url=postgres.url, secret_key=secret_key(folder))
@@ -183,21 +182,20 @@ def _with_database(settings: Settings) -> Iterator[Settings]:
         engines = Engines(settings, folder)
         try:
             engines.start()
-            started = _told_of(settings, **engines.settings(), secret_key=secret_key(folder))
-            upgrade(started)
-            key = settings.admin_api_key.get_secret_value() if settings.admin_api_key else None
-            first_administrator(engines.database_url, folder, key)
-            yield started
+            prepare(settings, engines, folder)
+            yield _told_of(settings, **engines.settings(), secret_key=secret_key(folder))
         finally:
             engines.stop()
 
 
-def try_and_release(path: Path, try_lock: Callable[[Path], Any]) -> bool:
+def _is_held(path: Path) -> bool:
     """Whether somebody holds the lock."""
-    lock = try_lock(path)
+    from app.servers.lock import try_lock
+
+    lock = try_lock(path) if path.exists() else None
     if lock is not None:
         lock.release()
-    return lock is None
+    return path.exists() and lock is None
 
 
 def _told_of(settings: Settings, **values: str) -> Settings:

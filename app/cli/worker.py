@@ -9,25 +9,21 @@ import signal
 import typer
 import uvloop
 
-from app.cli.serve import check_folder, checking
+from app.cli.serve import check_folder, check_schema
 from app.errors import SettingsError
 from app.main import DRAIN_SECONDS, opened, take_jobs
 from app.settings import Settings
-from app.store import migrations
 from app.usecases import runs
 
 
 def run(settings: Settings, at_once: int) -> None:
     """Do jobs until a signal. What runs then gets the time to end that a server gives it, and is queued again; a second signal hurries."""
     check_folder(settings)
-    direct = settings.database_direct_url or settings.database_url
-    if settings.database_url is None or direct is None:
+    if settings.database_url is None:
         raise SettingsError(
             "DATABASE_URL is not set: a worker does the jobs of servers that have a database of their own."
         )
-    with checking("DATABASE_DIRECT_URL" if settings.database_direct_url else "DATABASE_URL"):
-        if asyncio.run(migrations.current(direct.get_secret_value())) != migrations.HEAD:
-            raise SettingsError("The database is at another schema: run `chattable migrate` of this version.")
+    check_schema(settings)
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
     uvloop.run(_work(settings, settings.database_url.get_secret_value(), at_once))
 

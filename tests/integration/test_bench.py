@@ -205,7 +205,8 @@ async def test_it_stops_when_it_has_cost_what_it_may(
         f'endpoints = [{{ base_url = "{fake.base_url}", model = "fake" }}]\n'
     )
     async with open_house(database_url, models_file=models) as paid:
-        wanted = suite(limits={"concurrency": 2, "money": 0.05}, cache="off")
+        same: dict[str, Any] = {"agents": [{"id": "default"}], "cache": "off"}
+        wanted = suite(**same, limits={"concurrency": 2, "money": 0.05})
         found = await order(paid, wanted)
         work = Work(paid.platform, found, None)
         done = await work.run()
@@ -213,7 +214,7 @@ async def test_it_stops_when_it_has_cost_what_it_may(
         assert done.reason
         assert "0.05" in done.reason
         assert 0.05 <= float(work.progress.cost) < 0.1
-        more = suite(limits={"concurrency": 8}, cache="off")
+        more = suite(**same, limits={"concurrency": 8})
         assert (await order(paid, more)).id == found.id  # limits are no part of what a bench is
         asked, again = (
             fake.hits,
