@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from app.datasets import duck
+from app.datasets.duck import opened
 from app.errors import InvalidInput
 
 KINDS = (".jsonl", ".csv", ".parquet")
@@ -116,7 +116,7 @@ def _fields(names: list[str], fields: list[str]) -> Row | BadRow:
 
 
 def _parquet(path: Path, name: str) -> Iterator[Placed]:
-    with duck.opened() as db:
+    with opened() as db:
         db.read_parquet([path])
         for number, row in enumerate(db.rows("SELECT * FROM data"), 1):
             yield f"{name}, row {number}", row
