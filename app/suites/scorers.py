@@ -101,9 +101,11 @@ def _exact(one: suite.Exact, column: str) -> Score:
 
 
 def _regex(one: suite.Regex, column: str) -> Score:
+    compiled = regex.compile(one.pattern) if one.pattern is not None else None
+
     async def score(row: Mapping[str, Any], answer: str, _: LLM) -> float:
-        pattern = one.pattern if one.pattern is not None else _text(_expected(row, column))
-        return regex.search(pattern, answer, timeout=PATTERN_SECONDS) is not None
+        pattern = compiled or regex.compile(_text(_expected(row, column)))
+        return pattern.search(answer, timeout=PATTERN_SECONDS) is not None
 
     return score
 

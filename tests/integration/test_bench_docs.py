@@ -55,7 +55,7 @@ async def test_the_page_does_what_it_says(running: Engines, database_url: str, t
     assert process.returncode == 0, errors.decode()
     *told, first, second = output.decode().splitlines()
     assert told == re.findall(r"^# → (.*)$", "\n".join(blocks("bash")), re.MULTILINE)
-    assert (first, second) == ("entities rare=False 2125 0.757", "entities rare=True 2125 1.0")
+    assert (first, second) == ("entities rare=False 2125 0.697", "entities rare=True 2125 1.0")
     report = (tmp_path / "report.html").read_text()
     assert report.count("<svg") == 2
     assert (tmp_path / "two.csv").read_text() == "a\n1\n2\n"
