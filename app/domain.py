@@ -593,6 +593,72 @@ class Batch(Struct, frozen=True):
     """How long its files are kept."""
 
 
+class BenchStatus(StrEnum):
+    """The states of a test bench. One that `stopped` goes on when it is begun again, and so does one with failures that are tried anew."""
+
+    LOADING = "loading"
+    RUNNING = "running"
+    STOPPED = "stopped"
+    COMPLETED = "completed"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+
+class Bench(Struct, frozen=True):
+    """Rows put to agents, and what their answers are worth. `digest` tells whether another start is the same, and `edition` which time.
+
+    `suite` is what was ordered, as JSON; `versions` the code of each agent that it began with. An item is one row put once to one agent.
+    """
+
+    id: UUID
+    user_id: UUID
+    name: str
+    digest: bytes
+    suite: Mapping[str, Any]
+    status: BenchStatus = BenchStatus.LOADING
+    edition: int = 1
+    reason: str | None = None
+    """Why it stopped or failed."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    credential_id: UUID | None = None
+    rows: int = 0
+    skipped: int = 0
+    """Broken rows that were left out."""
+    created_at: datetime | None = None
+    ended_at: datetime | None = None
+
+
+class BenchProgress(Struct, frozen=True):
+    """How far a bench is: items in all, stored, and of these failed; the sum of all scores, and what they have cost."""
+
+    items: int = 0
+    done: int = 0
+    failed: int = 0
+    score: float = 0.0
+    cost: Decimal = Decimal(0)
+
+
+class BenchResult(Struct, frozen=True):
+    """What became of one item: its answer, `failed` with an error, or `unscored` when a scorer failed. `key` is that of equal rows.
+
+    `seconds` is how long the answer took, that of the scorers not included.
+    """
+
+    cell: int
+    row: int
+    repeat: int
+    key: int
+    status: Literal["completed", "failed", "unscored"]
+    answer: str | None = None
+    score: float | None = None
+    scores: Mapping[str, float] = field(default_factory=dict)
+    error: Mapping[str, Any] | None = None
+    usage: Usage = field(default_factory=Usage)
+    seconds: float = 0.0
+    from_cache: bool = False
+    run_id: UUID | None = None
+
+
 class Page(Struct, Generic[T], frozen=True):
     """A slice of a list, and whether more follows."""
 

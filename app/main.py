@@ -31,6 +31,7 @@ from app.agent.watchdog import Watchdog
 from app.api import accounts as accounts_api
 from app.api import audit as audit_api
 from app.api import batches as batches_api
+from app.api import benches as benches_api
 from app.api import budgets as budgets_api
 from app.api import cache as cache_api
 from app.api import (
@@ -144,6 +145,7 @@ def create_app(settings: Settings, metrics: Metrics | None = None) -> FastAPI:
         audit_api.router,
         accounts_api.router,
         oidc.router,
+        benches_api.router,
         budgets_api.router,
         cache_api.router,
         copies.router,

@@ -17,7 +17,7 @@ from pathlib import Path
 import asyncpg
 import uvloop
 
-from bench import calls, large, measures
+from bench import calls, large, measures, suites
 from bench.completions import completions
 from bench.measures import QUICK, Figures, Measure, Size
 from bench.processes import many_files
@@ -32,20 +32,25 @@ MEASURES: dict[str, Measure] = {
 }
 
 
+LARGE = {**large.MEASURES, **suites.MEASURES}
+
+
 def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
     parser.add_argument(
-        "--only", action="append", choices=[*MEASURES, *large.MEASURES], help="measure only this; again for more"
+        "--only", action="append", choices=[*MEASURES, *LARGE], help="measure only this; again for more"
     )
     parser.add_argument("--rounds", type=int, help="rounds of all targets (5; 2 when quick)")
     parser.add_argument("--quick", action="store_true", help="small loads, for a look")
-    parser.add_argument("--large", action="store_true", help="also 1,000 streams and 5,000 idle readers")
+    parser.add_argument(
+        "--large", action="store_true", help="also 1,000 streams, 5,000 idle readers and a test bench of 100,000 items"
+    )
     parser.add_argument("--tree", type=Path, default=ROOT, help="measure the platform of this source tree")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure to FILE")
     options = parser.parse_args(given)
     options.rounds = options.rounds or (2 if options.quick else 5)
-    options.only = options.only or [*MEASURES, *(large.MEASURES if options.large else ())]
+    options.only = options.only or [*MEASURES, *(LARGE if options.large else ())]
     return options
 
 
@@ -69,7 +74,7 @@ async def measure(stage: Stage, options: argparse.Namespace) -> tuple[Figures, l
     if "memory" in options.only:
         await MEASURES["memory"](stage, size, figures)
     found: list[Row] = []
-    for name, big in large.MEASURES.items():
+    for name, big in LARGE.items():
         if name in options.only:
             say(name)
             found += await big(stage, figures)

@@ -193,7 +193,7 @@ class Stage:
         return {"ours": self.platform} | relays
 
 
-def _models(folder: Path, upstream: str) -> Path:
+def models(folder: Path, upstream: str) -> Path:
     """A models file that lets as many calls go at once as the callers make: by itself the platform sends up to 100 to one server."""
     file = folder / "models.toml"
     endpoint = f'base_url = "{upstream}/v1", model = "bench", api_key_env = "OPENAI_API_KEY", max_concurrency = 10_000'
@@ -229,7 +229,7 @@ def stage(folder: Path, tree: Path) -> Iterator[Stage]:
             AGENTS_DIR=str(tree / "agents"),
             PORT="0",
             ADMIN_API_KEY=key,
-            MODELS_FILE=str(_models(folder, upstream.url)),
+            MODELS_FILE=str(models(folder, upstream.url)),
             OPENAI_API_KEY="bench",
             LOG_LEVEL="warning",
         )

@@ -147,10 +147,7 @@ def _serve(settings: Settings, stack: ExitStack, signals: Signals) -> None:
     _check_models(settings)
     _check_objects(settings)
     engines.start()
-    with checking("DATABASE_DIRECT_URL" if engines.is_pooled else "DATABASE_URL"):
-        _upgrade(engines.direct_url, engines.postgres)
-    with checking("DATABASE_URL"):
-        about_key = _first_administrator(settings, engines, data_dir)
+    about_key = prepare(settings, engines, data_dir)
     workers.tell(engines.settings() | _secret_key(settings, data_dir))
     port = listener.getsockname()[1]
     _wait_ready(workers, reachable(settings.host), port)
@@ -219,6 +216,25 @@ def _check_objects(settings: Settings) -> None:
     from app.main import check_objects
 
     asyncio.run(check_objects(settings))
+
+
+def prepare(settings: Settings, engines: Engines, data_dir: Path) -> str:
+    """Bring the database of started engines to the newest schema; gives the sentence about the first administrator's key."""
+    with checking("DATABASE_DIRECT_URL" if engines.is_pooled else "DATABASE_URL"):
+        _upgrade(engines.direct_url, engines.postgres)
+    with checking("DATABASE_URL"):
+        return _first_administrator(settings, engines, data_dir)
+
+
+def check_schema(settings: Settings) -> None:
+    """A `SettingsError` where DATABASE_URL is of another schema: only servers, and `chattable migrate`, change it."""
+    from app.store import migrations
+
+    direct = settings.database_direct_url or settings.database_url
+    assert direct is not None  # noqa: S101 - asked for by who has it
+    with checking("DATABASE_DIRECT_URL" if settings.database_direct_url else "DATABASE_URL"):
+        if asyncio.run(migrations.current(direct.get_secret_value())) != migrations.HEAD:
+            raise SettingsError("The database is at another schema: run `chattable migrate` of this version.")
 
 
 def _secret_key(settings: Settings, data_dir: Path) -> dict[str, str]:

@@ -9,26 +9,22 @@ import typer
 import uvloop
 from pydantic import SecretStr
 
-from app.cli.serve import check_folder, checking
+from app.cli.serve import check_folder, check_schema
 from app.errors import SettingsError
 from app.logs import configure
 from app.main import DRAIN_SECONDS, opened, secret_key, take_jobs
 from app.settings import Settings
-from app.store import migrations
 from app.usecases import runs
 
 
 def run(settings: Settings, at_once: int) -> None:
     """Do jobs until a signal. What runs then gets the time to end that a server gives it, and is queued again; a second signal hurries."""
     check_folder(settings)
-    direct = settings.database_direct_url or settings.database_url
-    if settings.database_url is None or direct is None:
+    if settings.database_url is None:
         raise SettingsError(
             "DATABASE_URL is not set: a worker does the jobs of servers that have a database of their own."
         )
-    with checking("DATABASE_DIRECT_URL" if settings.database_direct_url else "DATABASE_URL"):
-        if asyncio.run(migrations.current(direct.get_secret_value())) != migrations.HEAD:
-            raise SettingsError("The database is at another schema: run `chattable migrate` of this version.")
+    check_schema(settings)
     url = settings.database_url.get_secret_value()
     if settings.secret_key is None and (settings.data_dir / "secret.key").is_file():  # of the server on this machine
         settings = settings.model_copy(update={"secret_key": SecretStr(secret_key(settings.data_dir))})

@@ -40,13 +40,15 @@ class RunLLM(LLM):
         *,
         model: str | None = None,
         temperature: float | None = None,
+        cache: str | None = None,
         door: Door | None = None,
     ) -> None:
-        """Made on the run's event loop. `model` and `temperature` hold where a call gives none."""
+        """Made on the run's event loop. `model`, `temperature` and `cache` hold where a call gives none."""
         self._door = door
         self._path = path
         self._recorder = recorder
         self._caller = caller
+        self._cache = cache
         self._defaults = checked({"model": model, "temperature": temperature})
         self._loop = asyncio.get_running_loop()
         self._calls = _Calls()
@@ -91,7 +93,7 @@ class RunLLM(LLM):
 
     def _open(self, messages: Messages, options: dict[str, Any]) -> Reply:
         self._check_open()
-        cache, accept = options.pop("cache", None), options.pop("accept", None)
+        cache, accept = options.pop("cache", self._cache), options.pop("accept", None)
         if cache not in MODES:
             raise InvalidInput("cache must be on, off or refresh.", param="cache")
         if accept is not None and not callable(accept):

@@ -83,14 +83,6 @@ class Postgres:
         place = f"host={quote(str(self._sockets), safe='/')}&port={PORT}"
         return f"postgresql://{role}:{self._passwords[role]}@/{database}?{place}"
 
-    def attach(self) -> bool:
-        """Use the server that another process has started in this folder; whether there is one."""
-        self._sockets = socket_folder(self._data_dir)
-        if not (self._sockets / f".s.PGSQL.{PORT}").exists():
-            return False
-        self._passwords = json.loads((self._cluster / "chattable.json").read_text())
-        return True
-
     def start(self) -> None:
         """Start the server, making its cluster first if there is none; returns when it takes connections."""
         make_private(self._data_dir)
@@ -104,6 +96,15 @@ class Postgres:
         started = process.wait_until(lambda: self._launch(binaries), 20)
         if not started:
             raise self._failure()
+
+    def attach(self) -> bool:
+        """Use the server that another process of this user has started on the folder; false when none takes connections."""
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            pid = int((self._cluster / "postmaster.pid").read_text().splitlines()[0])
+            self._sockets = socket_folder(self._data_dir)
+            self._passwords = json.loads((self._cluster / "chattable.json").read_text())
+            return self._is_ready(pid) and _exists(pid)
+        return False
 
     def _launch(self, binaries: _Binaries) -> bool:
         settings = SETTINGS | {"unix_socket_directories": f'"{self._sockets}"'} | (FAST if self._fast else {})

@@ -523,6 +523,72 @@ batch_items = Table(
 )
 """The requests of batches, and each one's answer with its HTTP status, until they are in the batch's files."""
 
+benches = Table(
+    "benches",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("user_id", Uuid, ForeignKey("users.id", ondelete="CASCADE"), nullable=False),
+    Column("credential_id", Uuid),
+    Column("name", Text, nullable=False),
+    Column("digest", LargeBinary, nullable=False),
+    Column("edition", Integer, nullable=False),
+    Column("suite", JSONB, nullable=False),
+    Column("versions", JSONB, nullable=False),
+    Column(
+        "status",
+        Text,
+        CheckConstraint(
+            "status IN ('loading', 'running', 'stopped', 'completed', 'cancelled', 'failed')", name="status"
+        ),
+        nullable=False,
+    ),
+    Column("reason", Text),
+    Column("rows", Integer, nullable=False, server_default=text("0")),
+    Column("skipped", Integer, nullable=False, server_default=text("0")),
+    _created(),
+    _time("ended_at", nullable=True),
+    UniqueConstraint("user_id", "digest", "edition"),
+    Index("ix_benches_user_id", "user_id", "id"),
+)
+
+bench_blocks = Table(
+    "bench_blocks",
+    metadata,
+    Column("bench_id", Uuid, ForeignKey("benches.id", ondelete="CASCADE"), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("rows", LargeBinary, nullable=False),
+    Column("items", Integer, nullable=False),
+    Column("replica", Uuid),
+    Column("attempt", Integer, nullable=False, server_default=text("0")),
+    Column("done", Integer, nullable=False, server_default=text("0")),
+    Column("failed", Integer, nullable=False, server_default=text("0")),
+    Column("score", Float, nullable=False, server_default=text("0")),
+    Column("cost", Numeric(24, 9), nullable=False, server_default=text("0")),
+)
+"""Rows of a bench that one process takes at once, whose `attempt` fences what an earlier taker writes; and sums of what is stored."""
+
+bench_results = Table(
+    "bench_results",
+    metadata,
+    Column("bench_id", Uuid, ForeignKey("benches.id", ondelete="CASCADE"), primary_key=True),
+    Column("row", Integer, primary_key=True),
+    Column("cell", SmallInteger, primary_key=True),
+    Column("repeat", SmallInteger, primary_key=True),
+    Column("key", BigInteger, nullable=False),
+    Column(
+        "status", Text, CheckConstraint("status IN ('completed', 'failed', 'unscored')", name="status"), nullable=False
+    ),
+    Column("answer", Text),
+    Column("score", Float),
+    Column("scores", JSONB),
+    Column("error", JSONB),
+    *_usage(),
+    Column("seconds", REAL, nullable=False),
+    Column("from_cache", Boolean, nullable=False),
+    Column("run_id", Uuid),
+)
+"""One row an item. `run_id` is that of its run where the bench keeps a journal."""
+
 jobs = Table(
     "jobs",
     metadata,

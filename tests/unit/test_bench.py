@@ -6,9 +6,8 @@ import json
 
 import pytest
 
-from bench.__main__ import MEASURES, arguments
+from bench.__main__ import LARGE, MEASURES, arguments
 from bench.client import Answer, Caller, request, unchunked
-from bench.large import MEASURES as LARGE
 from bench.relays import event
 from bench.table import Row, percentile, ratio_of, rendered, rows
 from bench.targets import Relay

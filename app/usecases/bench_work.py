@@ -1,0 +1,501 @@
+"""Has the items of a bench answered and scored, block by block, in as many processes as take part.
+
+An item is no session, no message and, unless the bench keeps a journal, no run: its agent is given the row as any message, its calls take
+the call path and are charged, and what became of it is one row. Results are stored together, in a transaction that holds the blocks they
+are of: so a stored item is never asked again, and what a process finds that was taken for dead is not stored, only charged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from app.agent.asking import Suspended
+from app.agent.chattable import Binding
+from app.agent.history import History
+from app.agent.plain import clean
+from app.agent.runner import answer
+from app.agent.version import AgentVersion
+from app.datasets import Dataset
+from app.domain import (
+    Bench,
+    BenchProgress,
+    BenchResult,
+    BenchStatus,
+    Preset,
+    Principal,
+    Scope,
+    Session,
+    SessionParams,
+    User,
+    canonical,
+    new_id,
+)
+from app.errors import AgentFailed, AppError, InvalidInput, NotFound, QuotaExceeded, Unavailable
+from app.journal.log import Log
+from app.journal.recorder import Recorder
+from app.llm.catalog import DEFAULT
+from app.llm.run import RunLLM
+from app.llm.stages import Caller
+from app.store import accounts, benches
+from app.store.benches import Asked, Block
+from app.store.operations import BeginRun
+from app.suites.scorers import Scorers, Unscored
+from app.suites.suite import Cell, Suite, asked
+from app.tasks import Tasks
+from app.usecases import files, messages
+from app.usecases.benches import SessionAnswers, add_shares, file_id, load, resolved, suite_of, versions_of
+from app.usecases.conduct import patiently
+from app.usecases.jobs import Kind
+from app.usecases.knowledge import UserPassages
+from app.usecases.live import LiveRun
+from app.usecases.platform import Platform
+
+log = logging.getLogger(__name__)
+
+FLUSH_SECONDS = 0.25
+LOOK_SECONDS = 2.0
+"""How often it is looked how far all processes are, and whether the bench was cancelled."""
+WAIT_SECONDS = 1.0
+"""How often it is looked whether a process has died that holds the last blocks."""
+MAX_UNSTORED = 4000
+"""How many results may wait to be stored; while the database is slow, nothing more is asked."""
+STORED_AT_ONCE = 2000
+TRIES = 4
+"""How often an item is asked whose model has no room for it now."""
+MAX_PAUSE = 60.0
+TURN_SECONDS = 60.0
+JOB_AT_ONCE = 16
+"""Items under way at once in one job: several share a bench, and a process does several jobs."""
+
+
+class _Item(NamedTuple):
+    number: int
+    row: Mapping[str, Any]
+    cell: int
+    repeat: int
+    before: BenchResult | None
+    """What was answered before, and only has no score yet."""
+
+
+class _Subject(Struct, frozen=True):
+    """A cell as it is asked here."""
+
+    cell: Cell
+    version: AgentVersion
+    session: Session
+    budgets: tuple[UUID, ...]
+
+
+class _Stop(Exception):
+    """The bench is to stop, for this reason; None leaves it to others."""
+
+
+class Work:
+    """This process's part of a bench. `progress` is that of all processes, a moment ago."""
+
+    def __init__(self, platform: Platform, bench: Bench, folder: Path | None, *, at_once: int | None = None) -> None:
+        """`folder` is where the suite's own Python is. `InvalidInput` when a scorer cannot be used here."""
+        self.bench, self.suite = bench, suite_of(bench)
+        self.progress = BenchProgress()
+        self.began = time.monotonic()
+        self.asked = 0
+        """How many items were asked here."""
+        self._platform = platform
+        self._scorers = Scorers(self.suite, folder)
+        self._at_once = at_once or self.suite.limits.concurrency
+        self._replica = platform.writer.replica
+        self._items: Iterator[_Item] = iter(())
+        self._taking = asyncio.Lock()
+        self._attempts: dict[int, int] = {}
+        self._unstored: list[Asked] = []
+        self._storing = asyncio.Lock()
+        self._spent = 0.0
+        self._over: str | None = None
+        self.is_exhausted = False
+        """Whether it ended because there was nothing left that others do not do."""
+        self._subjects: list[_Subject] = []
+
+    def end(self, reason: str = "") -> None:
+        """Begin no more items; with a reason the whole bench stops for it."""
+        self._over = self._over or reason
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no more items are begun here."""
+        return self._over is not None or self._platform.draining.is_set()
+
+    async def run(self, *, wait: bool = True, until: float | None = None) -> Bench:
+        """Answer until nothing is left, or it is over; with `wait` also until other processes are done. The bench as it is then.
+
+        `until` is a time of the monotonic clock.
+        """
+        async with AsyncExitStack() as stack:
+            tasks = Tasks()
+            stack.push_async_callback(tasks.close)
+            stack.push_async_callback(self._leave)
+            await self._begin(stack)
+            tasks.repeat(self._store, FLUSH_SECONDS, name="results of a bench")
+            tasks.repeat(lambda: self._look(until), LOOK_SECONDS, name="progress of a bench")
+            async with asyncio.TaskGroup() as group:
+                for _ in range(self._at_once):
+                    group.create_task(self._ask_all(wait))
+        return await self._end()
+
+    async def _begin(self, stack: AsyncExitStack) -> None:
+        platform = self._platform
+        principal = await principal_of(platform, self.bench)
+        cells = await resolved(platform, principal, self.suite)
+        if versions_of(platform, cells) != self.bench.versions:
+            raise InvalidInput("An agent of this bench is not what it was when the bench began.", param="agents")
+        async with platform.engine.connect() as db:
+            found = await benches.budgets_of(db, self.bench, [cell.agent_id for cell in cells])
+        for cell, budgets in zip(cells, found, strict=True):
+            version = stack.enter_context(platform.agents.lease(cell.agent_id))
+            params = SessionParams(cell.model, cell.temperature)
+            session = Session(self.bench.id, principal.user, cell.agent_id, cell.params, params)
+            self._subjects.append(_Subject(cell, version, session, budgets))
+        await self._look(None)
+
+    async def _look(self, until: float | None) -> None:
+        async with self._platform.engine.connect() as db:
+            bench = await benches.get(db, self.bench.id, owner=None)
+            self.progress = (await benches.progress(db, [self.bench.id]))[self.bench.id]
+        self._spent = float(self.progress.cost) + sum(float(each.result.usage.cost) for each in self._unstored)
+        if bench is None or bench.status is not BenchStatus.RUNNING or (until and time.monotonic() > until):
+            self.end()
+
+    # Items
+
+    async def _next(self, wait: bool) -> _Item | None:
+        """The next item; None when there is none left, or it is over."""
+        async with self._taking:
+            while not self.is_over:
+                if (item := next(self._items, None)) is not None:
+                    return item
+                if block := await self._claim():
+                    self._items = self._items_of(block)
+                    continue
+                await self._store()
+                await self._look(None)
+                if self.progress.done >= self.progress.items or not wait:
+                    self.is_exhausted = True
+                    break
+                await asyncio.sleep(WAIT_SECONDS)
+        return None
+
+    async def _claim(self) -> Block | None:
+        async def claim() -> Block | None:
+            async with self._platform.engine.begin() as db:
+                return await benches.claim(db, self.bench.id, self._replica, self.suite.block_rows)
+
+        block = await patiently(claim)
+        if block:
+            self._attempts[block.number] = block.attempt
+        return block
+
+    def _items_of(self, block: Block) -> Iterator[_Item]:
+        first = block.number * self.suite.block_rows
+        for number, row in enumerate(block.rows, first):
+            for cell in range(len(self._subjects)):
+                for repeat in range(self.suite.repeats):
+                    before = block.stored.get((number, cell, repeat))
+                    if before or (number, cell, repeat) not in block.stored:
+                        yield _Item(number, row, cell, repeat, before)
+
+    async def _ask_all(self, wait: bool) -> None:
+        money = self.suite.limits.money
+        while (item := await self._next(wait)) is not None:
+            if money is not None and self._spent >= money:
+                self.end(f"It has cost {self._spent:.4f}, of {money} that it may cost.")
+                return
+            try:
+                found = await self._ask(item)
+            except _Stop as stop:
+                self.end(str(stop))
+                return
+            self._spent += float(found.result.usage.cost)
+            self._unstored.append(found)
+            if len(self._unstored) > MAX_UNSTORED:
+                await self._store()
+
+    async def _ask(self, item: _Item) -> Asked:
+        """What becomes of one item. `_Stop` when a budget has no room for it."""
+        subject = self._subjects[item.cell]
+        recorder, run_id = Recorder(), new_id()
+        caller = self._caller(subject, item, run_id)
+        said = item.row[self.suite.dataset.input]
+        blank = BenchResult(item.cell, item.number, item.repeat, _key(said), "failed", run_id=None)
+        result = item.before
+        if result is None:
+            self.asked += 1
+            result = await (self._journaled if self.suite.journal else self._answered)(
+                subject, recorder, caller, said, blank
+            )
+        if result.status != "failed":
+            result = await self._scored(
+                item.row, result, RunLLM(self._platform.calls, recorder, caller, cache=self.suite.cache)
+            )
+        usage = recorder.usage + (result.usage if self.suite.journal or item.before else blank.usage)
+        result = replace(result, usage=usage)
+        return Asked(result, subject.cell.agent_id, run_id, [step for step in recorder.steps if step.kind == "llm"])
+
+    def _caller(self, subject: _Subject, item: _Item, run_id: UUID) -> Caller:
+        """For whom its calls are made. Each repeat is another version of the agent to the cache, so that it has answers of its own."""
+        version = subject.version.digest + (f" {item.repeat}" if item.repeat else "")
+        bench = self.bench
+        shares, agent_id = subject.version.shares_cache, subject.cell.agent_id
+        return Caller(
+            run_id,
+            str(bench.user_id),
+            str(bench.id),
+            agent_id,
+            version,
+            subject.budgets,
+            shares_cache=shares,
+            batch=True,
+        )
+
+    async def _answered(
+        self, subject: _Subject, recorder: Recorder, caller: Caller, said: Any, blank: BenchResult
+    ) -> BenchResult:
+        history = asked(said)
+        began = time.monotonic()
+        for number in range(1, TRIES + 1):
+            llm = RunLLM(
+                self._platform.calls,
+                recorder,
+                caller,
+                model=subject.cell.model,
+                temperature=subject.cell.temperature,
+                cache=self.suite.cache,
+            )
+            binding = Binding(
+                session=subject.session,
+                history=History(history),
+                llm=llm,
+                recorder=recorder,
+                toolboxes=self._platform.toolboxes,
+                passages=UserPassages(self._platform, self.bench.user_id, subject.cell.agent_id),
+            )
+            try:
+                seconds = self.suite.limits.seconds
+                events = Log(caller.run_id)
+                given = await answer(subject.version, binding, history[-1], events, timeout=seconds)
+            except Suspended:
+                error: AppError = AgentFailed("The agent asks a person, and nobody is there.")
+            except AppError as failed:
+                error = failed
+            else:
+                steps = recorder.steps
+                cached = bool(steps) and all(step.from_cache for step in steps if step.kind == "llm")
+                return replace(
+                    blank, status="completed", answer=given.text, seconds=time.monotonic() - began, from_cache=cached
+                )
+            if not await self._may_pass(error, number):
+                break
+        return replace(blank, error=error.to_dict(), seconds=time.monotonic() - began)
+
+    async def _may_pass(self, error: AppError, number: int) -> bool:
+        """Whether to ask once more, after a pause: the model has no room now. `_Stop` where there will be none."""
+        if isinstance(error, QuotaExceeded):
+            raise _Stop(error.message)
+        if error.status not in (429, 503) or number == TRIES:
+            return False
+        deadline = time.monotonic() + min(MAX_PAUSE, max(error.retry_after or 0.0, 2.0**number / 2))
+        while time.monotonic() < deadline:
+            if self.is_over:
+                raise _Stop("")
+            await asyncio.sleep(min(0.25, max(0.0, deadline - time.monotonic())))
+        return True
+
+    async def _journaled(
+        self, subject: _Subject, recorder: Recorder, caller: Caller, said: Any, blank: BenchResult
+    ) -> BenchResult:
+        """By a run of its own, as if a request without a session had asked: it charges itself."""
+        history, cell = asked(said), subject.cell
+        body = {
+            "model": cell.model or DEFAULT,
+            "messages": [message.to_openai() for message in history],
+            "stream": False,
+        }
+        user = subject.session.user
+        preset = Preset(self.bench.id, user, self.bench.name, cell.agent_id, cell.params, subject.session.params)
+        wanted = BeginRun(
+            Principal(user, frozenset({Scope.CHAT}), self.bench.credential_id, gives_way=True),
+            new_id(),
+            caller.run_id,
+            replace(history[-1], id=new_id()),
+            self._platform.agents.ids,
+            agent_id=cell.agent_id,
+            ephemeral=True,
+            preset=preset,
+            request={"body": body, "headers": {}},
+        )
+        began = time.monotonic()
+        try:
+            live = await messages.begin(self._platform, wanted)
+        except QuotaExceeded as error:
+            raise _Stop(error.message) from None
+        except AppError as error:
+            return replace(blank, error=error.to_dict())
+        assert isinstance(live, LiveRun)  # noqa: S101 - a new session is never busy
+        outcome = await live.log.ended()
+        text = "".join(message.content for message in outcome.messages)
+        done = replace(blank, usage=outcome.run.usage, seconds=time.monotonic() - began, run_id=outcome.run.id)
+        if outcome.run.status == "completed":
+            return replace(done, status="completed", answer=text)
+        if (outcome.run.error or {}).get("code") == QuotaExceeded.code:
+            raise _Stop(str((outcome.run.error or {})["message"]))
+        return replace(done, answer=text or None, error=outcome.run.error or {"code": outcome.run.status})
+
+    async def _scored(self, row: Mapping[str, Any], result: BenchResult, llm: RunLLM) -> BenchResult:
+        try:
+            score, scores = await self._scorers.score(row, result.answer or "", llm)
+        except Unscored as error:
+            if isinstance(error.__cause__, QuotaExceeded):
+                raise _Stop(error.__cause__.message) from None
+            told = {"code": "scorer_failed", "message": clean(str(error)), "status": 500}
+            return replace(result, status="unscored", error=told)
+        finally:
+            if self._scorers.call_models:
+                await llm.close()
+        return replace(result, status="completed", score=score, scores=scores, error=None)
+
+    # Storing
+
+    async def _store(self) -> None:
+        """Store what there is. What another process has taken over meanwhile is charged, and otherwise dropped."""
+        async with self._storing:
+            while some := self._unstored[:STORED_AT_ONCE]:
+                await patiently(lambda some=some: self._keep(some))  # type: ignore[misc]  # mypy sees no type in the default
+                del self._unstored[: len(some)]
+
+    async def _keep(self, some: Sequence[Asked]) -> None:
+        rows = self.suite.block_rows
+        held = {number: self._attempts[number] for number in {each.result.row // rows for each in some}}
+        async with self._platform.engine.begin() as db:
+            mine = await benches.keep(db, self.bench, self._replica, held, rows, some)
+        if lost := held.keys() - mine:
+            log.warning("%d blocks of bench %s were taken over by another process", len(lost), self.bench.id)
+
+    async def _leave(self) -> None:
+        """Store the rest, and let others have the blocks that are not done."""
+        await self._store()
+
+        async def release() -> None:
+            async with self._platform.engine.begin() as db:
+                await benches.release(db, self.bench.id, self._replica, self._attempts)
+
+        await patiently(release)
+
+    async def _end(self) -> Bench:
+        """Write down why it stopped, or that it is done."""
+        id, since = self.bench.id, (BenchStatus.RUNNING,)
+        async with self._platform.engine.begin() as db:
+            self.progress = (await benches.progress(db, [id]))[id]
+            if self.progress.done >= self.progress.items:
+                await benches.move(db, id, to=BenchStatus.COMPLETED, since=since)
+            elif self._over:
+                await benches.move(db, id, to=BenchStatus.STOPPED, since=since, reason=self._over)
+            bench = await benches.get(db, id, owner=None)
+        if bench is None:
+            raise NotFound("bench")
+        return bench
+
+
+def _key(said: Any) -> int:
+    """What equal inputs have in common, in every bench."""
+    return int.from_bytes(hashlib.sha256(canonical(said)).digest()[:8], "big", signed=True)
+
+
+async def principal_of(platform: Platform, bench: Bench) -> Principal:
+    """Who has ordered a bench; `NotFound` when he was erased, and the bench with him."""
+    async with platform.engine.connect() as db:
+        user: User | None = await accounts.get_user(db, id=bench.user_id)
+    if user is None:
+        raise NotFound("bench")
+    if user.status != "active":
+        raise AgentFailed("The user who ordered this bench is suspended.")
+    return Principal(user, frozenset({Scope.CHAT}), bench.credential_id, gives_way=True)
+
+
+# Jobs
+
+
+async def load_ordered(platform: Platform, id: UUID) -> None:
+    """Store the rows of a bench that was ordered over REST, and have others work on it."""
+    async with platform.engine.connect() as db:
+        bench = await benches.get(db, id, owner=None)
+    if bench is None or bench.status is not BenchStatus.LOADING:
+        return
+    suite = suite_of(bench)
+    with TemporaryDirectory(prefix="chattable-bench-") as folder:
+        try:
+            await load(platform, bench, await _dataset(platform, bench, suite, Path(folder)))
+        except AppError as error:
+            if isinstance(error, Unavailable):
+                raise
+            await _fail(platform, id, error.message)
+            return
+    async with platform.engine.begin() as db:
+        if await accounts.lock_user(db, bench.user_id) is not None:
+            await add_shares(db, bench)
+
+
+async def _dataset(platform: Platform, bench: Bench, suite: Suite, folder: Path) -> Dataset:
+    part = suite.dataset
+    if part.rows is not None:
+        return Dataset(part.rows, skip_bad=part.skip_bad)
+    if part.sessions is not None:
+        source = SessionAnswers(platform, bench.user_id)
+        return Dataset.from_sessions(source, feedback=part.sessions.feedback, agent=part.sessions.agent)
+    principal = await principal_of(platform, bench)
+    file = await files.open(platform, principal, file_id(part))
+    path = folder / f"data{Path(file.name).suffix}"
+    async with aclosing(files.content(platform, file)) as pieces:
+        with path.open("wb") as written:
+            async for piece in pieces:
+                written.write(piece)
+    return Dataset.open(path, skip_bad=part.skip_bad)
+
+
+async def _fail(platform: Platform, id: UUID, reason: str) -> None:
+    async with platform.engine.begin() as db:
+        if await benches.move(db, id, to=BenchStatus.FAILED, since=benches.OPEN, reason=reason):
+            await benches.erase_unasked(db, id)
+
+
+async def work_on(platform: Platform, id: UUID) -> bool:
+    """Have items answered for a while; false when there are more."""
+    async with platform.engine.connect() as db:
+        bench = await benches.get(db, id, owner=None)
+    if bench is None or bench.status is not BenchStatus.RUNNING:
+        return True
+    try:
+        work = Work(platform, bench, None, at_once=min(JOB_AT_ONCE, suite_of(bench).limits.concurrency))
+        bench = await work.run(wait=False, until=time.monotonic() + TURN_SECONDS)
+    except AppError as error:
+        await _fail(platform, id, error.message)
+        return True
+    return bench.status is not BenchStatus.RUNNING or work.is_exhausted
+
+
+async def give_up(platform: Platform, id: UUID) -> None:
+    """Whoever tried has died of it."""
+    await _fail(platform, id, "It could not be done: every process that tried it has failed.")
+
+
+KINDS: Mapping[str, Kind] = {"bench_load": Kind(load_ordered, give_up), "bench": Kind(work_on, give_up)}
+"""What jobs do for benches."""
