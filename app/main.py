@@ -32,6 +32,7 @@ from app.api import budgets as budgets_api
 from app.api import cache as cache_api
 from app.api import (
     conversations,
+    cookies,
     docs,
     errands,
     health,
@@ -41,6 +42,7 @@ from app.api import (
     model_protocol,
     openai,
     openapi,
+    page,
     presets,
     problems,
     responses,
@@ -121,12 +123,15 @@ def create_app(settings: Settings) -> FastAPI:
         generate_unique_id_function=openapi.operation_id,
     )
     app.state.document = docs.Document(app)
+    app.state.page = page.Page()
     app.state.mcp = mcp.Door(*_names(settings))
     problems.install(app)
     for router in (
+        page.router,
         docs.router,
         health.router,
         accounts_api.router,
+        cookies.router,
         budgets_api.router,
         cache_api.router,
         rest.router,
