@@ -1,0 +1,107 @@
+// A form made from a JSON Schema, as pydantic writes it. What is left empty is left out.
+import { useState } from "preact/hooks";
+import { Field, html } from "./ui.js";
+import { t } from "./words.js";
+
+const LONG = 200; // characters from which a text gets an area
+
+/** The schema without references and without the choice of null. */
+export function resolved(schema, root) {
+  let found = schema ?? {};
+  for (let hops = 0; hops < 20; hops += 1) {
+    const { $ref, allOf, anyOf, oneOf, ...rest } = found;
+    const choices = (anyOf ?? oneOf)?.filter((each) => each.type !== "null");
+    if ($ref) found = { ...$ref.replace(/^#\//, "").split("/").reduce((at, key) => at?.[key], root), ...rest };
+    else if (allOf?.length === 1) found = { ...allOf[0], ...rest };
+    else if (choices?.length === 1) found = { ...choices[0], ...rest };
+    else break;
+  }
+  return found;
+}
+
+const shown = (value) => (typeof value === "string" ? value : JSON.stringify(value));
+
+/** `value` is the object, `onChange` gets the next one; `wrong` is the name of a field that was refused, and why. */
+export function SchemaForm({ schema, value, onChange, wrong, root = schema }) {
+  const { properties = {}, required = [] } = resolved(schema, root);
+  const set = (name, next) => {
+    const rest = { ...value };
+    if (next === undefined) delete rest[name];
+    else rest[name] = next;
+    onChange(rest);
+  };
+  return Object.entries(properties).map(([name, raw]) => {
+    const field = resolved(raw, root);
+    const key = wrong?.param?.split(".").at(-1) === name ? wrong.message : null;
+    return html`<${SchemaField} key=${name} name=${name} field=${field} root=${root} value=${value?.[name]} wrong=${key}
+      required=${required.includes(name)} onChange=${(next) => set(name, next)} />`;
+  });
+}
+
+const label = (name, field) => (field.title ?? name).replaceAll("_", " ");
+
+/** One value of any type. */
+export function SchemaField({ name, field, root, value, onChange, required, wrong }) {
+  const preset = field.default;
+  const hint = preset !== undefined && preset !== null && preset !== "" ? t("defaultIs", { value: shown(preset) }) : "";
+  const help = [field.description, hint].filter(Boolean).join(" · ");
+  const type = Array.isArray(field.type) ? field.type.find((each) => each !== "null") : field.type;
+  const choices = field.enum ?? (field.const !== undefined ? [field.const] : null);
+  const wrap = (input) => html`<${Field} label=${label(name, field)} help=${help} error=${wrong}>${input}<//>`;
+  const text = (event) => onChange(event.target.value === "" && !required ? undefined : event.target.value);
+
+  if (choices) {
+    return wrap(html`
+      <select value=${value === undefined ? "" : JSON.stringify(value)} onChange=${(event) => onChange(event.target.value ? JSON.parse(event.target.value) : undefined)}>
+        <option value="">${t("notSet")}</option>
+        ${choices.map((choice) => html`<option value=${JSON.stringify(choice)}>${shown(choice)}</option>`)}
+      </select>`);
+  }
+  if (type === "boolean") {
+    return html`
+      <label class="check"><input type="checkbox" checked=${value ?? preset ?? false} onChange=${(event) => onChange(event.target.checked)} />
+        <span>${label(name, field)}${help && html`<small>${help}</small>`}</span></label>`;
+  }
+  if (type === "integer" || type === "number") {
+    const input = (event) => onChange(event.target.value === "" ? undefined : Number(event.target.value));
+    return wrap(html`
+      <input type="number" step=${type === "integer" ? 1 : "any"} min=${field.minimum ?? field.exclusiveMinimum} max=${field.maximum ?? field.exclusiveMaximum}
+        value=${value ?? ""} required=${required} onInput=${input} />`);
+  }
+  if (type === "string") {
+    const secret = field.format === "password" || field.writeOnly;
+    return wrap(
+      (field.maxLength ?? 0) > LONG && !secret
+        ? html`<textarea rows="3" maxlength=${field.maxLength} value=${value ?? ""} required=${required} onInput=${text} />`
+        : html`<input type=${secret ? "password" : "text"} maxlength=${field.maxLength} value=${value ?? ""} required=${required} onInput=${text} />`,
+    );
+  }
+  if (type === "array" && resolved(field.items, root).type === "string") {
+    const items = (event) => onChange(event.target.value === "" ? undefined : event.target.value.split("\n"));
+    return html`<${Field} label=${label(name, field)} help=${[help, t("lines")].filter(Boolean).join(" · ")} error=${wrong}>
+      <textarea rows="3" value=${(value ?? []).join("\n")} onInput=${items} /><//>`;
+  }
+  if (type === "object" && field.properties) {
+    return html`
+      <fieldset><legend>${label(name, field)}</legend>${help && html`<small>${help}</small>`}
+        <${SchemaForm} schema=${field} root=${root} value=${value ?? {}} onChange=${onChange} /></fieldset>`;
+  }
+  return html`<${JsonField} label=${label(name, field)} help=${help} value=${value} onChange=${onChange} wrong=${wrong} />`;
+}
+
+/** Anything else is written as JSON. */
+function JsonField({ label, help, value, onChange, wrong }) {
+  const [text, setText] = useState(value === undefined ? "" : JSON.stringify(value, null, 2));
+  const [bad, setBad] = useState(false);
+  const input = (event) => {
+    setText(event.target.value);
+    try {
+      onChange(event.target.value.trim() ? JSON.parse(event.target.value) : undefined);
+      setBad(false);
+    } catch {
+      setBad(true);
+    }
+  };
+  return html`<${Field} label=${label} help=${[help, t("json")].filter(Boolean).join(" · ")} error=${bad ? t("invalid") : wrong}>
+    <textarea rows="3" class="mono" value=${text} onInput=${input} /><//>`;
+}
