@@ -245,7 +245,7 @@ def test_the_image_holds_what_runs_and_no_more() -> None:
     copied = {rest.split()[-2] for word, rest in instructions() if word == "COPY" and "--from" not in rest}
     assert copied == {"pyproject.toml", "deploy/entrypoint", "migrations", "app", "agents"}
     let_in = set(re.findall(r"^!(.*)$", read(".dockerignore"), re.MULTILINE))
-    assert let_in == {source.partition("/")[0] for source in copied} | {"requirements.lock"}
+    assert let_in == {source.partition("/")[0] for source in copied} | {"requirements.lock", "web"}
     assert "\n*\n" in read(".dockerignore")
 
 

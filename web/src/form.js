@@ -43,8 +43,8 @@ const label = (name, field) => (field.title ?? name).replaceAll("_", " ");
 /** One value of any type. */
 export function SchemaField({ name, field, root, value, onChange, required, wrong }) {
   const preset = field.default;
-  const hint = preset !== undefined && preset !== null && preset !== "" ? t("defaultIs", { value: shown(preset) }) : "";
-  const help = [field.description, hint].filter(Boolean).join(" · ");
+  const hint = preset !== undefined && preset !== null && preset !== "" ? shown(preset) : "";
+  const help = field.description ?? "";
   const type = Array.isArray(field.type) ? field.type.find((each) => each !== "null") : field.type;
   const choices = field.enum ?? (field.const !== undefined ? [field.const] : null);
   const wrap = (input) => html`<${Field} label=${label(name, field)} help=${help} error=${wrong}>${input}<//>`;
@@ -53,7 +53,7 @@ export function SchemaField({ name, field, root, value, onChange, required, wron
   if (choices) {
     return wrap(html`
       <select value=${value === undefined ? "" : JSON.stringify(value)} onChange=${(event) => onChange(event.target.value ? JSON.parse(event.target.value) : undefined)}>
-        <option value="">${t("notSet")}</option>
+        <option value="">${hint ? t("defaultIs", { value: hint }) : t("notSet")}</option>
         ${choices.map((choice) => html`<option value=${JSON.stringify(choice)}>${shown(choice)}</option>`)}
       </select>`);
   }
@@ -66,14 +66,14 @@ export function SchemaField({ name, field, root, value, onChange, required, wron
     const input = (event) => onChange(event.target.value === "" ? undefined : Number(event.target.value));
     return wrap(html`
       <input type="number" step=${type === "integer" ? 1 : "any"} min=${field.minimum ?? field.exclusiveMinimum} max=${field.maximum ?? field.exclusiveMaximum}
-        value=${value ?? ""} required=${required} onInput=${input} />`);
+        value=${value ?? ""} placeholder=${hint} required=${required} onInput=${input} />`);
   }
   if (type === "string") {
     const secret = field.format === "password" || field.writeOnly;
     return wrap(
       (field.maxLength ?? 0) > LONG && !secret
-        ? html`<textarea rows="3" maxlength=${field.maxLength} value=${value ?? ""} required=${required} onInput=${text} />`
-        : html`<input type=${secret ? "password" : "text"} maxlength=${field.maxLength} value=${value ?? ""} required=${required} onInput=${text} />`,
+        ? html`<textarea rows="3" maxlength=${field.maxLength} value=${value ?? ""} placeholder=${hint} required=${required} onInput=${text} />`
+        : html`<input type=${secret ? "password" : "text"} maxlength=${field.maxLength} value=${value ?? ""} placeholder=${hint} required=${required} onInput=${text} />`,
     );
   }
   if (type === "array" && resolved(field.items, root).type === "string") {

@@ -21,7 +21,7 @@ md.renderer.rules.image = (tokens, at) => {
   const src = tokens[at].attrGet("src") ?? "";
   const alt = tokens[at].content || t("image");
   if (src.startsWith("data:image/")) return `<img src="${escape(src)}" alt="${escape(alt)}">`;
-  return `<a class="remote" href="${escape(src)}" title="${escape(t("remoteImage"))}">🖼 ${escape(alt)}</a>`;
+  return `<a class="remote" href="${escape(src)}" title="${escape(t("remoteImage"))}">↗ ${escape(alt)}</a>`;
 };
 md.renderer.rules.math_inline = (tokens, at) => `<span class="math">${escape(tokens[at].content)}</span>`;
 md.renderer.rules.math_block = (tokens, at) =>

@@ -60,10 +60,21 @@ function toolOf(content) {
   }
 }
 
+/** An answer to a form, a line for each field. */
+function plain(content) {
+  try {
+    const given = JSON.parse(content);
+    if (given && typeof given === "object") return Object.entries(given).map(([name, value]) => `${name.replaceAll("_", " ")}: ${typeof value === "object" ? JSON.stringify(value) : value}`).join("\n");
+  } catch {
+    // words
+  }
+  return content;
+}
+
 /** What stands beside an answer: thoughts, calls of tools, questions and whatever an agent has of its own. */
 function Aside({ type, content, open, children }) {
   if (type === "question" || type === "answer") {
-    return html`<div class="exchange ${type}"><span class="label">${t(type === "question" ? "question" : "answered")}</span>${children ?? content}</div>`;
+    return html`<div class="exchange ${type}"><span class="label">${t(type === "question" ? "question" : "answered")}</span>${children ?? (type === "answer" ? plain(content) : content)}</div>`;
   }
   const tool = type.startsWith("tool") ? toolOf(content) : null;
   const labels = { thinking: t("thinking"), reasoning: t("reasoning"), tool_call: t("toolCall"), tool_result: t("toolResult") };
@@ -179,7 +190,7 @@ export function LiveMessage({ live, conversation }) {
   return html`
     <article class="message of-agent live" aria-label=${t("answerOf", { name: nameOf(agentId) })} aria-busy="true">
       <${Author} agentId=${agentId} />
-      ${live.parts.map((part, at) => ANSWER.has(part.type)
+      ${live.parts.filter((part) => !(status === "waiting" && part === last && part.type === "question")).map((part, at) => ANSWER.has(part.type)
         ? html`<${Streamed} key=${at} live=${live} part=${part} markdown />`
         : part.type.startsWith("tool") && part !== last
           ? html`<${Aside} key=${at} type=${part.type} content=${part.text} />`
@@ -206,7 +217,7 @@ function Question({ question, conversation }) {
   };
   const plain = schema.type === "string" && !schema.enum;
   return html`
-    <form class="question" ref=${box} onSubmit=${(event) => (event.preventDefault(), say(value ?? (plain ? "" : null)))}>
+    <form class="asks" ref=${box} onSubmit=${(event) => (event.preventDefault(), say(value ?? (plain ? "" : null)))}>
       <p class="label">${t("waiting")}</p>
       <p class="asked">${question.question}</p>
       ${schema.type === "boolean"

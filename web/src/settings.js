@@ -92,12 +92,12 @@ function Keys() {
   const remove = (key) => confirmed(t("deleteSure", { name: key.name }), key.name, () => attempt(async () => (await del(`api/v1/keys/${key.id}`), await reload())));
   return html`
     <${Section} title=${t("apiKeys")} text=${t("keysText")}>
-      ${keys && html`<${Table} label=${t("apiKeys")} columns=${[t("name"), t("key"), t("scope"), t("expires"), ""]}
+      ${keys && html`<${Table} label=${t("apiKeys")} columns=${[t("name"), t("key"), t("may"), t("expires"), ""]}
         rows=${keys.map((key) => [key.name, html`<code>…${key.hint}</code>`, key.scopes.join(", "), key.expires_at ? moment(key.expires_at) : "", small(t("delete"), () => remove(key), true)])} />`}
       <form class="inline" onSubmit=${create}>
         <${Field} label=${t("name")}><input name="name" required maxlength="100" /><//>
         <${Field} label=${t("days")}><input name="days" type="number" min="1" max="3650" placeholder=${t("unlimited")} /><//>
-        <${Field} label=${t("scope")}><select name="scopes"><option value="">${t("scopeAll")}</option><option value="chat">${t("scopeChat")}</option></select><//>
+        <${Field} label=${t("may")}><select name="scopes"><option value="">${t("scopeAll")}</option><option value="chat">${t("scopeChat")}</option></select><//>
         <button class="primary">${t("create")}</button>
       </form>
     <//>`;

@@ -12,7 +12,7 @@ const PATHS = {
   send: "M12 19V5M6 11l6-6 6 6",
   stop: "M7 7h10v10H7z",
   menu: "M4 7h16M4 12h16M4 17h16",
-  more: "M6 12h.01M12 12h.01M18 12h.01",
+  more: "M5.500 12h.5M11.800 12h.5M18 12h.5",
   close: "M6 6l12 12M18 6L6 18",
   copy: "M9 9h10v10H9zM5 15V5h10",
   edit: "M4 20h4L19 9l-4-4L4 16zM13.500 6.500l4 4",
@@ -34,7 +34,7 @@ const PATHS = {
 };
 
 export const Icon = ({ name, size = 18 }) => html`
-  <svg class="icon" width=${size} height=${size} viewBox="0 0 24 24" fill="none" stroke="currentColor" stroke-width="1.700"
+  <svg class="icon" width=${size} height=${size} viewBox="0 0 24 24" fill="none" stroke="currentColor" stroke-width=${name === "more" ? 2.600 : 1.700}
     stroke-linecap="round" stroke-linejoin="round" aria-hidden="true"><path d=${PATHS[name]} /></svg>`;
 
 /** A button that is a picture: its label is for screen readers and the pointer. */

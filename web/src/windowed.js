@@ -85,7 +85,7 @@ export function Windowed({ items, draw, guess, label, target, head }) {
       changed = true;
       if (at >= 0 && now.offsets[at] + Math.min(before, height) <= top) moved += height - before;
     }
-    if (!changed) return;
+    if (!changed || !root.current) return;
     now.measure(now.items, guess);
     if (now.pinned) toEnd();
     else if (moved) scroll(root.current.scrollTop + moved);
@@ -98,6 +98,7 @@ export function Windowed({ items, draw, guess, label, target, head }) {
     now.top = root.current.scrollTop;
   };
   const toEnd = () => {
+    if (!root.current) return;
     spacers();
     scroll(root.current.scrollHeight);
   };
@@ -142,6 +143,7 @@ export function Windowed({ items, draw, guess, label, target, head }) {
   }, [target, items.length > 0, target && items.some((item) => item.id === target)]);
 
   const onScroll = () => {
+    if (!root.current) return;
     const { scrollTop, scrollHeight, clientHeight } = root.current;
     const left = scrollHeight - scrollTop - clientHeight;
     const wasPinned = now.pinned;
