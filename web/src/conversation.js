@@ -60,6 +60,8 @@ export class Conversation {
     this.complete = signal(false); // whether all messages are here
     this.live = signal(null);
     this.failure = signal(null); // why the last answer failed
+    this.beginning = signal(false); // whether a message is on its way there
+    this.busy = computed(() => this.beginning.value || this.live.value !== null);
     this.closed = new AbortController();
     this.children = computed(() => {
       const found = new Map();
@@ -180,6 +182,8 @@ export class Conversation {
 
   async begin(path, body, onBegun = () => {}) {
     if (this.live.value) return this.beginLater(path, body);
+    if (this.beginning.value) return false;
+    this.beginning.value = true;
     announced.value = t("answering");
     let heard = null;
     try {
@@ -198,6 +202,8 @@ export class Conversation {
       complain(error);
       if (error.code === "session_busy") attempt(() => this.look());
       return false;
+    } finally {
+      this.beginning.value = false;
     }
   }
 

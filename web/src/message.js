@@ -123,7 +123,7 @@ function Controls({ message, conversation, onEdit }) {
   const siblings = conversation.siblings(message);
   const at = siblings.findIndex((each) => each.id === message.id);
   const isPerson = message.role === "user";
-  const busy = conversation.live.value !== null;
+  const busy = conversation.busy.value;
   const rate = async (rating) => {
     const next = message.rating === rating ? null : rating;
     const changed = await conversation.rate(message, { rating: next });

@@ -1,0 +1,138 @@
+"""The page for those who use a keyboard, a screen reader, an input method, the dark, or very long conversations."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import DESKTOP, PASSWORD, PHONE, URL, Person, Visit, call
+from playwright.sync_api import Browser, Page, expect
+
+AXE = Path(os.environ["AXE"]).read_text()
+
+
+def findings(page: Page) -> list[str]:
+    """What axe finds serious."""
+    page.wait_for_timeout(300)  # transitions end
+    page.evaluate(AXE)
+    found: list[dict[str, Any]] = page.evaluate("axe.run().then(found => found.violations)")
+    serious = [each for each in found if each["impact"] in ("serious", "critical")]
+    return [f"{each['id']}: {each['nodes'][0]['html'][:300]} {each['nodes'][0].get('failureSummary', '')[:300]}" for each in serious]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_axe_finds_nothing_serious(browser: Browser, person: Person, size: dict[str, int], scheme: str) -> None:
+    visit = Visit(browser, size=size, color_scheme=scheme, reduced_motion="reduce")
+    visit.page.goto(URL)
+    expect(visit.page.locator("form.card")).to_be_visible()
+    assert findings(visit.page) == []
+    page = visit.log_in(person)
+    assert findings(page) == []
+    visit.begin("guide", "show me")
+    expect(visit.answers.last.locator(".katex-display")).to_be_visible()
+    assert findings(page) == []
+    visit.say("ask")
+    expect(page.locator("form.asks")).to_be_visible()
+    assert findings(page) == []
+    page.get_by_title("Settings of this conversation").click()
+    assert findings(page) == []
+    page.keyboard.press("Escape")
+    page.goto(f"{URL}/#/settings")
+    expect(page.get_by_role("heading", name="Password")).to_be_visible()
+    assert findings(page) == []
+    visit.close()
+
+
+def test_a_keyboard_is_enough(visit: Visit, person: Person) -> None:
+    page = visit.page
+    page.goto(URL)
+    expect(page.locator("[name=username]")).to_be_focused()
+    page.keyboard.type(person.name)
+    page.keyboard.press("Tab")
+    page.keyboard.type(PASSWORD)
+    page.keyboard.press("Enter")
+    expect(visit.box).to_be_focused()
+    for _ in range(40):
+        if page.evaluate("document.activeElement.type") == "radio":
+            break
+        page.keyboard.press("Shift+Tab")
+    while "guide" not in page.evaluate("document.activeElement.closest('label').textContent"):
+        page.keyboard.press("ArrowDown")
+    visit.box.focus()
+    page.keyboard.type("hello")
+    page.keyboard.press("Enter")
+    visit.until_answered("warm: hello")
+    expect(visit.box).to_be_focused()
+    page.locator("header.head").get_by_role("button", name="More", exact=True).focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("menuitem", name="Rename")).to_be_focused()
+    page.keyboard.press("ArrowDown")
+    expect(page.get_by_role("menuitem", name="Archive")).to_be_focused()
+    page.keyboard.press("Escape")
+    expect(page.locator("header.head").get_by_role("button", name="More", exact=True)).to_be_focused()
+
+
+def test_a_screen_reader_is_told_of_the_answer(visit: Visit, person: Person) -> None:
+    visit.log_in(person)
+    visit.begin("guide", "hello")
+    expect(visit.page.locator("#announced")).to_have_text("Answer: warm: hello")
+
+
+def test_enter_that_chooses_a_word_of_an_input_method_sends_nothing(visit: Visit, person: Person) -> None:
+    page = visit.log_in(person)
+    visit.box.fill("你好")
+    for fields in ("isComposing: true", "keyCode: 229"):
+        page.evaluate(
+            f"document.querySelector('.composer textarea').dispatchEvent(new KeyboardEvent('keydown', {{key: 'Enter', bubbles: true, cancelable: true, {fields}}}))"
+        )
+    page.wait_for_timeout(300)
+    expect(visit.box).to_have_value("你好")
+    assert person.call("GET", "/api/v1/sessions")["data"] == []
+
+
+def test_a_long_conversation_is_shown_from_its_end_and_only_in_part(visit: Visit, person: Person) -> None:
+    made = person.call("POST", "/v1/conversations", {"metadata": {}})
+    for begin in range(0, 600, 20):
+        said = [{"role": "user" if at % 2 == 0 else "assistant", "content": f"number {at:04} " + "word " * (at % 90)} for at in range(begin, begin + 20)]
+        person.call("POST", f"/v1/conversations/{made['id']}/items", {"items": said})
+    page = visit.log_in(person)
+    page.locator(".session a").click()
+    expect(page.get_by_text("number 0599")).to_be_in_viewport()
+    page.wait_for_function("document.querySelector('.list').scrollHeight > 40000")
+    assert page.locator("article").count() < 60
+    before = page.get_by_text("number 0599").bounding_box()
+    page.wait_for_timeout(500)
+    assert page.get_by_text("number 0599").bounding_box() == before, "what comes above moves nothing"
+    page.evaluate("document.querySelector('.list').scrollTop = 0")
+    expect(page.get_by_text("number 0000")).to_be_in_viewport()
+    page.get_by_role("button", name="To the latest message").click()
+    expect(page.get_by_text("number 0599")).to_be_in_viewport()
+
+
+def test_the_login_outlives_its_token_and_ends_for_good(visit: Visit, person: Person) -> None:
+    page = visit.log_in(person)
+    cookies = {each["name"]: each for each in visit.context.cookies()}
+    assert cookies["chattable"]["httpOnly"]
+    assert cookies["chattable"]["sameSite"] == "Strict"
+    token = cookies["chattable"]["value"]
+    page.get_by_role("button", name="Menu").click()
+    page.get_by_role("menuitem", name="Log out").click()
+    expect(page.locator("form.card")).to_be_visible()
+    assert not [each for each in visit.context.cookies() if each["value"] == token]
+
+
+def test_a_key_is_enough_to_log_in(visit: Visit, person: Person) -> None:
+    page = visit.page
+    page.goto(URL)
+    page.get_by_role("button", name="Log in with an API key").click()
+    page.locator("[name=key]").fill("ck_wrong")
+    page.get_by_role("button", name="Log in", exact=True).click()
+    expect(page.get_by_role("alert")).to_be_visible()
+    page.locator("[name=key]").fill(person.key)
+    page.get_by_role("button", name="Log in", exact=True).click()
+    expect(visit.box).to_be_visible()
+    page.reload()
+    expect(visit.box).to_be_visible()
