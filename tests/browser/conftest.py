@@ -63,8 +63,8 @@ def call(method: str, path: str, body: Any = None, key: str = KEY) -> Any:
     """What the server answers to a program."""
     headers = {"authorization": f"Bearer {key}", "content-type": "application/json"}
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(f"{URL}{path}", data, headers, method=method)
-    with urllib.request.urlopen(request, timeout=SECONDS) as answer:
+    request = urllib.request.Request(f"{URL}{path}", data, headers, method=method)  # noqa: S310 - http
+    with urllib.request.urlopen(request, timeout=SECONDS) as answer:  # noqa: S310 - http
         text = answer.read()
     return json.loads(text) if text else None
 
@@ -83,8 +83,18 @@ class Person:
 @pytest.fixture
 def person() -> Person:
     """A new user."""
-    name = f"ann-{uuid4().hex[:8]}"
-    user = call("POST", "/api/v1/users", {"name": name, "password": PASSWORD})
+    return made("user")
+
+
+@pytest.fixture
+def administrator() -> Person:
+    """A new administrator."""
+    return made("admin")
+
+
+def made(role: str) -> Person:
+    name = f"{role}-{uuid4().hex[:8]}"
+    user = call("POST", "/api/v1/users", {"name": name, "role": role, "password": PASSWORD})
     return Person(name, call("POST", f"/api/v1/users/{user['id']}/keys", {"name": "test"})["key"])
 
 
@@ -99,22 +109,33 @@ def browser() -> Iterator[Browser]:
 class Visit:
     """A browser window on the page, which may complain of nothing but a login that is not there."""
 
-    def __init__(self, browser: Browser, language: str = "en", size: dict[str, int] | None = None, **options: Any) -> None:
+    def __init__(
+        self, browser: Browser, language: str = "en", size: dict[str, int] | None = None, **options: Any
+    ) -> None:
         self.words = WORDS[language]
         self.is_narrow = size == PHONE
-        self.context = browser.new_context(viewport=size or DESKTOP, locale={"zh": "zh-CN"}.get(language, "en-GB"), **options)
+        self.context = browser.new_context(
+            viewport=size or DESKTOP, locale={"zh": "zh-CN"}.get(language, "en-GB"), **options
+        )
         self.context.set_default_timeout(SECONDS * 1000)
         self.page: Page = self.context.new_page()
         self.complaints: list[str] = []
         self.elsewhere: list[str] = []
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("console", lambda said: said.type == "error" and self.complaints.append(said.text))
-        self.page.on("request", lambda asked: asked.url.startswith(("http", "ws")) and not asked.url.startswith(URL) and self.elsewhere.append(asked.url))
+        self.page.on(
+            "request",
+            lambda asked: (
+                asked.url.startswith(("http", "ws"))
+                and not asked.url.startswith(URL)
+                and self.elsewhere.append(asked.url)
+            ),
+        )
 
-    def log_in(self, person: Person) -> Page:
+    def log_in(self, person: Person, password: str = PASSWORD) -> Page:
         self.page.goto(URL)
         self.page.locator("[name=username]").fill(person.name)
-        self.page.locator("[name=password]").fill(PASSWORD)
+        self.page.locator("[name=password]").fill(password)
         self.page.get_by_role("button", name=self.words["log in"], exact=True).click()
         expect(self.box).to_be_visible()
         return self.page

@@ -13,7 +13,9 @@ ALL = " ".join(f"w{at}" for at in range(60))
 
 @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
 @pytest.mark.parametrize("language", ["en", "zh"])
-def test_a_conversation_from_its_beginning_to_its_end(browser: Browser, person: Person, language: str, size: dict[str, int]) -> None:
+def test_a_conversation_from_its_beginning_to_its_end(
+    browser: Browser, person: Person, language: str, size: dict[str, int]
+) -> None:
     visit = Visit(browser, language, size)
     page = visit.log_in(person)
 

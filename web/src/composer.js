@@ -16,6 +16,7 @@ export function Composer({ onSend, onStop, busy, mayQueue, draft, autofocus, hea
   const [files, setFiles] = useState([]);
   const [over, setOver] = useState(false);
   const [sending, setSending] = useState(false);
+  const [waits, setWaits] = useState(false); // to be sent as soon as its files are there
   const area = useRef();
   const picker = useRef();
   useEffect(() => {
@@ -48,7 +49,9 @@ export function Composer({ onSend, onStop, busy, mayQueue, draft, autofocus, hea
   };
   const send = async () => {
     const said = text.trim();
-    if ((!said && !files.length) || sending || files.some((file) => file.busy) || (busy && !mayQueue)) return;
+    if ((!said && !files.length) || sending || (busy && !mayQueue)) return;
+    if (files.some((file) => file.busy)) return setWaits(true);
+    setWaits(false);
     setSending(true);
     const typed = said || t("file");
     const extra = files.length ? { typed: typed.length, files: files.map(({ id, name, bytes }) => ({ id, name, bytes })) } : undefined;
@@ -77,7 +80,10 @@ export function Composer({ onSend, onStop, busy, mayQueue, draft, autofocus, hea
   };
   const pasted = (event) => event.clipboardData.files.length && (event.preventDefault(), add(event.clipboardData.files));
 
-  const canSend = (text.trim() || files.length) && !files.some((file) => file.busy) && !sending;
+  useEffect(() => {
+    if (waits && !files.some((file) => file.busy)) send();
+  }, [waits, files]);
+  const canSend = (text.trim() || files.length) && !waits && !sending;
   return html`
     <div class="composer ${over ? "over" : ""}" onDragOver=${(event) => (event.preventDefault(), setOver(true))} onDragLeave=${() => setOver(false)} onDrop=${dropped}>
       ${head}

@@ -105,7 +105,7 @@ export function Sidebar() {
       <div class="sessions" tabindex="0" role="region" aria-label=${t("sessions")}><${Sessions} /></div>
       <footer>
         <button type="button" class="quiet" aria-pressed=${archived.value} onClick=${showArchived}><${Icon} name="archive" size=${16} />${t("showArchived")}</button>
-        <${Menu} class="upward" label=${t("menu")} items=${[
+        <${Menu} class="upward" label="${t("menu")}: ${me.value.name}" items=${[
           { icon: "settings", label: t("settings"), action: () => go("settings") },
           isAdmin.value && { icon: "user", label: t("admin"), action: () => go("admin") },
           { icon: "file", label: t("help"), action: () => open("docs", "_blank", "noopener") },
