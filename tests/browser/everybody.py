@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import DESKTOP, PASSWORD, PHONE, URL, Person, Visit
+from conftest import DESKTOP, PASSWORD, PHONE, SECONDS, URL, Person, Visit
 from playwright.sync_api import Browser, Page, expect
 
 AXE = Path(os.environ["AXE"]).read_text()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for it: the page's policy lets Playwright's own `wait_for_function` evaluate nothing."""
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def findings(page: Page) -> list[str]:
@@ -105,7 +115,7 @@ def test_a_long_conversation_is_shown_from_its_end_and_only_in_part(visit: Visit
     page = visit.log_in(person)
     page.locator(".session a").click()
     expect(page.get_by_text("number 0599")).to_be_in_viewport()
-    page.wait_for_function("document.querySelector('.list').scrollHeight > 40000")
+    until(lambda: page.evaluate("document.querySelector('.list').scrollHeight") > 40_000)
     assert page.locator("article").count() < 60
     before = page.get_by_text("number 0599").bounding_box()
     page.wait_for_timeout(500)

@@ -49,11 +49,15 @@ export function Chat({ id }) {
     begin();
     return () => conversation.close();
   }, [conversation]);
+  const known = useRef(new Map()).current; // items stay the same objects while their messages do
   const items = useComputed(() => {
-    const found = conversation.branch.value.map((message) => ({ id: message.id, kind: "message", message }));
+    const found = conversation.branch.value.map((message) => {
+      if (known.get(message.id)?.message !== message) known.set(message.id, { id: message.id, kind: "message", message });
+      return known.get(message.id);
+    });
     const live = conversation.live.value;
     const failure = conversation.failure.value;
-    if (live) found.push({ id: `live ${live.runId}`, kind: "live", live });
+    if (live) found.push((live.item ??= { id: `live ${live.runId}`, kind: "live", live }));
     else if (failure) found.push({ id: "failure", kind: "failure", failure });
     return found;
   });

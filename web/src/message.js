@@ -199,7 +199,7 @@ export function LiveMessage({ live, conversation }) {
       ${status === "lost" && html`<p class="state">${t("connection")}</p>`}
       ${status === "waiting" && live.question.value
         ? html`<${Question} key=${live.question.value.question} question=${live.question.value} conversation=${conversation} />`
-        : html`<span class="dots" aria-hidden="true"><i /><i /><i /></span>`}
+        : html`<span class="dots ${last && ANSWER.has(last.type) ? "still" : ""}" aria-hidden="true"><i /><i /><i /></span>`}
     </article>`;
 }
 

@@ -2,6 +2,7 @@
 //
 // Heights are measured as items appear, and guessed until then. What changes above the view moves nothing in it, and a view that is at
 // the end stays there while the list grows.
+import { Component } from "preact";
 import { useEffect, useLayoutEffect, useReducer, useRef } from "preact/hooks";
 import { html, IconButton } from "./ui.js";
 import { t } from "./words.js";
@@ -9,14 +10,23 @@ import { t } from "./words.js";
 const BEYOND = 1000; // pixels above and below the view
 const NEAR = 60; // pixels from the end that count as the end
 
-function Row({ id, observer, children }) {
-  const ref = useRef();
-  useLayoutEffect(() => {
-    const element = ref.current;
-    observer.observe(element);
-    return () => observer.unobserve(element);
-  }, []);
-  return html`<div class="row-of-list" ref=${ref} data-key=${id}>${children}</div>`;
+/** An item, which is drawn anew by itself and not because the list is. */
+class Row extends Component {
+  shouldComponentUpdate(next) {
+    return next.item !== this.props.item;
+  }
+
+  componentDidMount() {
+    this.props.observer.observe(this.element);
+  }
+
+  componentWillUnmount() {
+    this.props.observer.unobserve(this.element);
+  }
+
+  render({ item, draw }) {
+    return html`<div class="row-of-list" ref=${(element) => (this.element = element ?? this.element)} data-key=${item.id}>${draw(item)}</div>`;
+  }
 }
 
 class Geometry {
@@ -160,7 +170,7 @@ export function Windowed({ items, draw, guess, label, target, head }) {
     <div class="list" ref=${root} onScroll=${onScroll} tabindex="0" role="log" aria-live="off" aria-label=${label}>
       ${head}
       <div ref=${box} class="list-box">
-        ${items.slice(now.start, now.end).map((item) => html`<${Row} key=${item.id} id=${item.id} observer=${observer.current}>${draw(item)}<//>`)}
+        ${items.slice(now.start, now.end).map((item) => html`<${Row} key=${item.id} item=${item} draw=${draw} observer=${observer.current} />`)}
       </div>
     </div>
     ${!now.pinned && html`<${IconButton} class="jump" icon="downward" label=${t("jump")} onClick=${() => ((now.pinned = true), toEnd(), onScroll(), redraw())} />`}`;
