@@ -115,8 +115,8 @@ function Agents() {
         rows=${list.map((each) => [
           html`<strong>${each.id ? nameOf(each.id) : "—"}</strong>${each.kind === "preset" ? html` <em>${t("preset")}</em>` : ""}`,
           html`<code>${each.source ?? each.agent?.id}</code>`,
-          (each.description ?? "").split("\n\n")[0],
-          each.error ? html`<span class="error">${t("errorsOf")}: ${each.error}</span>` : t("modelsReady"),
+          html`<span class="prose">${(each.description ?? "").split("\n\n")[0]}</span>`,
+          each.error ? html`<span class="error prose">${t("errorsOf")}: ${each.error}</span>` : t("modelsReady"),
         ])} />
     <//>`;
 }
