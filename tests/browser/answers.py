@@ -112,6 +112,13 @@ def test_a_file_goes_along_with_a_message(visit: Visit, person: Person, tmp_path
     assert [each["filename"] for each in person.call("GET", "/v1/files")["data"]] == ["times.md"]
 
 
+def test_a_conversation_shows_what_it_used(visit: Visit, person: Person) -> None:
+    page = visit.log_in(person)
+    visit.begin("simple_openai_agent", "say Good morning")
+    visit.until_answered("Good morning")
+    expect(page.locator(".usage")).to_contain_text(re.compile(r"^5 tokens · 0\.0000"))
+
+
 def test_a_failed_answer_says_so_and_can_be_tried_again(visit: Visit, person: Person) -> None:
     page = visit.log_in(person)
     visit.begin("scripted_agent", "fail: oh")

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.test_clients import run
+from tests.e2e.test_clients import run, upstream
 from tests.e2e.test_serve import ROOT, Serve, serving
 from tests.environments import environment
 
+__all__ = ["upstream"]  # a fixture of the clients' tests
 pytestmark = [pytest.mark.e2e, pytest.mark.clients]
 BROWSER = ROOT / "tests" / "browser"
 AXE = ROOT / "web" / "node_modules" / "axe-core" / "axe.min.js"
@@ -46,13 +47,20 @@ def page() -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, page: Path) -> Iterator[Serve]:
+def server(tmp_path_factory: pytest.TempPathFactory, page: Path, upstream: str) -> Iterator[Serve]:
     folder = tmp_path_factory.mktemp("server")
+    models = folder / "models.toml"
+    price = "price = { prompt = 0.15, completion = 0.60 }"
+    models.write_text("".join(f"[models.{alias}]\n{price}\n{endpoint(upstream)}\n" for alias in ("default", "big")))
     agents = folder / "agents"
     shutil.copytree(ROOT / "agents", agents, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(BROWSER / "agents" / "guide.py", agents)
-    with serving(folder, folder / "data", AGENTS_DIR=str(agents)) as serve:
+    with serving(folder, folder / "data", AGENTS_DIR=str(agents), MODELS_FILE=str(models)) as serve:
         yield serve.ready()
+
+
+def endpoint(upstream: str) -> str:
+    return f'endpoints = [{{ base_url = "{upstream}", model = "fake" }}]'
 
 
 @pytest.mark.parametrize("name", ["walk", "answers", "everybody", "administrators"])

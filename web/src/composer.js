@@ -10,7 +10,7 @@ const IS_TEXT = /^text\/|json|xml|yaml|toml|csv|javascript|typescript|x-sh|x-pyt
 const TEXT_NAME = /\.(txt|md|csv|tsv|json|jsonl|ya?ml|toml|ini|xml|html?|css|m?js|ts|tsx|py|rb|rs|go|java|kt|c|h|cpp|cs|php|sh|sql|log|tex|r|swift)$/i;
 
 /** `onSend(content, extra)` gives whether it was taken; what was written stays until then. `draft` is the name it is kept under. */
-export function Composer({ onSend, onStop, busy, mayQueue, draft, autofocus, head }) {
+export function Composer({ onSend, onStop, busy, mayQueue, draft, autofocus }) {
   const key = `draft:${draft}`;
   const [text, setText] = useState(sessionStorage.getItem(key) ?? "");
   const [files, setFiles] = useState([]);
@@ -86,7 +86,6 @@ export function Composer({ onSend, onStop, busy, mayQueue, draft, autofocus, hea
   const canSend = (text.trim() || files.length) && !waits && !sending;
   return html`
     <div class="composer ${over ? "over" : ""}" onDragOver=${(event) => (event.preventDefault(), setOver(true))} onDragLeave=${() => setOver(false)} onDrop=${dropped}>
-      ${head}
       <div class="composer-box">
         ${files.length > 0 && html`
           <ul class="files">

@@ -19,6 +19,13 @@ export function resolved(schema, root) {
   return found;
 }
 
+/** What an item of a list may be: of several forms the one with fields, which says the most. */
+function itemOf(field, root) {
+  const items = resolved(field.items, root);
+  const forms = (items.anyOf ?? items.oneOf ?? []).map((each) => resolved(each, root));
+  return forms.find((each) => each.properties) ?? items;
+}
+
 const shown = (value) => (typeof value === "string" ? value : JSON.stringify(value));
 
 /** `value` is the object, `onChange` gets the next one; `wrong` is the name of a field that was refused, and why. */
@@ -81,12 +88,29 @@ export function SchemaField({ name, field, root, value, onChange, required, wron
     return html`<${Field} label=${label(name, field)} help=${[help, t("lines")].filter(Boolean).join(" · ")} error=${wrong}>
       <textarea rows="3" value=${(value ?? []).join("\n")} onInput=${items} /><//>`;
   }
+  const item = type === "array" ? itemOf(field, root) : {};
+  if (item.properties && (value ?? preset ?? []).every((each) => each && typeof each === "object")) {
+    return html`<${ListField} label=${label(name, field)} help=${help} item=${item} root=${root} value=${value ?? preset ?? []} most=${field.maxItems} onChange=${onChange} />`;
+  }
   if (type === "object" && field.properties) {
     return html`
       <fieldset><legend>${label(name, field)}</legend>${help && html`<small>${help}</small>`}
         <${SchemaForm} schema=${field} root=${root} value=${value ?? {}} onChange=${onChange} /></fieldset>`;
   }
   return html`<${JsonField} label=${label(name, field)} help=${help} value=${value} onChange=${onChange} wrong=${wrong} />`;
+}
+
+/** A list of things with fields. */
+function ListField({ label, help, item, root, value, most, onChange }) {
+  const set = (at, next) => onChange(value.map((each, index) => (index === at ? next : each)));
+  return html`
+    <fieldset><legend>${label}</legend>${help && html`<small>${help}</small>`}
+      ${value.map((each, at) => html`
+        <fieldset key=${at}><legend class="hidden">${label} ${at + 1}</legend>
+          <${SchemaForm} schema=${item} root=${root} value=${each} onChange=${(next) => set(at, next)} />
+          <button type="button" class="quiet small start" onClick=${() => onChange(value.filter((_, index) => index !== at))}>${t("remove")} ${at + 1}</button></fieldset>`)}
+      ${!(value.length >= most) && html`<button type="button" class="start" onClick=${() => onChange([...value, {}])}>${t("add")}</button>`}
+    </fieldset>`;
 }
 
 /** Anything else is written as JSON. */

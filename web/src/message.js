@@ -73,6 +73,7 @@ function plain(content) {
 
 /** What stands beside an answer: thoughts, calls of tools, questions and whatever an agent has of its own. */
 function Aside({ type, content, open, children }) {
+  if (type === "speaker") return null; // who says what follows, which stands above it
   if (type === "question" || type === "answer") {
     return html`<div class="exchange ${type}"><span class="label">${t(type === "question" ? "question" : "answered")}</span>${children ?? (type === "answer" ? plain(content) : content)}</div>`;
   }
@@ -86,9 +87,9 @@ function Aside({ type, content, open, children }) {
     </details>`;
 }
 
-function Author({ message, agentId }) {
+function Author({ message, agentId, speaker }) {
   const isPerson = message?.role === "user";
-  const name = isPerson ? t("you") : message?.name || nameOf(agentId ?? message?.agent_id);
+  const name = isPerson ? t("you") : speaker || message?.name || nameOf(agentId ?? message?.agent_id);
   return html`<h3 class="author"><span class="face" aria-hidden="true">${[...(name || "?")][0].toUpperCase()}</span>${name}
     ${message?.created_at && html`<time datetime=${message.created_at}>${moment(message.created_at)}</time>`}</h3>`;
 }
@@ -189,8 +190,10 @@ export function LiveMessage({ live, conversation }) {
   const last = live.parts.at(-1);
   return html`
     <article class="message of-agent live" aria-label=${t("answerOf", { name: nameOf(agentId) })} aria-busy="true">
-      <${Author} agentId=${agentId} />
-      ${live.parts.filter((part) => !(status === "waiting" && part === last && part.type === "question")).map((part, at) => ANSWER.has(part.type)
+      ${live.parts[0]?.type !== "speaker" && html`<${Author} agentId=${agentId} />`}
+      ${live.parts.filter((part) => !(status === "waiting" && part === last && part.type === "question")).map((part, at) => part.type === "speaker"
+        ? html`<${Author} key=${at} speaker=${part.text} />`
+        : ANSWER.has(part.type)
         ? html`<${Streamed} key=${at} live=${live} part=${part} markdown />`
         : part.type.startsWith("tool") && part !== last
           ? html`<${Aside} key=${at} type=${part.type} content=${part.text} />`

@@ -29,7 +29,7 @@ export default function Trace({ runId }) {
   }, []);
   if (wrong) return html`<p class="error" role="alert">${wrong}</p>`;
   if (!steps) return html`<${Loading} />`;
-  if (other) return html`<button type="button" class="quiet" onClick=${() => setOther(null)}><${Icon} name="left" size=${15} />${t("back")}</button><${Difference} runId=${runId} other=${other} />`;
+  if (other) return html`<button type="button" class="quiet start" onClick=${() => setOther(null)}><${Icon} name="left" size=${15} />${t("back")}</button><${Difference} runId=${runId} other=${other} />`;
   if (!steps.length) return html`<${Empty}>${t("noTrace")}<//>`;
   const step = steps.find((each) => each.seq === chosen);
   return html`

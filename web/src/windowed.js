@@ -71,7 +71,7 @@ class Geometry {
 }
 
 /** `items` have an `id`; `draw(item)` gives what is shown, `guess(item)` its height in pixels until it is known. */
-export function Windowed({ items, draw, guess, label, target, head }) {
+export function Windowed({ items, draw, guess, label, target }) {
   const root = useRef();
   const box = useRef();
   const geometry = useRef(null);
@@ -79,7 +79,7 @@ export function Windowed({ items, draw, guess, label, target, head }) {
   const now = geometry.current;
   const [, redraw] = useReducer((count) => count + 1, 0);
   const observer = useRef(null);
-  const headHeight = () => box.current?.offsetTop ?? 0;
+  const headHeight = () => box.current?.offsetTop ?? 0; // the room above the first item
   observer.current ??= new ResizeObserver((entries) => {
     let moved = 0;
     const top = now.top - headHeight();
@@ -168,7 +168,6 @@ export function Windowed({ items, draw, guess, label, target, head }) {
 
   return html`
     <div class="list" ref=${root} onScroll=${onScroll} tabindex="0" role="log" aria-live="off" aria-label=${label}>
-      ${head}
       <div ref=${box} class="list-box">
         ${items.slice(now.start, now.end).map((item) => html`<${Row} key=${item.id} item=${item} draw=${draw} observer=${observer.current} />`)}
       </div>

@@ -2,7 +2,7 @@
 import { signal } from "@preact/signals";
 
 const en = {
-  active: "Active", after: "Done again", back: "Back", before: "Before", input: "Input", output: "Output", otherModel: "With another model", otherPrompt: "With another last message", rerun: "Do it again", sameSteps: "{n} steps are the same.", cached: "from the cache", addMember: "Add member", admin: "Administration", advanced: "More settings", agent: "Agent", agents: "Agents",
+  active: "Active", add: "Add", after: "Done again", back: "Back", before: "Before", input: "Input", output: "Output", otherModel: "With another model", otherPrompt: "With another last message", rerun: "Do it again", sameSteps: "{n} steps are the same.", cached: "from the cache", addMember: "Add member", admin: "Administration", advanced: "More settings", agent: "Agent", agents: "Agents",
   allAgents: "every agent", answered: "Your answer", answering: "Answering…", answerReady: "Answer", apiKey: "API key", apiKeys: "API keys", archive: "Archive", archivedNow: "Archived.",
   ask: "Write a message", askHint: "Enter sends, Shift+Enter begins a new line", attach: "Attach a file", auto: "As the system",
   branchOf: "Version {at} of {of}", budgets: "Budgets", busy: "While an answer is on its way", busy_interrupt: "a new message takes its place", busy_queue: "a new message waits", busy_reject: "a new message is refused",
@@ -19,7 +19,7 @@ const en = {
 };
 
 const zh = {
-  active: "正常", after: "重做", back: "返回", before: "原来", input: "输入", output: "输出", otherModel: "换一个模型", otherPrompt: "换最后一条消息", rerun: "重做", sameSteps: "{n} 个步骤相同。", cached: "来自缓存", addMember: "添加成员", admin: "管理", advanced: "更多设置", agent: "智能体", agents: "智能体",
+  active: "正常", add: "添加", after: "重做", back: "返回", before: "原来", input: "输入", output: "输出", otherModel: "换一个模型", otherPrompt: "换最后一条消息", rerun: "重做", sameSteps: "{n} 个步骤相同。", cached: "来自缓存", addMember: "添加成员", admin: "管理", advanced: "更多设置", agent: "智能体", agents: "智能体",
   allAgents: "全部智能体", answered: "你的回答", answering: "正在回答…", answerReady: "回答", apiKey: "API 密钥", apiKeys: "API 密钥", archive: "归档", archivedNow: "已归档。",
   ask: "输入消息", askHint: "回车发送，Shift+回车换行", attach: "添加文件", auto: "跟随系统",
   branchOf: "第 {at} 版，共 {of} 版", budgets: "预算", busy: "回答进行中时", busy_interrupt: "新消息取而代之", busy_queue: "新消息排队", busy_reject: "拒绝新消息",
