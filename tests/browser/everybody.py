@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from conftest import DESKTOP, PASSWORD, PHONE, SECONDS, URL, Person, Visit
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 AXE = Path(os.environ["AXE"]).read_text()
 
@@ -136,6 +136,44 @@ def test_the_login_outlives_its_token_and_ends_for_good(visit: Visit, person: Pe
     page.get_by_role("menuitem", name="Log out").click()
     expect(page.locator("form.card")).to_be_visible()
     assert not [each for each in visit.context.cookies() if each["value"] == token]
+
+
+def test_a_login_that_is_over_is_renewed_without_a_word(visit: Visit, person: Person) -> None:
+    page = visit.log_in(person)
+    before = {each["name"]: each["value"] for each in visit.context.cookies()}
+    refused = []
+
+    def once(route: Route) -> None:
+        refused.append(route.request.url)
+        route.fulfill(status=401, json={"code": "not_authenticated", "detail": "over"})
+
+    page.route("**/api/v1/sessions?*", once, times=1)
+    page.reload()
+    expect(page.get_by_text("No conversations yet")).to_be_visible()
+    after = {each["name"]: each["value"] for each in visit.context.cookies()}
+    assert refused
+    assert after["chattable"] != before["chattable"]
+    assert after["chattable_mark"] != before["chattable_mark"]
+
+
+def test_an_answer_goes_on_after_the_connection_was_lost(visit: Visit, person: Person) -> None:
+    page = visit.log_in(person)
+    visit.begin("guide", "count 60")
+    expect(visit.live).to_contain_text("w5")
+    broken = []
+
+    def cut(route: Route) -> None:
+        broken.append(route.request.headers.get("last-event-id"))
+        route.abort()
+
+    page.route("**/events", cut)
+    page.goto("about:blank")
+    page.go_back()
+    expect(visit.live).to_contain_text("The connection was lost")
+    page.unroute("**/events")
+    visit.until_answered(" ".join(f"w{at}" for at in range(60)))
+    assert broken
+    visit.complaints.clear()  # the browser's own lines about what was cut
 
 
 def test_a_key_is_enough_to_log_in(visit: Visit, person: Person) -> None:
