@@ -96,6 +96,27 @@ def test_a_wrong_parameter_is_told_at_its_field(visit: Visit, person: Person) ->
     visit.complaints.clear()  # the browser's own line about the status 400
 
 
+@pytest.mark.parametrize(
+    ("busy", "last"), [("a new message waits", "w59"), ("a new message takes its place", "Stopped")]
+)
+def test_a_message_beside_an_answer_waits_or_takes_its_place(
+    visit: Visit, person: Person, busy: str, last: str
+) -> None:
+    page = visit.log_in(person)
+    visit.begin("guide", "hello")
+    visit.until_answered("warm: hello")
+    page.get_by_title("Settings of this conversation").click()
+    page.get_by_text("More settings").click()
+    page.get_by_label("While an answer is on its way").select_option(label=busy)
+    page.get_by_role("button", name="Save", exact=True).click()
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    visit.say("count 60")
+    expect(visit.live).to_contain_text("w3")
+    visit.say("second")
+    visit.until_answered("warm: second")
+    expect(visit.answers.nth(1)).to_contain_text(last)
+
+
 def test_a_file_goes_along_with_a_message(visit: Visit, person: Person, tmp_path: Path) -> None:
     page = visit.log_in(person)
     page.locator(".agent-card", has_text="fake_echo_agent").click()

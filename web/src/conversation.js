@@ -1,7 +1,7 @@
 // One conversation: its messages as a tree, the branch that is shown, and the answer that is on its way.
 import { batch, computed, signal } from "@preact/signals";
 import { all, events, fetched, get, patch, post, query } from "./api.js";
-import { announced, attempt, complain, listed } from "./store.js";
+import { announced, attempt, complain, listed, note } from "./store.js";
 import { t, told } from "./words.js";
 
 const FINAL = new Set(["completed", "partial", "failed", "cancelled"]);
@@ -75,7 +75,8 @@ export class Conversation {
     });
     this.branch = computed(() => {
       const messages = this.messages.value;
-      const from = this.live.value?.messageId ?? this.leaf.value;
+      const answered = this.live.value?.messageId; // not there yet while it waits for its turn
+      const from = messages.has(answered) ? answered : this.leaf.value;
       const found = [];
       for (let at = messages.get(from); at; at = messages.get(at.parent_id)) found.push(at);
       return found.reverse();
@@ -216,6 +217,7 @@ export class Conversation {
         const answer = await fetched(path, { method: "POST", json: body, headers, signal: stopped.signal });
         await events(answer).next();
         stopped.abort();
+        if (this.session.value.session_params.busy === "queue") note(t("queued"));
         return true;
       }),
     );
@@ -233,10 +235,12 @@ export class Conversation {
     }
   }
 
-  /** Is there a run after all? */
-  async look() {
+  /** Is there a run after all, or has there been one since that of this id? */
+  async look(since) {
     const runs = await get(query(`api/v1/sessions/${this.id}/runs`, { limit: 5, order: "desc" }));
-    if (runs.data.some((run) => !FINAL.has(run.status))) this.resume(runs.data);
+    const isOpen = runs.data.some((run) => !FINAL.has(run.status));
+    if (isOpen || (since && runs.data[0] && runs.data[0].id !== since)) await this.refresh();
+    if (isOpen) this.resume(runs.data);
   }
 
   // Hearing the answer
@@ -271,8 +275,12 @@ export class Conversation {
 
   /** True when nothing more is to come. */
   async take_event(live, { event, id, data }) {
-    if (event === "run" && ["lost", "queued"].includes(live.status.value)) live.status.value = "running";
+    if (event === "run" && live.status.value === "lost") live.status.value = "running";
     if (event === "chunk") {
+      if (live.status.value === "queued") {
+        live.status.value = "running";
+        attempt(() => this.refresh()); // its turn has come, and its message its place
+      }
       live.position = id;
       live.add(data);
     } else if (event === "snapshot") {
@@ -298,7 +306,7 @@ export class Conversation {
     if (end) announced.value = failure ? told({ code: failure.code, message: failure.message }) : `${t("answerReady")}: ${live.text.slice(0, SPOKEN)}`;
     await attempt(() => this.patiently(() => this.refresh()));
     if (this.live.value === live) this.live.value = null;
-    await attempt(() => this.look());
+    await attempt(() => this.look(live.runId));
   }
 
   async answer(value) {
