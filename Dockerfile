@@ -3,6 +3,13 @@ COPY requirements-full.lock /
 RUN python -m venv /venv \
     && /venv/bin/pip install --quiet --no-cache-dir --disable-pip-version-check --require-hashes -r /requirements-full.lock
 
+FROM node:22-bookworm-slim AS web
+WORKDIR /web
+COPY web/package.json web/package-lock.json ./
+RUN npm ci --ignore-scripts --no-fund --no-audit
+COPY web .
+RUN npm run --silent build
+
 FROM python:3.11-slim-bookworm
 RUN useradd --system --uid 10001 --home-dir /data --shell /usr/sbin/nologin chattable \
     && install -d -o chattable -g chattable -m 0700 /data /data/objects
@@ -13,6 +20,7 @@ COPY deploy/entrypoint deploy/entrypoint
 COPY migrations migrations
 COPY app app
 COPY agents agents
+COPY --from=web /web/dist web/dist
 ENV PATH=/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 HOST=0.0.0.0 PORT=8080 DATA_DIR=/data
 USER chattable
 VOLUME /data

@@ -36,6 +36,7 @@ from app.api import budgets as budgets_api
 from app.api import cache as cache_api
 from app.api import (
     conversations,
+    cookies,
     copies,
     docs,
     errands,
@@ -47,6 +48,7 @@ from app.api import (
     oidc,
     openai,
     openapi,
+    page,
     presets,
     problems,
     responses,
@@ -136,9 +138,11 @@ def create_app(settings: Settings, metrics: Metrics | None = None) -> FastAPI:
     )
     app.state.oidc = _identity_provider(settings)
     app.state.document = docs.Document(app)
+    app.state.page = page.Page()
     app.state.mcp = mcp.Door(*_names(settings))
     problems.install(app)
     for router in (
+        page.router,
         docs.router,
         health.router,
         metrics_api.router,
@@ -146,6 +150,7 @@ def create_app(settings: Settings, metrics: Metrics | None = None) -> FastAPI:
         accounts_api.router,
         oidc.router,
         benches_api.router,
+        cookies.router,
         budgets_api.router,
         cache_api.router,
         copies.router,

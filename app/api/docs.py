@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from fastapi import APIRouter, FastAPI, Request
-from starlette.responses import FileResponse, RedirectResponse, Response
+from starlette.responses import FileResponse, Response
 
 router = APIRouter(include_in_schema=False)
 
@@ -70,12 +70,6 @@ class Document:
 
     def _make(self) -> bytes:
         return json.dumps(self._app.openapi(), ensure_ascii=False, separators=(",", ":")).encode()
-
-
-@router.get("/")
-async def front() -> Response:
-    """There is no page but that of the API."""
-    return RedirectResponse("docs")
 
 
 @router.get("/openapi.json")

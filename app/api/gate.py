@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from app import logs, metrics
-from app.api import problems
+from app.api import cookies, problems
 from app.domain import Principal, Scope
 from app.errors import InvalidInput, NotAllowed, NotAuthenticated, TooLarge
 from app.metrics import Metrics
@@ -46,6 +46,8 @@ PUBLIC = frozenset(
         "/api/v1/auth/refresh",
         "/api/v1/auth/oidc",
         "/api/v1/auth/oidc/callback",
+        "/api/v1/auth/page",
+        "/api/v1/auth/page/refresh",
         "/docs",
         "/docs/start.js",
         "/docs/swagger-ui-bundle.js",
@@ -53,6 +55,8 @@ PUBLIC = frozenset(
         "/openapi.json",
     }
 )
+ASSETS = "/assets/"
+"""Where the files of the web page are, which are public too."""
 NOSNIFF = (b"x-content-type-options", b"nosniff")
 """No answer is what its type does not say."""
 NO_STORE = (b"cache-control", b"no-store")
@@ -176,7 +180,7 @@ class Gate:
             counted.observe(metrics.FIRST_BYTE, first, scope["method"] if route != "none" else "any", route)
 
     def _allowance(self, scope: Any) -> Allowance:
-        if scope["path"] in PUBLIC:
+        if is_public(scope["path"]):
             return PUBLIC_BODY
         return self._uploads.get(scope["path"], BODY) if scope["method"] == "POST" else BODY
 
@@ -186,7 +190,7 @@ class Gate:
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length[:20]) > allowance.room:
             raise allowance.refusal()
-        if scope["path"] in PUBLIC:
+        if is_public(scope["path"]):
             return None
         principal = await self._principal(scope, headers, recent, takes_forms=allowance.is_paced)
         scope.setdefault("state", {})["principal"] = principal
@@ -194,10 +198,10 @@ class Gate:
 
     async def _principal(self, scope: Any, headers: Headers, recent: bool, *, takes_forms: bool) -> Principal | None:
         kind, _, secret = headers.get("authorization", "").partition(" ")
-        secret = secret.strip()
+        secret = secret.strip() if kind.lower() == "bearer" else ""
         if self._metrics_key and scope["path"] == "/metrics" and _same(self._metrics_key, secret):
             return None
-        if secret and kind.lower() == "bearer":
+        if secret := secret or cookies.secret_of(headers):
             prove = logins.recognise if recent else logins.authenticate
             return await prove(self._platform(), secret)
         if not self._open:
@@ -207,13 +211,18 @@ class Gate:
         return Principal(user, _CALLER_SCOPES, acts_for_all=True)
 
 
+def is_public(path: str) -> bool:
+    """Whether strangers may ask for it."""
+    return path in PUBLIC or path.startswith(ASSETS)
+
+
 def _same(key: str, given: str) -> bool:
     return compare_digest(key.encode(), given.encode(errors="replace"))
 
 
 def _headers_of_all(scope: Any, request_id: str) -> list[tuple[bytes, bytes]]:
     headers = [(b"x-request-id", request_id.encode()), NOSNIFF]
-    is_open = scope["path"] in PUBLIC and scope["method"] == "GET" and "/auth/" not in scope["path"]
+    is_open = is_public(scope["path"]) and scope["method"] == "GET" and "/auth/" not in scope["path"]
     return headers if is_open else [*headers, NO_STORE]
 
 

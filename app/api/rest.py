@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Query
 from starlette.responses import Response
@@ -29,6 +29,7 @@ from app.usecases import messages, runs, sessions
 
 router = APIRouter(prefix="/api/v1", route_class=StrictRoute)
 EVENTS: dict[int | str, dict[str, Any]] = {200: {"content": wire.EVENT_STREAM}}
+Order = Literal["asc", "desc"]
 SENT = {**EVENTS, 202: {"model": AcceptedOut}}
 
 
@@ -99,16 +100,22 @@ async def send_message(here: Here, caller: Chat, session_id: Id, body: SendIn, i
 
 @router.get("/sessions/{session_id}/messages", tags=["messages"])
 async def list_messages(
-    here: Here, caller: Chat, session_id: Id, limit: Limit = 50, after: After = None
+    here: Here, caller: Chat, session_id: Id, limit: Limit = 50, after: After = None, order: Order = "asc"
 ) -> ListOf[MessageOut]:
-    """A session's messages, every branch, oldest first."""
-    return page(MessageOut.model_validate, await messages.list_page(here, caller, session_id, after=after, limit=limit))
+    """A session's messages, every branch, oldest first unless `order` says otherwise."""
+    newest_first = order == "desc"
+    found = await messages.list_page(here, caller, session_id, after=after, limit=limit, newest_first=newest_first)
+    return page(MessageOut.model_validate, found)
 
 
 @router.get("/sessions/{session_id}/runs", tags=["runs"])
-async def list_runs(here: Here, caller: Chat, session_id: Id, limit: Limit = 20, after: After = None) -> ListOf[RunOut]:
-    """A session's runs, oldest first."""
-    return page(RunOut.model_validate, await runs.list_page(here, caller, session_id, after=after, limit=limit))
+async def list_runs(
+    here: Here, caller: Chat, session_id: Id, limit: Limit = 20, after: After = None, order: Order = "asc"
+) -> ListOf[RunOut]:
+    """A session's runs, oldest first unless `order` says otherwise."""
+    newest_first = order == "desc"
+    found = await runs.list_page(here, caller, session_id, after=after, limit=limit, newest_first=newest_first)
+    return page(RunOut.model_validate, found)
 
 
 @router.get("/messages", tags=["messages"])

@@ -119,13 +119,16 @@ def _keeps_state(columns: Any, agent_id: str) -> ColumnElement[bool]:
     return and_(columns.state.is_not(None), keeps)
 
 
-async def list_page(db: AsyncConnection, session_id: UUID, *, after: UUID | None, limit: int) -> Page[Message]:
-    """All messages of a session, every branch, oldest first; a page is bounded as `PAGE_BYTES` says."""
+async def list_page(
+    db: AsyncConnection, session_id: UUID, *, after: UUID | None, limit: int, newest_first: bool = False
+) -> Page[Message]:
+    """All messages of a session, every branch, oldest first unless the newest are to be; a page is bounded as `PAGE_BYTES` says."""
     chosen = messages.c.session_id == session_id
     if after:
         place = select(messages.c.seq).where(messages.c.id == after, messages.c.session_id == session_id)
-        chosen = and_(chosen, messages.c.seq > place.scalar_subquery())
-    return await _page(db, chosen, messages.c.seq.asc(), limit)
+        seq = place.scalar_subquery()
+        chosen = and_(chosen, messages.c.seq < seq if newest_first else messages.c.seq > seq)
+    return await _page(db, chosen, messages.c.seq.desc() if newest_first else messages.c.seq.asc(), limit)
 
 
 async def branch_page(

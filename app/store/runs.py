@@ -110,12 +110,15 @@ async def forget_response(db: AsyncConnection, id: UUID, session_id: UUID) -> bo
     return bool((await db.execute(query)).scalar())
 
 
-async def list_page(db: AsyncConnection, session_id: UUID, *, after: UUID | None, limit: int) -> Page[Run]:
-    """A session's runs, oldest first."""
-    query = (
-        select(runs).where(runs.c.session_id == session_id, runs.c.kind == "chat").order_by(runs.c.id).limit(limit + 1)
-    )
-    rows = (await db.execute(query.where(runs.c.id > after) if after else query)).all()
+async def list_page(
+    db: AsyncConnection, session_id: UUID, *, after: UUID | None, limit: int, newest_first: bool = False
+) -> Page[Run]:
+    """A session's runs, oldest first unless the newest are to be."""
+    order = runs.c.id.desc() if newest_first else runs.c.id.asc()
+    query = select(runs).where(runs.c.session_id == session_id, runs.c.kind == "chat").order_by(order).limit(limit + 1)
+    if after:
+        query = query.where(runs.c.id < after if newest_first else runs.c.id > after)
+    rows = (await db.execute(query)).all()
     return Page([run_of(row) for row in rows[:limit]], len(rows) > limit)
 
 

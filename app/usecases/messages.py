@@ -95,13 +95,19 @@ async def begin(platform: Platform, wanted: BeginRun, work: conduct.Work | None 
 
 
 async def list_page(
-    platform: Platform, principal: Principal, session_id: UUID, *, after: UUID | None, limit: int
+    platform: Platform,
+    principal: Principal,
+    session_id: UUID,
+    *,
+    after: UUID | None,
+    limit: int,
+    newest_first: bool = False,
 ) -> Page[Message]:
-    """A session's messages, every branch, oldest first."""
+    """A session's messages, every branch, oldest first unless the newest are to be."""
     async with platform.engine.connect() as db:
         if await sessions.get(db, session_id, owner=principal.owner) is None:
             raise NotFound("session", param="session_id")
-        return await messages.list_page(db, session_id, after=after, limit=limit)
+        return await messages.list_page(db, session_id, after=after, limit=limit, newest_first=newest_first)
 
 
 async def get(platform: Platform, principal: Principal, id: UUID) -> Message:

@@ -37,13 +37,19 @@ async def get(platform: Platform, principal: Principal, id: UUID) -> Run:
 
 
 async def list_page(
-    platform: Platform, principal: Principal, session_id: UUID, *, after: UUID | None, limit: int
+    platform: Platform,
+    principal: Principal,
+    session_id: UUID,
+    *,
+    after: UUID | None,
+    limit: int,
+    newest_first: bool = False,
 ) -> Page[Run]:
     """The runs of a session."""
     async with platform.engine.connect() as db:
         if await sessions.get(db, session_id, owner=principal.owner) is None:
             raise NotFound("session", param="session_id")
-        return await runs.list_page(db, session_id, after=after, limit=limit)
+        return await runs.list_page(db, session_id, after=after, limit=limit, newest_first=newest_first)
 
 
 @asynccontextmanager

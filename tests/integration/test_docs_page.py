@@ -47,11 +47,6 @@ async def test_scripts_and_styles_have_their_types(shared: House) -> None:
         assert answer.headers["x-content-type-options"] == "nosniff"
 
 
-async def test_the_front_leads_to_the_page(shared: House) -> None:
-    answer = await (await shared.client()).get("/", follow_redirects=False)
-    assert (answer.status_code, answer.headers["location"]) == (307, "docs")
-
-
 async def test_the_first_look_at_the_document_holds_nobody_up(shared: House) -> None:
     shared.app.openapi_schema = None
     client = await shared.client()

@@ -1,0 +1,115 @@
+// Where a message is written, with files if one likes.
+import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
+import { upload } from "./api.js";
+import { complain, note } from "./store.js";
+import { html, Icon, IconButton } from "./ui.js";
+import { t } from "./words.js";
+
+const TEXT_BYTES = 200_000; // the largest file whose text goes along
+const IS_TEXT = /^text\/|json|xml|yaml|toml|csv|javascript|typescript|x-sh|x-python/;
+const TEXT_NAME = /\.(txt|md|csv|tsv|json|jsonl|ya?ml|toml|ini|xml|html?|css|m?js|ts|tsx|py|rb|rs|go|java|kt|c|h|cpp|cs|php|sh|sql|log|tex|r|swift)$/i;
+
+/** `onSend(content, extra)` gives whether it was taken; what was written stays until then. `draft` is the name it is kept under. */
+export function Composer({ onSend, onStop, busy, mayQueue, draft, autofocus }) {
+  const key = `draft:${draft}`;
+  const [text, setText] = useState(sessionStorage.getItem(key) ?? "");
+  const [files, setFiles] = useState([]);
+  const [over, setOver] = useState(false);
+  const [sending, setSending] = useState(false);
+  const [waits, setWaits] = useState(false); // to be sent as soon as its files are there
+  const area = useRef();
+  const picker = useRef();
+  useEffect(() => {
+    if (autofocus && matchMedia("(pointer: fine)").matches) area.current.focus();
+  }, [draft]);
+  useLayoutEffect(() => {
+    const { current } = area;
+    current.style.height = "auto";
+    current.style.height = `${Math.min(current.scrollHeight, innerHeight * 0.4)}px`;
+    if (text) sessionStorage.setItem(key, text);
+    else sessionStorage.removeItem(key);
+  }, [text]);
+
+  const add = async (chosen) => {
+    for (const file of chosen) {
+      const local = { key: Math.random(), name: file.name, busy: true };
+      setFiles((now) => [...now, local]);
+      try {
+        const made = await upload(file);
+        const isText = (IS_TEXT.test(file.type) || TEXT_NAME.test(file.name)) && file.size <= TEXT_BYTES;
+        const content = isText ? await file.text() : null;
+        const done = { ...local, busy: false, id: made.id, bytes: made.bytes, content, withText: isText };
+        setFiles((now) => now.map((each) => (each.key === local.key ? done : each)));
+      } catch (error) {
+        setFiles((now) => now.filter((each) => each.key !== local.key));
+        note(t("uploadFailed", { name: file.name }), "error");
+        complain(error);
+      }
+    }
+  };
+  const send = async () => {
+    const said = text.trim();
+    if ((!said && !files.length) || sending || (busy && !mayQueue)) return;
+    if (files.some((file) => file.busy)) return setWaits(true);
+    setWaits(false);
+    setSending(true);
+    const typed = said || t("file");
+    const extra = files.length ? { typed: typed.length, files: files.map(({ id, name, bytes }) => ({ id, name, bytes })) } : undefined;
+    setText("");
+    setFiles([]);
+    const taken = await onSend(typed + files.map(attached).join(""), extra);
+    setSending(false);
+    if (!taken) {
+      setText(said);
+      setFiles(files);
+    }
+    area.current?.focus();
+  };
+  // Enter that chooses a word of an input method sends nothing (`isComposing`; Safari tells it by 229 alone).
+  const keys = (event) => {
+    if (event.key === "Enter" && !event.shiftKey && !event.isComposing && event.keyCode !== 229) {
+      event.preventDefault();
+      send();
+    }
+    if (event.key === "Escape" && busy) onStop();
+  };
+  const dropped = (event) => {
+    event.preventDefault();
+    setOver(false);
+    add(event.dataTransfer.files);
+  };
+  const pasted = (event) => event.clipboardData.files.length && (event.preventDefault(), add(event.clipboardData.files));
+
+  useEffect(() => {
+    if (waits && !files.some((file) => file.busy)) send();
+  }, [waits, files]);
+  const canSend = (text.trim() || files.length) && !waits && !sending;
+  return html`
+    <div class="composer ${over ? "over" : ""}" onDragOver=${(event) => (event.preventDefault(), setOver(true))} onDragLeave=${() => setOver(false)} onDrop=${dropped}>
+      <div class="composer-box">
+        ${files.length > 0 && html`
+          <ul class="files">
+            ${files.map((file) => html`
+              <li key=${file.key} class=${file.busy ? "busy" : ""}><${Icon} name="file" size=${14} />${file.busy ? t("uploading", { name: file.name }) : file.name}
+                ${file.content !== null && !file.busy && html`
+                  <label class="check small"><input type="checkbox" checked=${file.withText} onChange=${(event) => setFiles(files.map((each) => (each === file ? { ...each, withText: event.target.checked } : each)))} />${t("fileText")}</label>`}
+                <${IconButton} icon="close" size=${13} label="${t("remove")}: ${file.name}" onClick=${() => setFiles(files.filter((each) => each !== file))} /></li>`)}
+          </ul>`}
+        <div class="composer-row">
+          <input ref=${picker} type="file" multiple hidden onChange=${(event) => (add([...event.target.files]), (event.target.value = ""))} />
+          <${IconButton} icon="attach" label=${t("attach")} onClick=${() => picker.current.click()} />
+          <textarea ref=${area} rows="1" maxlength="1000000" value=${text} placeholder=${over ? t("drop") : t("ask")} aria-label=${t("ask")} aria-describedby="hint" enterkeyhint="send"
+            onInput=${(event) => setText(event.target.value)} onKeyDown=${keys} onPaste=${pasted} />
+          ${busy && html`<${IconButton} class="round" icon="stop" label=${t("stop")} onClick=${onStop} />`}
+          ${(!busy || mayQueue) && html`<${IconButton} class="round primary" icon="send" label=${t("send")} disabled=${!canSend} onClick=${send} />`}
+        </div>
+      </div>
+      <p class="hint" id="hint">${t("askHint")}</p>
+    </div>`;
+}
+
+/** How a file stands in the message: by its id, for agents that read files, and with its text for all others. */
+function attached({ id, name, content, withText }) {
+  const fence = content?.includes("```") ? "~~~~" : "```";
+  return `\n\n[${name}] ${id}${withText ? `\n${fence}\n${content}\n${fence}` : ""}`;
+}

@@ -1,0 +1,23 @@
+// A conversation as a file: all of it as JSON, or what is shown as Markdown.
+import { all, download, get } from "./api.js";
+import { nameOf, titleOf } from "./store.js";
+import { moment, t } from "./words.js";
+
+export async function exported(session, form) {
+  const whole = await get(`api/v1/sessions/${session.id}`);
+  const messages = await all(`api/v1/sessions/${session.id}/messages`, {}, 100_000);
+  const name = titleOf(session).replace(/[^\p{L}\p{N} ._-]/gu, "_").slice(0, 80);
+  if (form === "json") download(`${name}.json`, JSON.stringify({ session: whole, messages }, null, 2), "application/json");
+  else download(`${name}.md`, markdown(whole, messages), "text/markdown");
+}
+
+function markdown(session, messages) {
+  const byId = new Map(messages.map((message) => [message.id, message]));
+  const branch = [];
+  for (let at = byId.get(session.leaf_id); at; at = byId.get(at.parent_id)) branch.unshift(at);
+  const said = branch.map((message) => {
+    const who = message.role === "user" ? t("you") : message.name || nameOf(message.agent_id);
+    return `## ${who}\n\n*${moment(message.created_at)}*\n\n${message.content}\n`;
+  });
+  return [`# ${titleOf(session)}\n`, ...said].join("\n");
+}
