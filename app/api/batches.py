@@ -236,7 +236,7 @@ async def ask(platform: Platform, principal: Principal, endpoint: str, body: byt
     try:
         response = await ANSWERS[endpoint](platform, principal, strict_json(body) | {"stream": False}, headers)
     except ValidationError as error:
-        refusal = sentence(error.errors(include_url=False, include_input=False))
+        refusal = sentence(error)
         response = from_exception(refusal, endpoint)
     except Exception as error:  # whatever is wrong with one request is no matter of the others
         response = from_exception(error, endpoint)

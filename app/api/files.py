@@ -167,7 +167,7 @@ def _checked(model: type[T], given: dict[str, Any]) -> T:
     try:
         return model.model_validate(given)
     except ValidationError as error:
-        raise sentence(error.errors(include_url=False, include_input=False)) from None
+        raise sentence(error) from None
 
 
 @router.get("/files", response_model=FilesOut)

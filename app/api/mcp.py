@@ -24,7 +24,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from app.agent.loader import Listed
-from app.api.callers import Chat, Here, strict_json
+from app.api.callers import Chat, Here, typed_json
 from app.api.fields import Content, JsonObject
 from app.api.gate import LOOPBACK, MAX_BODY_BYTES
 from app.api.problems import known, sentence
@@ -208,7 +208,7 @@ def _arguments(given: Mapping[str, Any]) -> Arguments:
     try:
         return Arguments.model_validate(given)
     except ValidationError as error:
-        raise sentence(error.errors(include_url=False, include_input=False)) from None
+        raise sentence(error) from None
 
 
 def _result(answer: str, outcome: Outcome) -> CallToolResult:
@@ -252,7 +252,7 @@ ANSWERS: dict[int | str, Json] = {
         "description": "the result, or an error of JSON-RPC; as events when it takes time",
         "content": {
             "application/json": {"schema": {"type": "object"}, "example": {"jsonrpc": "2.0", "id": 1, "result": {}}},
-            "text/event-stream": {"schema": {"type": "string"}, "example": "event: message\ndata: {}\n\n"},
+            "text/event-stream": {"itemSchema": {"type": "object"}, "example": "event: message\ndata: {}\n\n"},
         },
     },
     202: {"description": "there was a notification only"},
@@ -266,16 +266,27 @@ async def serve_mcp(here: Here, caller: Chat, request: Request) -> Response:
     door: Door = request.app.state.mcp
     door.check(request.headers)
     body = await request.body()
-    asked = strict_json(body)
-    if not request.headers.get("content-type", "").lower().startswith("application/json"):
-        raise InvalidInput("Send the header Content-Type: application/json.", param="content-type")
+    asked = typed_json(request.headers, body)
     method = asked.get("method") if isinstance(asked, dict) else None
     if method == "notifications/cancelled":
         params = asked.get("params")
         request_id = params.get("requestId") if isinstance(params, dict) else None
         if name := _name_of(_session(request), request_id):
             here.tasks.start(questions.cancel(here, caller, name), name="mcp cancel")
-    return _Served(await door.manager(here.tasks), body, opens=method == "initialize")
+    manager = await door.manager(here.tasks)
+    if not _is_message(asked):
+        raise InvalidInput("The body is no request, notification or answer of JSON-RPC 2.0.")
+    return _Served(manager, body, opens=method == "initialize")
+
+
+def _is_message(asked: Any) -> bool:
+    from mcp_types import jsonrpc_message_adapter
+
+    try:
+        jsonrpc_message_adapter.validate_python(asked, by_name=False)
+    except ValidationError:  # which would be told with all that pydantic has to say
+        return False
+    return True
 
 
 class _Served(Response):

@@ -169,7 +169,7 @@ async def _done(verb: _Verb, here: Platform, caller: Principal, params: Json) ->
 
 def _told(error: Exception) -> AppError:
     if isinstance(error, ValidationError):
-        return sentence(error.errors(include_url=False, include_input=False))
+        return sentence(error)
     return known(error)
 
 

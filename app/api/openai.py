@@ -14,7 +14,7 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 
 from app.api import openai_errors, openai_wire
-from app.api.callers import Chat, Here, StrictRoute, need, strict_json
+from app.api.callers import Chat, Here, StrictRoute, need, typed_json
 from app.api.fields import Id, Key, checked_key, to_id
 from app.api.openai_answers import CHAT_STREAM, TEXT_STREAM, ChatCompletion, Embeddings, TextCompletion
 from app.api.openai_models import MAX_CHOICES, ChatBody, ChatIn, CompletionBody, EmbeddingsIn
@@ -88,12 +88,10 @@ async def complete_chat(
 async def complete_chat_directly(here: Platform, principal: Principal, headers: Headers, content: bytes) -> Response:
     """The same past FastAPI, whose work costs as much as all of the platform's."""
     need(Scope.CHAT, principal)
-    if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        raise InvalidInput("Send the header Content-Type: application/json.", param="content-type")
     try:
-        body = _CHAT.validate_python(strict_json(content))
+        body = _CHAT.validate_python(typed_json(headers, content))
     except ValidationError as error:
-        raise sentence(error.errors(include_url=False, include_input=False)) from None
+        raise sentence(error) from None
     given = headers.get("x-session-id")
     key = checked_key(headers.get("idempotency-key"))
     return await _complete_chat(here, principal, body, headers, key, to_id(given) if given is not None else None)

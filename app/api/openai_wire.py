@@ -177,27 +177,27 @@ def _joined(deltas: Iterable[dict[str, Any]], *, is_chat: bool) -> dict[str, Any
 async def _streamed(platform: Platform, begun: Sequence[LiveRun | Run], form: Form, frame: _Frame) -> Response:
     """The headers wait for the first thing said: a run that fails before it is an answer with its own status."""
     frames = _frames(platform, begun, form, frame)
-    first = await anext(frames)
-    if isinstance(first, Response):
-        await frames.aclose()
-        return first
-    return EventStream(_with(first, frames))
-
-
-async def _with(first: bytes, rest: AsyncGenerator[bytes | Response, None]) -> AsyncGenerator[bytes, None]:
     try:
-        yield first
-        async for piece in rest:
-            assert isinstance(piece, bytes)  # noqa: S101 - a response only comes first
-            yield piece
-    finally:
-        await rest.aclose()
+        return EventStream(frames, await anext(frames))
+    except _Failed as failed:
+        return openai_errors.response(failed.error, from_run=True)
+
+
+class _Failed(Exception):
+    """A run failed before it said anything."""
+
+    def __init__(self, error: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.error = error
 
 
 async def _frames(
     platform: Platform, begun: Sequence[LiveRun | Run], form: Form, frame: _Frame
-) -> AsyncGenerator[bytes | Response, None]:
-    """All frames. The choices come one after the other, though their runs go on at once: what is said early waits in its log."""
+) -> AsyncGenerator[bytes, None]:
+    """All frames; `_Failed` in the place of the first.
+
+    The choices come one after the other, though their runs go on at once: what is said early waits in its log.
+    """
     spent: list[Usage] = []
     said_something = False
     for index, each in enumerate(begun):
@@ -211,10 +211,9 @@ async def _frames(
                 said_something = True
             outcome = await said.ended()
         if error := failure(outcome):
-            if said_something:
-                yield b"data: %b\n\n" % _encoder.encode(openai_errors.body(error))
-            else:
-                yield openai_errors.response(error, from_run=True)
+            if not said_something:
+                raise _Failed(error)
+            yield b"data: %b\n\n" % _encoder.encode(openai_errors.body(error))
             return
         yield opening + frame.delta(index, {}, choice.finish(outcome))
         said_something = True
@@ -234,13 +233,18 @@ class _Frame:
         if form.is_chat:
             self.head["object"] = "chat.completion.chunk"
 
+        self._begin = b"data: %b," % _encoder.encode(self.head)[:-1]
+        self._end = b',"usage":null}\n\n' if form.include_usage else b"}\n\n"
+
     def event(self, value: Mapping[str, Any]) -> bytes:
         return b"data: %b\n\n" % _encoder.encode({**self.head, **value})
 
     def delta(self, index: int, delta: Mapping[str, Any], reason: str | None = None) -> bytes:
-        said = {"delta": delta} if self._form.is_chat else {"text": delta.get("content", "")}
-        value: dict[str, Any] = {"choices": [{"index": index, **said, "logprobs": None, "finish_reason": reason}]}
-        return self.event({**value, "usage": None} if self._form.include_usage else value)
+        """A frame, of which only the delta is encoded: there is one for every chunk."""
+        name, said = (b"delta", delta) if self._form.is_chat else (b"text", delta.get("content", ""))
+        choice = (index, name, _encoder.encode(said), _encoder.encode(reason))
+        middle = b'"choices":[{"index":%d,"%b":%b,"logprobs":null,"finish_reason":%b}]' % choice
+        return self._begin + middle + self._end
 
 
 def shown(begun: LiveRun | Run) -> int:

@@ -68,9 +68,9 @@ def _shaped(error: Mapping[str, Any], path: str, *, retry_after: float | None = 
     return form(error, retry_after=retry_after)
 
 
-def sentence(errors: Sequence[Any]) -> InvalidInput:
+def sentence(error: ValidationError | RequestValidationError) -> InvalidInput:
     """The first problem that pydantic found, as one sentence that names the field."""
-    first = errors[0]
+    first = error.errors()[0]
     place = [str(part)[:64] for part in first["loc"] if part not in ("body", "query", "path", "header", "form")]
     name = ".".join(place) or "body"
     text = (
@@ -90,7 +90,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def _invalid(request: Request, error: RequestValidationError) -> Response:
-        return from_exception(sentence(error.errors()), request.url.path)
+        return from_exception(sentence(error), request.url.path)
 
     @app.exception_handler(ValidationError)
     async def _broken(request: Request, error: ValidationError) -> Response:

@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from app import domain
 from app.api import wire
-from app.api.callers import Chat, Here, StrictRoute, need, strict_json
+from app.api.callers import Chat, Here, StrictRoute, need, typed_json
 from app.api.fields import Id, Key, UserRef, checked_key
 from app.api.models import (
     AcceptedOut,
@@ -32,7 +32,6 @@ from app.api.models import (
 from app.api.presets import PresetOut, listed
 from app.api.problems import sentence
 from app.domain import Principal, Scope
-from app.errors import InvalidInput
 from app.usecases import messages, runs, sessions
 from app.usecases.platform import Platform
 
@@ -227,13 +226,10 @@ async def send_message(here: Here, caller: Chat, body: SendMessageIn, idempotenc
 async def send_message_directly(here: Platform, principal: Principal, headers: Headers, body: bytes) -> Response:
     """`/SendMessage` past FastAPI: the same models, the same function, a third of a millisecond less."""
     need(Scope.CHAT, principal)
-    kind = headers.get("content-type", "")
-    if kind != "application/json" and kind.partition(";")[0].strip().lower() != "application/json":
-        raise InvalidInput("Send the header Content-Type: application/json.", param="content-type")
     try:
-        wanted = SendMessageIn.model_validate(strict_json(body))
+        wanted = SendMessageIn.model_validate(typed_json(headers, body))
     except ValidationError as error:
-        raise sentence(error.errors(include_url=False, include_input=False)) from None
+        raise sentence(error) from None
     return await send_message(here, principal, wanted, checked_key(headers.get("idempotency-key")))
 
 

@@ -130,10 +130,12 @@ async def followed(platform: Platform, run: Run, after: int) -> AsyncGenerator[b
 class EventStream(Response):
     """Sends events until they end or the client leaves; one that does not read is dropped after `WRITE_SECONDS`."""
 
-    def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
+    def __init__(self, events: AsyncGenerator[bytes, None], first: bytes = b"") -> None:
+        """`first` is what was taken of the events already."""
         super().__init__(media_type="text/event-stream", headers=SSE_HEADERS)
         del self.headers["content-length"]
         self._events = events
+        self._first = first
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve (ASGI)."""
@@ -144,10 +146,16 @@ class EventStream(Response):
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             async with aclosing(self._events), asyncio.timeout(None) as patience:
-                async for events in self._events:
+
+                async def put(events: bytes) -> None:
                     patience.reschedule(loop.time() + WRITE_SECONDS)
                     await send({"type": "http.response.body", "body": events, "more_body": True})
                     patience.reschedule(None)
+
+                if self._first:
+                    await put(self._first)
+                async for events in self._events:
+                    await put(events)
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         except TimeoutError:
             log.info("a reader was dropped, because it did not read")

@@ -113,7 +113,7 @@ class Door:
                 raise InvalidInput(f"messages: must be at most {MAX_MESSAGES}.", param="messages")
             body.messages = messages_of(body.messages)
         except ValidationError as error:
-            raise sentence(error.errors(include_url=False, include_input=False)) from None
+            raise sentence(error) from None
         except ValueError as error:
             raise InvalidInput(f"messages{error}." if str(error).startswith("[") else f"The body {error}.") from None
         for name in ("session_id", "user", "model"):

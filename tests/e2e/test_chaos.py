@@ -25,10 +25,12 @@ from tests.fakes.upstream import KEPT, Fault, usage
 pytestmark = pytest.mark.e2e
 CLIENTS = 20
 HARM_SECONDS = 32.0
+"""How long things go wrong at least: each kind comes once, however slow the machine is."""
+KINDS = 7
 PAUSE = 2.0
 """Seconds between two harms, about."""
 GRACE_SECONDS = 5.0
-SETTLE_SECONDS = 45.0
+SETTLE_SECONDS = 90.0
 """How long runs may take to end once all is well: a dead server's are noticed after 15 s, and 15 s after the database was away."""
 SEED = int(os.environ.get("TEST_SEED") or random.randrange(10**9))
 REFUSALS = {"409", "429", "502", "503"}
@@ -171,7 +173,7 @@ class Harm:
         deadline = monotonic() + seconds
         for kind in self.kinds():
             await asyncio.sleep(PAUSE * self.dice.uniform(0.5, 1.5))
-            if monotonic() > deadline:
+            if monotonic() > deadline and len(set(self.done)) == KINDS:
                 return
             self.done.append(getattr(kind, "__name__", ""))
             await kind()
@@ -355,4 +357,4 @@ async def test_the_books_balance_after_everything_died_again_and_again(tmp_path:
     books.everybody_has_only_his_own()
     assert {word for word in told if word.isdigit()} <= REFUSALS
     assert states["completed"] > CLIENTS
-    assert len(set(harm.done)) == 7
+    assert len(set(harm.done)) == KINDS

@@ -320,7 +320,7 @@ async def test_the_calls_of_a_killed_server_are_charged_and_the_budget_holds(
     for row in dead:
         assert row["estimated"]
         assert row["prompt_tokens"] > 0
-        assert 4 <= row["completion_tokens"] <= 20
+        assert 1 <= row["completion_tokens"] <= 20
     assert used <= BUDGET
     assert (await fake.stats())["tokens"] <= BUDGET + len(dead) * (len(content.split()) + 20)
 

@@ -187,7 +187,7 @@ async def test_host_origin_and_types_are_checked(shared: House, headers: dict[st
     assert (await shared.admin.post("/mcp", json=LIST, headers=given)).status_code == status
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b'{"a": NaN}', b'"\\ud800"'])
+@pytest.mark.parametrize("body", [b"", b"{", b'{"jsonrpc": "2.0", "id": 1}', b'{"a": NaN}', b'"\\ud800"'])
 async def test_a_broken_body_is_one_clear_error(shared: House, body: bytes) -> None:
     answer = await shared.admin.post("/mcp", content=body, headers={**ACCEPT, "content-type": "application/json"})
     assert answer.status_code == 400

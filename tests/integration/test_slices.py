@@ -260,9 +260,11 @@ async def replicas(url: str, endpoint: str, count: int) -> AsyncIterator[list[Li
         slices = Slices(partial(take, client, uuid4()))
         made.append(Limiter(endpoint, max_concurrency=4, slices=slices))
         tasks.start(slices.run(), name="slices")
-    yield made
-    await tasks.close()
-    await client.aclose()
+    try:
+        yield made
+    finally:
+        await tasks.close()
+        await client.aclose()
 
 
 async def test_the_limit_holds_while_redis_is_away_and_after_it_came_back_empty(tmp_path: Path, endpoint: str) -> None:
