@@ -92,9 +92,14 @@ class Replay:
         self._inside: str | None = None
         """How the paths of the steps inside it begin, while it happens."""
         self._steps: dict[tuple[str, str, bytes], deque[Done]] = {}
-        for step in sorted(steps, key=lambda step: step.seq):
-            if rerun and step.seq == rerun.seq:
+        every = sorted(steps, key=lambda step: step.seq)
+        known = {(step.kind, step.path, step.input) for step in every if step.is_known}
+        for step in every:
+            is_redone = rerun is not None and step.seq == rerun.seq
+            if is_redone:
                 self.missed = step
+            elif not step.is_known and (rerun is None or (step.kind, step.path, step.input) in known):
+                continue  # of an attempt that came no further
             self._steps.setdefault((step.kind, step.path, step.input), deque()).append(step)
 
     def take(self, kind: str, path: str, digest: bytes) -> Done | None:
@@ -113,7 +118,7 @@ class Replay:
         """Whether a step is served, happens, or happens anew in the place of the recorded one. `ReplayDiverged` where it may not happen."""
         found = self.take(kind, path, digest)
         if self.rerun is None:
-            return ("serve", found) if found and found.is_known else ("do", None)
+            return ("serve", found) if found else ("do", None)
         if found and found.seq == self.rerun.seq:
             self._inside = f"{path}/"
             return "redo", found

@@ -10,16 +10,20 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
+import msgspec
 from msgspec import Struct
 from sqlalchemy import LargeBinary, Uuid, and_, any_, exists, literal, select
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.domain import Page, Run, Step
+from app.domain import Message, Page, Run, Step
+from app.store import messages
 from app.store.journal import step_of
 from app.store.runs import run_of
 from app.store.tables import runs, sessions, step_values, steps
 
+ANSWER = "answer"
+"""The kind of the step that holds what a rerun answered: it leaves no message."""
 _NAME = re.compile(rb'"([0-9a-f]{64})"')
 """A value's name inside another value: its SHA-256 in hexadecimal digits."""
 SKEW = timedelta(hours=1)
@@ -98,6 +102,19 @@ async def values(db: AsyncConnection, scope: UUID, names: Collection[bytes]) -> 
     named = step_values.c.hash == any_(literal(list(names), ARRAY(LargeBinary)))
     query = select(step_values.c.hash, step_values.c.body).where(step_values.c.scope_id == scope, named)
     return {row.hash: zlib.decompress(row.body) for row in await db.execute(query)} if names else {}
+
+
+async def answers_of(db: AsyncConnection, found: Sequence[Run]) -> Mapping[UUID, Sequence[Message]]:
+    """What runs that have ended answered, in order; of a rerun a message that is stored nowhere."""
+    answers = dict(await messages.of_runs(db, [run.id for run in found]))
+    for run in found:
+        if run.kind != "rerun":
+            continue
+        of_run = and_(*_of([run]), steps.c.kind == ANSWER, step_values.c.scope_id == run.session_id)
+        query = select(step_values.c.body).join(steps, steps.c.output_hash == step_values.c.hash).where(of_run)
+        if body := (await db.execute(query)).scalar():
+            answers[run.id] = [Message.assistant(msgspec.json.decode(zlib.decompress(body)))]
+    return answers
 
 
 async def unfolded(db: AsyncConnection, scope: UUID, bodies: Iterable[bytes]) -> dict[str, bytes]:

@@ -17,14 +17,13 @@ from app.errors import Conflict, InvalidInput, LimitExceeded, NotFound, Unavaila
 from app.journal.replay import Done, Replay, ReplayDiverged, Rerun, readable, unfolded
 from app.store import journal, messages, traces
 from app.store.operations import BeginRun, Begun
+from app.store.traces import ANSWER
 from app.usecases import conduct, runs
 from app.usecases.live import LiveRun
 from app.usecases.platform import Platform
 
 MAX_AT_ONCE = 10
 """How many reruns of one user one server does at once."""
-ANSWER = "answer"
-"""The kind of the step that holds what a rerun answered: it leaves no message."""
 CHANGES = {
     "llm": {"model", "params", "prompt", "input"},
     "prompt": {"prompt"},
@@ -173,13 +172,3 @@ async def _repeat(replay: Replay, platform: Platform, begun: Begun, live: LiveRu
     with live.recorder.step(ANSWER, ANSWER) as step:
         step.done(canonical(given.text))
     return given
-
-
-async def answer_of(db: Any, run: Run, steps: Sequence[Step]) -> str:
-    """What a run has answered: its messages, or the step that stands for them."""
-    last = next((step for step in steps if step.kind == ANSWER and step.output_hash), None)
-    if last is not None and last.output_hash is not None:
-        found = await traces.values(db, run.session_id, [last.output_hash])
-        return str(msgspec.json.decode(found[last.output_hash]))
-    answers = await messages.of_runs(db, [run.id])
-    return "".join(message.content for message in answers.get(run.id, ()))

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from app.domain import Chunk, Outcome, Page, Principal, Run, RunStatus
 from app.errors import Conflict, NotAuthenticated, NotFound, Unavailable
 from app.journal.log import Log
-from app.store import messages, runs, sessions
+from app.store import runs, sessions, traces
 from app.usecases.conduct import SHUTDOWN, answer_question, finish, start, stored_log, unanswered
 from app.usecases.live import LiveRun, Seen
 from app.usecases.platform import Platform
@@ -87,7 +87,10 @@ async def resume(platform: Platform, principal: Principal, id: UUID) -> tuple[Ru
 async def look(engine: AsyncEngine, wanted: Sequence[runs.Sought]) -> Mapping[runs.Sought, Seen]:
     """What `resume` has to know, for many in one statement."""
     async with engine.connect() as db:
-        found = await runs.sought(db, wanted)
+        found = dict(await runs.sought(db, wanted))
+        for key, (allowed, run, _) in found.items():
+            if run and run.kind == "rerun" and run.status.is_final:
+                found[key] = allowed, run, (await traces.answers_of(db, [run])).get(run.id, ())
     return {
         key: Seen(allowed, run, stored_log(run, answers) if run and run.status.is_final else None)
         for key, (allowed, run, answers) in found.items()
@@ -99,7 +102,7 @@ async def load(engine: AsyncEngine, ids: Sequence[UUID]) -> Mapping[UUID, Log]:
     async with engine.connect() as db:
         found = await runs.stored(db, ids)
         ended = [run for run in found.values() if run.status.is_final]
-        answers = await messages.of_runs(db, [run.id for run in ended]) if ended else {}
+        answers = await traces.answers_of(db, ended) if ended else {}
     logs = {run.id: stored_log(run, answers.get(run.id, ())) for run in ended}
     logs |= {run.id: await _paused(engine, run) for run in found.values() if run.status is RunStatus.WAITING}
     return logs | {id: _closed(_erased(id)) for id in ids if id not in found}

@@ -20,7 +20,6 @@ from app.store import traces
 from app.store.traces import Wanted
 from app.usecases import runs
 from app.usecases.platform import Platform
-from app.usecases.reruns import answer_of
 
 T = TypeVar("T")
 
@@ -79,8 +78,11 @@ async def _has(db: AsyncConnection, run: Run, needle: str) -> bool:
     parts = await traces.unfolded(db, run.session_id, bodies.values())
     if any(needle in body.decode(errors="replace").casefold() for body in (*bodies.values(), *parts.values())):
         return True
-    answer = await answer_of(db, run, steps)
-    return needle in json.dumps(answer, ensure_ascii=False).casefold()
+    return needle in json.dumps(await _answer(db, run), ensure_ascii=False).casefold()
+
+
+async def _answer(db: AsyncConnection, run: Run) -> str:
+    return "".join(message.content for message in (await traces.answers_of(db, [run])).get(run.id, ()))
 
 
 def _names(steps: Sequence[Step]) -> set[bytes]:
@@ -166,8 +168,8 @@ async def diff(platform: Platform, principal: Principal, one: UUID, other: UUID)
         raise Conflict("A run has not ended yet.", param="other")
     async with platform.engine.connect() as db:
         found = await traces.steps_of(db, pair)
-        answers = [await answer_of(db, run, found[run.id]) for run in pair]
-    steps = [[step for step in found[run.id] if step.kind != "answer"] for run in pair]
+        answers = [await _answer(db, run) for run in pair]
+    steps = [[step for step in found[run.id] if step.kind != traces.ANSWER] for run in pair]
     changes = [_change(*matched) for matched in _matched(*steps)]
     changed = [each for each in changes if not (each.same_input and each.same_output and None not in each.seq)]
     return Difference(pair, (answers[0], answers[1]), len(changes) - len(changed), changed)

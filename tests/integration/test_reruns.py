@@ -161,6 +161,8 @@ async def test_rerunning_one_of_twenty_steps_makes_one_call(here: House, fake: F
     assert (compared["same"], [change["seq"] for change in compared["changed"]]) == (19, [[7, 7]])
     assert (compared["changed"][0]["same_input"], compared["changed"][0]["same_output"]) == (False, False)
     assert fake.hits == 21
+    told = (await ann.get(f"/api/v1/runs/{again['id']}/events")).text
+    assert f'"content":"{run["content"]}"' in told
 
 
 async def test_of_a_fan_out_all_others_come_from_the_journal(here: House, fake: FakeUpstream) -> None:

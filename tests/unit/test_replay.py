@@ -60,6 +60,12 @@ def test_what_has_no_form_in_json_happens_again() -> None:
     assert [step.name for step in recorder.steps] == ["open"]
 
 
+@pytest.mark.parametrize("how", [None, Rerun()])
+def test_what_an_attempt_has_not_ended_gives_way_to_what_a_later_one_has(how: Rerun | None) -> None:
+    steps = [done(1, "/agent", b"x", None, "agent"), done(10_001, "/agent", b"x", b"said", "agent")]
+    assert served(Recorder(replay=Replay(steps, how)), "agent", kind="agent") == b"said"
+
+
 def failed(seq: int, path: str, error: dict[str, Any], output: bytes | None = None, kind: str = "step") -> Done:
     return Done(seq, path, kind, sha256(b"x").digest(), output, "failed", error)
 

@@ -54,6 +54,8 @@ def test_both_names_of_the_base_url_work(monkeypatch: pytest.MonkeyPatch, name: 
         ("RUN_TIMEOUT", "-1"),
         ("FILE_MAX_BYTES", "0"),
         ("USER_MAX_FILE_BYTES", "-1"),
+        ("STEP_DAYS", "llm"),
+        ("STEP_DAYS", "llm:0"),
         ("LOG_LEVEL", "loud"),
         ("LOG_FORMAT", "xml"),
         ("TRUSTED_PROXIES", "bogus"),
@@ -134,3 +136,8 @@ def test_the_variables_of_agents_are_found(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setenv("AGENT_WEATHER_KEY", "environment")
     assert agent_variables() == {"AGENT_WEATHER_KEY": "environment", "AGENT_WEATHER_CITY": "file"}
     assert "PATH" not in agent_variables()
+
+
+def test_days_of_steps_are_read_by_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STEP_DAYS", "prompt:7, *:365")
+    assert load().step_days == {"prompt": 7, "*": 365}
