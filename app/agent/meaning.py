@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+import msgspec
+
 from app.agent.knowledge import MAX_QUERY, Embed, cosine, sound
 from app.agent.plain import canonical, clean
 from app.errors import InvalidInput
@@ -71,11 +73,13 @@ class Meaning:
             return []
         given = canonical({"query": clean(query), "among": len(texts), "k": k})
         with self._recorder.step("retrieval", "memory.search", input=given, nested=True) as step:
-            scores = await self._scores(clean(query), texts)
-            near = sorted((entry for entry in entries if entry.id in scores), key=lambda entry: -scores[entry.id])
-            found = near[: max(k, 0)]
-            step.output = canonical([{"id": entry.id, "score": scores[entry.id]} for entry in found])
-        return found
+            if step.served is None:
+                scores = await self._scores(clean(query), texts)
+                near = sorted(scores, key=lambda id: -scores[id])[: max(k, 0)]
+                step.done(canonical([{"id": id, "score": scores[id]} for id in near]))
+        known = {entry.id: entry for entry in entries}
+        found = msgspec.json.decode((step.output if step.served is None else step.served) or b"[]")
+        return [known[each["id"]] for each in found if each["id"] in known]
 
     async def _scores(self, query: str, texts: Mapping[str, str]) -> Mapping[str, float]:
         (wanted,) = sound(await self._embed([query]))

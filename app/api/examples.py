@@ -66,6 +66,7 @@ _IN_OBJECTS: dict[tuple[str, str], Any] = {
     ("AgentChoice", "id"): "fake_echo_agent",
     ("AgentOfSession", "id"): "fake_echo_agent",
     ("AgentOut", "id"): "fake_echo_agent",
+    ("BenchOut", "agents"): [],
     ("BudgetIn", "id"): UUID,
     ("ChangeOut", "cost"): ["0.00012", "0.00009"],
     ("ChangeOut", "tokens"): [120, 90],
