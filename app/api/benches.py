@@ -16,7 +16,7 @@ from app.api.models import In, ListOf, UsageOut, page
 from app.domain import BenchResult, BenchStatus
 from app.errors import InvalidInput
 from app.suites.suite import Suite
-from app.usecases import benches
+from app.usecases import bench_results, benches
 from app.usecases.benches import Shown
 
 router = APIRouter(prefix="/api/v1/benches", route_class=StrictRoute, tags=["benches"])
@@ -163,7 +163,7 @@ class DifferencesOut(BaseModel):
 
 
 async def _whole(here: Here, shown: Shown) -> BenchOut:
-    columns = await benches.summary(here, shown.bench)
+    columns = await bench_results.summary(here, shown.bench)
     agents = [
         ColumnOut(
             agent=each.name,
@@ -214,7 +214,7 @@ async def list_bench_results(
     names = benches.names_of(shown.bench)
     row, cell, repeat = map(int, (after or "0.0.0").split("."))
     place = (row, cell, repeat) if after else None
-    found = await benches.results(here, caller, bench_id, after=place, limit=limit, failed=failed)
+    found = await bench_results.results(here, caller, bench_id, after=place, limit=limit, failed=failed)
     return ResultsOut(data=[_result(each, names[each.cell]) for each in found.items], has_more=found.has_more)
 
 
@@ -235,7 +235,7 @@ async def compare_benches(here: Here, caller: Chat, bench_id: Id, other_id: Id) 
                     for name in ("difference", "low", "high", "better", "worse", "p", "test")
                 },
             )
-            for each in await benches.compared(here, first, second)
+            for each in await bench_results.compared(here, first, second)
         ]
     )
 
@@ -245,7 +245,7 @@ async def get_bench_report(here: Here, caller: Chat, bench_id: Id) -> HTMLRespon
     """The report: one page of HTML that loads nothing."""
     shown = await benches.get(here, caller, bench_id)
     headers = {"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; sandbox"}
-    return HTMLResponse(await benches.report(here, shown.bench), headers=headers)
+    return HTMLResponse(await bench_results.report(here, shown.bench), headers=headers)
 
 
 @router.post("/{bench_id}/cancel")

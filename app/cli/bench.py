@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from app.domain import Bench, Principal
     from app.settings import Settings
     from app.suites.suite import Suite
+    from app.usecases.bench_results import Compared
     from app.usecases.bench_work import Work
-    from app.usecases.benches import Compared
     from app.usecases.platform import Platform
 
 T = TypeVar("T")
@@ -85,11 +85,11 @@ def compare(
     """Compare two benches row by row: whether the second is better than the first, how sure that is, and what each costs."""
 
     async def work(platform: Platform, principal: Principal) -> int:
-        from app.usecases import benches
+        from app.usecases import bench_results, benches
 
         one = await benches.find(platform, principal, first, before=0 if second else 1)
         other = await benches.find(platform, principal, second or first)
-        found = await benches.compared(platform, one, other)
+        found = await bench_results.compared(platform, one, other)
         if not found:
             typer.echo("They have no agent of the same name, or no row in common.")
         for compared in found:
@@ -297,22 +297,22 @@ async def _shown(work: Work, platform: Platform) -> AsyncIterator[None]:
 
 
 async def _written(platform: Platform, found: Bench, report: Path | None, out: Path | None) -> None:
-    from app.usecases import benches
+    from app.usecases import bench_results
 
     if report is not None:
-        said = await benches.report(platform, found)
+        said = await bench_results.report(platform, found)
         await asyncio.to_thread(report.write_text, said, encoding="utf-8")
         typer.echo(f"The report is in {report}.")
     if out is not None:
-        count = await benches.export(platform, found, out)
+        count = await bench_results.export(platform, found, out)
         typer.echo(f"{count} results are in {out}.")
 
 
 async def _verdict(platform: Platform, found: Bench, fail_under: float | None, *, ended: bool = True) -> int:
     """Print what each agent has come to; the exit status."""
-    from app.usecases import benches
+    from app.usecases import bench_results
 
-    columns = await benches.summary(platform, found)
+    columns = await bench_results.summary(platform, found)
     width = max(len(column.name) for column in columns)
     typer.echo(f"{found.name}  {found.id}  {found.status}" + (f"  {found.reason}" if found.reason else ""))
     if found.skipped:

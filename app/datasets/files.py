@@ -73,7 +73,7 @@ def _decoded(line: bytes) -> Row | BadRow:
         row = msgspec.json.decode(line)
     except (msgspec.DecodeError, RecursionError) as error:
         what, _, at = str(error).partition("(byte ")
-        column = int(at.rstrip(")")) + 1 if at.rstrip(")").isdigit() else None
+        column = int(at.rstrip(")")) + 1 if at.rstrip(")").isdigit() else len(line.rstrip()) + 1
         return BadRow(f"it is no JSON ({what.strip() or type(error).__name__})", column)
     except UnicodeDecodeError as error:
         return BadRow("it is no UTF-8", error.start + 1)

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from app.agent.plain import plain
 from app.datasets import BadRow, Dataset, Row
-from app.domain import Bench, BenchProgress, BenchResult, BenchStatus, Job, Page, Principal, SessionParams, new_id
+from app.domain import Bench, BenchProgress, BenchStatus, Job, Page, Principal, SessionParams, new_id
 from app.errors import Conflict, InvalidInput, NotAllowed, NotAuthenticated, NotFound, QuotaExceeded
 from app.store import accounts, benches, jobs
-from app.suites.report import page
 from app.suites.scorers import Scorers
-from app.suites.statistics import Comparison, compare, interval
 from app.suites.suite import (
     Cell,
     DatasetPart,
@@ -48,8 +44,6 @@ SHARES = 4
 LOADED = 20
 """How many blocks are stored together."""
 PAGE = 1000
-WORST = 20
-"""How many of the worst answers a report shows."""
 FINAL = (BenchStatus.STOPPED, BenchStatus.COMPLETED, BenchStatus.CANCELLED)
 
 
@@ -141,7 +135,7 @@ async def order(
         async with platform.engine.begin() as db:
             await benches.erase(db, bench.id, owner=None, status=BenchStatus.LOADING)
         raise
-    return await _get(platform, bench.id)
+    return await existing(platform, bench.id)
 
 
 def _new(principal: Principal, suite: Suite, digest: bytes, versions: Mapping[str, str], edition: int = 1) -> Bench:
@@ -241,7 +235,7 @@ def file_id(part: DatasetPart) -> UUID:
         raise NotFound("file", param="dataset.file_id") from None
 
 
-async def _get(platform: Platform, id: UUID, owner: UUID | None = None) -> Bench:
+async def existing(platform: Platform, id: UUID, owner: UUID | None = None) -> Bench:
     async with platform.engine.connect() as db:
         bench = await benches.get(db, id, owner=owner)
     if bench is None:
@@ -251,13 +245,13 @@ async def _get(platform: Platform, id: UUID, owner: UUID | None = None) -> Bench
 
 async def get(platform: Platform, principal: Principal, id: UUID) -> Shown:
     """A bench of the caller."""
-    return (await _shown(platform, [await _get(platform, id, principal.owner)]))[0]
+    return (await _shown(platform, [await existing(platform, id, principal.owner)]))[0]
 
 
 async def find(platform: Platform, principal: Principal, name: str, before: int = 0) -> Bench:
     """A bench of the caller by its id, or the last of that name; or of its name the one so many `before` it."""
     try:
-        return await _get(platform, UUID(name), principal.owner)
+        return await existing(platform, UUID(name), principal.owner)
     except ValueError:
         async with platform.engine.connect() as db:
             found = await benches.latest(db, principal.user.id, name=name, limit=before + 1)
@@ -281,7 +275,7 @@ async def _shown(platform: Platform, found: Sequence[Bench]) -> list[Shown]:
 
 async def cancel(platform: Platform, principal: Principal, id: UUID) -> Shown:
     """Begin no more of its items. What is under way is stored."""
-    await _get(platform, id, principal.owner)
+    await existing(platform, id, principal.owner)
     since = (*benches.OPEN, BenchStatus.STOPPED)
     async with platform.engine.begin() as db:
         moved = await benches.move(db, id, to=BenchStatus.CANCELLED, since=since)
@@ -293,7 +287,7 @@ async def cancel(platform: Platform, principal: Principal, id: UUID) -> Shown:
 
 async def resume(platform: Platform, principal: Principal, id: UUID, *, failed: bool, with_jobs: bool = True) -> Bench:
     """Let a bench go on that stopped or was cancelled; with `failed` also ask again what failed."""
-    bench = await _get(platform, id, principal.owner)
+    bench = await existing(platform, id, principal.owner)
     async with platform.engine.begin() as db:
         if await accounts.lock_user(db, bench.user_id) is None:
             raise NotAuthenticated
@@ -302,7 +296,7 @@ async def resume(platform: Platform, principal: Principal, id: UUID, *, failed: 
         since = FINAL if failed else (BenchStatus.STOPPED, BenchStatus.CANCELLED)
         if await benches.move(db, id, to=BenchStatus.RUNNING, since=since) and with_jobs:
             await add_shares(db, bench)
-    return await _get(platform, id, principal.owner)
+    return await existing(platform, id, principal.owner)
 
 
 async def add_shares(db: Any, bench: Bench) -> None:
@@ -315,108 +309,6 @@ async def delete(platform: Platform, principal: Principal, id: UUID) -> None:
     async with platform.engine.begin() as db:
         if not await benches.erase(db, id, owner=principal.owner):
             raise NotFound("bench", param="bench_id")
-
-
-async def results(
-    platform: Platform, principal: Principal, id: UUID, *, after: tuple[int, int, int] | None, limit: int, failed: bool
-) -> Page[BenchResult]:
-    """What became of its items, in the order of the rows."""
-    await _get(platform, id, principal.owner)
-    async with platform.engine.connect() as db:
-        return await benches.results(db, id, after=after, limit=limit, failed=failed)
-
-
-async def exported(platform: Platform, bench: Bench) -> AsyncIterator[list[Row]]:
-    """Every result with its row, for a file, some at a time."""
-    after: tuple[int, int, int] | None = None
-    while True:
-        async with platform.engine.connect() as db:
-            found = await benches.results(db, bench.id, after=after, limit=PAGE)
-        yield await _with_rows(platform, bench, found.items)
-        if not found.has_more:
-            return
-        after = found.items[-1].row, found.items[-1].cell, found.items[-1].repeat
-
-
-async def worst(platform: Platform, bench: Bench, limit: int) -> list[Row]:
-    """The worst answers of a bench, as a file would have them."""
-    async with platform.engine.connect() as db:
-        found = await benches.worst(db, bench.id, limit)
-    return await _with_rows(platform, bench, found)
-
-
-async def _with_rows(platform: Platform, bench: Bench, found: Sequence[BenchResult]) -> list[Row]:
-    suite = suite_of(bench)
-    names = names_of(bench)
-    numbers = {each.row // suite.block_rows for each in found}
-    async with platform.engine.connect() as db:
-        blocks = {number: await benches.rows_of(db, bench.id, number) for number in numbers}
-    return [
-        _exported(each, names[each.cell], blocks[each.row // suite.block_rows][each.row % suite.block_rows], suite)
-        for each in found
-    ]
-
-
-def _exported(each: BenchResult, cell: str, row: Mapping[str, Any], suite: Suite) -> Row:
-    return {
-        "agent": cell,
-        "row": each.row,
-        "repeat": each.repeat,
-        "input": _flat(row.get(suite.dataset.input)),
-        "expected": _flat(row.get(suite.dataset.expected)),
-        "answer": each.answer,
-        "status": each.status,
-        "score": each.score,
-        "scores": dict(each.scores),
-        "error": (each.error or {}).get("message"),
-        "prompt_tokens": each.usage.prompt,
-        "completion_tokens": each.usage.completion,
-        "cost": float(each.usage.cost),
-        "seconds": each.seconds,
-        "from_cache": each.from_cache,
-        "run_id": str(each.run_id) if each.run_id else None,
-    }
-
-
-def _flat(value: Any) -> Any:
-    """A value as text: one column of a file has one type."""
-    return value if isinstance(value, str | None) else msgspec.json.encode(plain(value)).decode()
-
-
-class Compared(Struct, frozen=True):
-    """Two cells over the rows that both have, and what an item of each costs and takes."""
-
-    first: str
-    second: str
-    comparison: Comparison
-    costs: tuple[float, float]
-    seconds: tuple[float, float]
-
-
-async def summary(platform: Platform, bench: Bench) -> Sequence[benches.Column]:
-    """What each cell of a bench has come to."""
-    async with platform.engine.connect() as db:
-        return await benches.columns(db, bench.id, names_of(bench))
-
-
-async def compared(platform: Platform, first: Bench, second: Bench) -> list[Compared]:
-    """The cells of two benches that are called the same, or else the only ones; in one bench, the first with each other."""
-    ones, others = await summary(platform, first), await summary(platform, second)
-    if first.id == second.id:
-        pairs = [(ones[0], other) for other in others[1:]]
-    elif len(ones) == len(others) == 1:
-        pairs = [(ones[0], others[0])]
-    else:
-        pairs = [(one, other) for one in ones for other in others if one.name == other.name]
-    found = []
-    for one, other in pairs:
-        async with platform.engine.connect() as db:
-            left = await benches.scores(db, first.id, one.number)
-            right = await benches.scores(db, second.id, other.number)
-        if comparison := compare(left, right):
-            costs, seconds = (one.cost_each, other.cost_each), (one.median, other.median)
-            found.append(Compared(one.name, other.name, comparison, costs, seconds))
-    return found
 
 
 class SessionAnswers:
@@ -437,30 +329,3 @@ class SessionAnswers:
     async def _page(self, rating: Sequence[int] | None, agent: str | None, after: UUID | None) -> list[Row]:
         async with self._platform.engine.connect() as db:
             return await benches.answers(db, self._user_id, rating=rating, agent=agent, after=after, limit=PAGE)
-
-
-async def export(platform: Platform, bench: Bench, path: Path) -> int:
-    """Write all results with their rows to a file, as `Dataset.write` does; how many."""
-    loop, rows = asyncio.get_running_loop(), exported(platform, bench)
-
-    class Results:
-        def __iter__(self) -> Iterator[Row]:
-            while (some := asyncio.run_coroutine_threadsafe(_next(), loop).result()) is not None:
-                yield from some
-
-    async def _next() -> Sequence[Row] | None:
-        try:
-            return await anext(rows)
-        except StopAsyncIteration:
-            return None
-
-    return await asyncio.to_thread(Dataset(Results()).write, path)
-
-
-async def report(platform: Platform, bench: Bench) -> str:
-    """The report of a bench, as far as it is."""
-    columns = await summary(platform, bench)
-    async with platform.engine.connect() as db:
-        intervals = [interval([*(await benches.scores(db, bench.id, each.number)).values()]) for each in columns]
-    compared_with_first = await compared(platform, bench, bench)
-    return page(bench, columns, intervals, compared_with_first, await worst(platform, bench, WORST))

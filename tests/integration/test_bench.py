@@ -17,7 +17,7 @@ from app.errors import AppError, InvalidInput
 from app.store import accounts
 from app.store.benches import Asked
 from app.suites.suite import Suite
-from app.usecases import benches
+from app.usecases import bench_results, benches
 from app.usecases.bench_work import Work
 from tests.engines import Engines
 from tests.fakes.upstream import FakeUpstream
@@ -59,7 +59,7 @@ async def test_a_suite_runs_to_its_end_and_the_same_order_finds_it(llm_house: Ho
     work = Work(llm_house.platform, found, None)
     done = await work.run()
     assert (done.status, work.progress.done, work.progress.failed, fake.hits) == ("completed", 450, 0, 450)
-    (column,) = await benches.summary(llm_house.platform, done)
+    (column,) = await bench_results.summary(llm_house.platform, done)
     right = sum(row["input"][4:] == row["expected"] for row in ROWS) / 450
     assert column.score == pytest.approx(right)
     assert column.scores == {"exact": pytest.approx(right)}
@@ -78,7 +78,7 @@ async def test_what_fails_is_asked_again_on_demand_and_nothing_else(llm_house: H
     work = Work(llm_house.platform, found, None)
     assert (await work.run()).status == "completed"
     assert (work.progress.done, work.progress.failed) == (12, 2)
-    page = await benches.results(
+    page = await bench_results.results(
         llm_house.platform, await admin(llm_house), found.id, after=None, limit=50, failed=True
     )
     assert [(each.row, each.status, (each.error or {})["code"]) for each in page.items] == [
@@ -102,7 +102,9 @@ async def test_a_scorer_that_raises_costs_no_answer(llm_house: House, fake: Fake
     work = Work(llm_house.platform, found, tmp_path)
     await work.run()
     (broken,) = (
-        await benches.results(llm_house.platform, await admin(llm_house), found.id, after=None, limit=5, failed=True)
+        await bench_results.results(
+            llm_house.platform, await admin(llm_house), found.id, after=None, limit=5, failed=True
+        )
     ).items
     assert (broken.row, broken.status, broken.answer, broken.score) == (0, "unscored", "2", None)
     assert broken.error
@@ -112,7 +114,7 @@ async def test_a_scorer_that_raises_costs_no_answer(llm_house: House, fake: Fake
     work = Work(llm_house.platform, again, tmp_path)
     done = await work.run()
     assert (fake.hits, work.asked, work.progress.failed) == (2, 0, 0)
-    assert (await benches.summary(llm_house.platform, done))[0].score == 1.0
+    assert (await bench_results.summary(llm_house.platform, done))[0].score == 1.0
 
 
 @pytest.mark.parametrize(
@@ -157,14 +159,14 @@ async def test_agents_parameters_and_repeats_make_the_table(llm_house: House, fa
     found = await order(llm_house, wanted, ROWS[:7])
     work = Work(llm_house.platform, found, None)
     done = await work.run()
-    columns = await benches.summary(llm_house.platform, done)
+    columns = await bench_results.summary(llm_house.platform, done)
     assert [(each.name, each.items) for each in columns] == [
         ("model temperature=0", 21),
         ("model temperature=1", 21),
         ("fake_echo_agent", 21),
     ]
     assert fake.hits == 42  # repeats do not share an answer, though the cache is on
-    compared = await benches.compared(llm_house.platform, done, done)
+    compared = await bench_results.compared(llm_house.platform, done, done)
     assert [(each.second, each.comparison.pairs) for each in compared] == [
         ("model temperature=1", 7),
         ("fake_echo_agent", 7),
@@ -230,7 +232,7 @@ async def test_a_bench_with_a_journal_leaves_runs_to_be_looked_at(llm_house: Hou
     work = Work(llm_house.platform, found, None)
     done = await work.run()
     assert (done.status, work.progress.failed) == ("completed", 0)
-    page = await benches.results(
+    page = await bench_results.results(
         llm_house.platform, await admin(llm_house), found.id, after=None, limit=5, failed=False
     )
     assert [each.answer for each in page.items] == ["answer 0", "answer 1", "answer 2"]
@@ -244,7 +246,7 @@ async def test_results_are_written_to_a_file_and_into_a_report(llm_house: House,
     rows = [{"input": f"say <b>{n}</b>", "expected": str(n)} for n in range(450)]
     found = await order(llm_house, suite(agents=[{"id": "model", "temperature": 0}, {"id": "fake_echo_agent"}]), rows)
     await Work(llm_house.platform, found, None).run()
-    assert await benches.export(llm_house.platform, found, tmp_path / "results.parquet") == 900
+    assert await bench_results.export(llm_house.platform, found, tmp_path / "results.parquet") == 900
     written = Dataset.open(tmp_path / "results.parquet")
     assert list(
         written.sql("SELECT agent, count(*) AS n, count(DISTINCT row) AS r FROM data GROUP BY 1 ORDER BY 1")
@@ -252,7 +254,7 @@ async def test_results_are_written_to_a_file_and_into_a_report(llm_house: House,
         {"agent": "fake_echo_agent", "n": 450, "r": 450},
         {"agent": "model", "n": 450, "r": 450},
     ]
-    page = await benches.report(llm_house.platform, found)
+    page = await bench_results.report(llm_house.platform, found)
     assert page.count("<svg") == 2
     assert "<script" not in page
     assert "http" not in page.replace('http-equiv="', "")
