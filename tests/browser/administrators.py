@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from conftest import PASSWORD, URL, Person, Visit, call
 from everybody import findings
 from playwright.sync_api import Browser, expect
@@ -47,6 +49,24 @@ def test_an_administrator_lets_people_in_and_sets_limits(browser: Browser, admin
     other.log_in(Person(name, ""), password=told[2])
     other.close()
     visit.close()
+
+
+def test_a_list_of_people_is_imported_and_comes_back_with_passwords(
+    visit: Visit, administrator: Person, tmp_path: Path
+) -> None:
+    page = visit.log_in(administrator)
+    page.goto(f"{URL}/#/admin/users")
+    file = tmp_path / "people.csv"
+    file.write_text(f"name,role\none {administrator.name},user\ntwo {administrator.name}\n")
+    with page.expect_download() as download:
+        page.get_by_label("Import from CSV").set_input_files(file)
+    header, first, second = Path(download.value.path()).read_text().splitlines()
+    assert header == "name,role,password"
+    assert first.startswith(f'"one {administrator.name}",user,')
+    expect(page.get_by_role("row", name=f"two {administrator.name}")).to_be_visible()
+    visit.page.context.clear_cookies()
+    visit.page.goto("about:blank")
+    visit.log_in(Person(f"two {administrator.name}", ""), password=second.split(",")[2])
 
 
 def test_every_page_of_the_administration_opens(visit: Visit, administrator: Person) -> None:

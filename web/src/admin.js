@@ -1,6 +1,6 @@
 // What administrators do: users, groups, agents, models, usage and budgets. Loaded when it is first opened.
 import { useEffect, useState } from "preact/hooks";
-import { all, del, get, patch, post, put } from "./api.js";
+import { all, del, download, get, patch, post, put } from "./api.js";
 import { Section, Sheet, small, showSecret, Table, useList } from "./settings.js";
 import { agents, attempt, loadAgents, me, nameOf, note, route } from "./store.js";
 import { confirmed, Field, html, Loading } from "./ui.js";
@@ -34,6 +34,19 @@ function Users() {
     showSecret(name, t("inviteText", { name }), `${location.origin}${location.pathname}\n${name}\n${password}`);
     reload();
   };
+  /** Lines of name and role, the second optional; what was made comes back with passwords, as a file. */
+  const take = async (file) => {
+    const made = [];
+    for (const line of (await file.text()).split(/\r?\n/)) {
+      const [name, role] = line.split(/[,;\t]/).map((cell) => cell.trim().replace(/^"(.*)"$/, "$1"));
+      if (!name || /^(name|user(name)?)$/i.test(name)) continue;
+      const body = { name, role: role || "user", password: secret() };
+      if (await attempt(() => post("api/v1/users", body))) made.push(body);
+    }
+    if (made.length) download("users.csv", ["name,role,password", ...made.map((each) => [`"${each.name}"`, each.role, each.password].join(","))].join("\n"), "text/csv");
+    note(t("imported", { n: number(made.length) }));
+    reload();
+  };
   const reset = async (user) => {
     const password = secret();
     if (await attempt(() => patch(`api/v1/users/${user.id}`, { password }))) showSecret(t("resetPassword", { name: user.name }), t("inviteText", { name: user.name }), password);
@@ -59,6 +72,7 @@ function Users() {
         <${Field} label=${t("role")}><select name="role">${["user", "admin"].map((each) => html`<option value=${each}>${t(`role_${each}`)}</option>`)}</select><//>
         <button class="primary">${t("invite")}</button>
       </form>
+      <${Field} label=${t("importUsers")} help=${t("importHelp")}><input type="file" accept=".csv,text/csv" onChange=${(event) => (take(event.target.files[0]), (event.target.value = ""))} /><//>
     <//>
     <${Section} title=${t("users")}>
       ${users ? html`<${Table} label=${t("users")} columns=${[t("name"), t("role"), t("status"), t("created"), ""]}
