@@ -18,7 +18,7 @@ from tests.e2e.test_serve import ROOT, Serve, serving
 from tests.environments import environment
 
 __all__ = ["upstream"]  # a fixture of the clients' tests
-pytestmark = [pytest.mark.e2e, pytest.mark.clients]
+pytestmark = [pytest.mark.e2e, pytest.mark.clients, pytest.mark.heavy]
 BROWSER = ROOT / "tests" / "browser"
 AXE = ROOT / "web" / "node_modules" / "axe-core" / "axe.min.js"
 MOST_BYTES = 250_000
@@ -63,7 +63,7 @@ def endpoint(upstream: str) -> str:
     return f'endpoints = [{{ base_url = "{upstream}", model = "fake" }}]'
 
 
-@pytest.mark.parametrize("name", ["walk", "answers", "everybody", "administrators"])
+@pytest.mark.parametrize("name", ["walk", "answers", "everybody", "administrators", "traces"])
 def test_the_page_works_in_a_browser(name: str, chromium: str, server: Serve, tmp_path: Path) -> None:
     python = environment("browser") / "python"
     env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONUTF8": "1", "CHROMIUM": chromium, "AXE": str(AXE)}

@@ -1,14 +1,17 @@
-// A conversation as a file: all of it as JSON, or what is shown as Markdown.
+// A conversation as a file: all of it as JSON, which can be imported again, or what is shown as Markdown.
 import { all, download, get } from "./api.js";
 import { nameOf, titleOf } from "./store.js";
 import { moment, t } from "./words.js";
 
 export async function exported(session, form) {
-  const whole = await get(`api/v1/sessions/${session.id}`);
-  const messages = await all(`api/v1/sessions/${session.id}/messages`, {}, 100_000);
+  const path = `api/v1/sessions/${session.id}`;
   const name = titleOf(session).replace(/[^\p{L}\p{N} ._-]/gu, "_").slice(0, 80);
-  if (form === "json") download(`${name}.json`, JSON.stringify({ session: whole, messages }, null, 2), "application/json");
-  else download(`${name}.md`, markdown(whole, messages), "text/markdown");
+  if (form === "json") {
+    download(`${name}.json`, JSON.stringify(await get(`${path}/export`), null, 2), "application/json");
+    return;
+  }
+  const [whole, messages] = await Promise.all([get(path), all(`${path}/messages`, {}, 100_000)]);
+  download(`${name}.md`, markdown(whole, messages), "text/markdown");
 }
 
 function markdown(session, messages) {
