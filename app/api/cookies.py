@@ -54,12 +54,12 @@ async def log_in_page(request: Request, here: Here, body: PageLogin) -> Response
     """Log the web page in: the credential goes into a cookie that scripts cannot read."""
     if body.key is not None:
         await logins.authenticate(here, body.key)
-        return _kept(request, body.key)
+        return keep(Response(status_code=204), request, body.key)
     if body.username is None or body.password is None:
         raise InvalidInput("Give username and password, or key.", param="username")
     address = request.client.host if request.client else ""
     tokens = await logins.login(here, body.username, body.password, address=address)
-    return _kept(request, tokens.access, tokens.refresh)
+    return keep(Response(status_code=204), request, tokens.access, tokens.refresh)
 
 
 @router.post("/refresh", status_code=204)
@@ -69,7 +69,7 @@ async def refresh_page(request: Request, here: Here) -> Response:
     if not token or not secret_of(request.headers):
         raise NotAllowed("The page has no login that can be renewed.")
     tokens = await logins.refresh(here, token)
-    return _kept(request, tokens.access, tokens.refresh)
+    return keep(Response(status_code=204), request, tokens.access, tokens.refresh)
 
 
 @router.delete("", status_code=204)
@@ -84,8 +84,8 @@ async def log_out_page(request: Request, here: Here) -> Response:
     return answer
 
 
-def _kept(request: Request, secret: str, refresh: str | None = None) -> Response:
-    answer = Response(status_code=204)
+def keep(answer: Response, request: Request, secret: str, refresh: str | None = None) -> Response:
+    """The answer, which logs the page in."""
     for name, value in ((LOGIN, secret), (MARK, _mark(secret)), (REFRESH, refresh)):
         if value is None:
             answer.delete_cookie(name, samesite="strict")

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Cookie, Query, Request
 from pydantic import StringConstraints
 from starlette.responses import RedirectResponse, Response
 
+from app.api import cookies
 from app.api.callers import Here, StrictRoute
 from app.api.models import TokensOut
 from app.errors import NotAuthenticated, NotFound
@@ -37,19 +38,23 @@ async def begin_oidc(request: Request) -> Response:
     return answer
 
 
-@router.get("/callback")
+@router.get("/callback", response_model=TokensOut, responses={303: {"description": "a browser goes on to the page"}})
 async def finish_oidc(
     request: Request,
-    response: Response,
     here: Here,
     code: Annotated[Short | None, Query()] = None,
     state: Annotated[Short | None, Query()] = None,
     chattable_oidc: Annotated[str, Cookie(max_length=4000)] = "",
-) -> TokensOut:
-    """Where the provider sends the browser back to: exchanges its code for tokens, as a password is."""
+) -> Response:
+    """Where the provider sends the browser back to: logs the page in, or for who asks for JSON exchanges the code for tokens."""
     provider = _provider(request)
     if code is None or state is None or not chattable_oidc:
         raise NotAuthenticated(openid.REFUSED)
     tokens = await openid.login(here, provider, code=code, state=state, cookie=chattable_oidc)
-    response.delete_cookie(COOKIE, path=PATH)
-    return TokensOut(access_token=tokens.access, refresh_token=tokens.refresh, expires_in=tokens.expires_in)
+    if "text/html" in request.headers.get("accept", ""):
+        answer = cookies.keep(RedirectResponse("/", 303), request, tokens.access, tokens.refresh)
+    else:
+        told = TokensOut(access_token=tokens.access, refresh_token=tokens.refresh, expires_in=tokens.expires_in)
+        answer = Response(told.model_dump_json(), media_type="application/json")
+    answer.delete_cookie(COOKIE, path=PATH)
+    return answer

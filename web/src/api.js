@@ -71,6 +71,14 @@ export const patch = (path, json) => call("PATCH", path, json);
 export const put = (path) => call("PUT", path);
 export const del = (path) => call("DELETE", path);
 
+export const PROVIDER = "api/v1/auth/oidc";
+
+/** Whether one may log in by an identity provider: whoever asks is sent there. */
+export async function hasProvider() {
+  const answer = await fetch(PROVIDER, { redirect: "manual" }).catch(() => null);
+  return answer?.type === "opaqueredirect";
+}
+
 export async function logIn(credentials) {
   const answer = await request("api/v1/auth/page", { method: "POST", json: credentials });
   if (!answer.ok) throw await problem(answer);

@@ -1,6 +1,6 @@
 // Who are you? Name and password, or an API key.
-import { useState } from "preact/hooks";
-import { logIn } from "./api.js";
+import { useEffect, useState } from "preact/hooks";
+import { hasProvider, logIn, PROVIDER } from "./api.js";
 import { enter } from "./main.js";
 import { Field, html } from "./ui.js";
 import { choose, language, languages, t, told } from "./words.js";
@@ -9,6 +9,8 @@ export function Login() {
   const [byKey, setByKey] = useState(false);
   const [wrong, setWrong] = useState("");
   const [busy, setBusy] = useState(false);
+  const [byProvider, setByProvider] = useState(false);
+  useEffect(() => void hasProvider().then(setByProvider), []);
   const submit = async (event) => {
     event.preventDefault();
     const form = new FormData(event.target);
@@ -35,6 +37,7 @@ export function Login() {
             <${Field} key="password" label=${t("password")}><input name="password" type="password" autocomplete="current-password" required /><//>`}
         ${wrong && html`<p class="error" role="alert">${wrong}</p>`}
         <button class="primary wide-button" disabled=${busy}>${t("log_in")}</button>
+        ${byProvider && html`<a class="button wide-button" href=${PROVIDER}>${t("withProvider")}</a>`}
         <button type="button" class="quiet" onClick=${() => (setByKey(!byKey), setWrong(""))}>${byKey ? t("withPassword") : t("withKey")}</button>
       </form>
       <div class="languages">
