@@ -211,3 +211,19 @@ async def test_what_is_no_document_is_refused(ann: httpx2.AsyncClient) -> None:
     large = await ann.post("/api/v1/sessions/import", content=b" " * 32_000_001, headers=json)
     assert large.status_code == 413
     assert "32000000" in large.json()["detail"]
+
+
+@pytest.mark.parametrize("name", ["additional_kwargs", "state"])
+async def test_what_is_nested_deeper_than_answers_can_be_is_refused(ann: httpx2.AsyncClient, name: str) -> None:
+    document = await exported(ann, await grown(ann))
+    deep: dict[str, Any] = {}
+    for _ in range(400):
+        deep = {"a": deep}
+    document["messages"][-1][name] = deep
+    answer = await ann.post("/api/v1/sessions/import", json=document)
+    if answer.status_code == 201:
+        listed = await ann.get(f"/api/v1/sessions/{answer.json()['id']}/messages")
+        again = await ann.get(f"/api/v1/sessions/{answer.json()['id']}/export")
+        assert (listed.status_code, again.status_code) == (200, 200)
+    at = len(document["messages"]) - 1
+    assert (answer.status_code, answer.json()["param"]) == (400, f"messages[{at}].{name}")
