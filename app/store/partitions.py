@@ -19,7 +19,9 @@ JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = 'steps'::regclass
   AND to_date(right(c.relname, 7), 'YYYY_MM') + interval '1 month' < now() - interval '1 day'"""
 EXPIRED = """
 DELETE FROM steps WHERE started_at < now() - make_interval(days => :days)
-  AND (kind = :kind OR :kind = '*' AND kind <> ALL(:named)) RETURNING scope_id"""
+  AND (kind = :kind OR :kind = '*' AND kind <> ALL(:named))
+  AND NOT EXISTS (SELECT FROM runs r WHERE r.id = steps.run_id AND r.ended_at IS NULL) RETURNING scope_id"""
+"""What a run that waits for a person has done it must not do again."""
 UNUSED = """
 DELETE FROM step_values v WHERE v.scope_id = ANY(:scopes)
   AND NOT EXISTS (SELECT FROM runs r JOIN steps s ON s.run_id = r.id WHERE r.session_id = v.scope_id)"""

@@ -244,6 +244,35 @@ async def test_a_step_is_done_anew_from_the_command_line(here: House, asked: Any
         await asked(here.admin, "show", run)
 
 
+async def test_what_a_run_has_done_that_is_not_at_its_end_is_kept(here: House) -> None:
+    ann = await here.user("ann")
+    run = await said(ann, "say old")
+    async with here.platform.engine.begin() as db:
+        await db.execute(
+            text("UPDATE runs SET status = 'waiting', ended_at = NULL, pending = '{}' WHERE id = :id"), {"id": run}
+        )
+        await db.execute(text("UPDATE steps SET started_at = now() - interval '3 days'"))
+        await partitions.forget(db, {"*": 1})
+        kept = (await db.execute(text("SELECT count(*) FROM steps"))).scalar_one()
+    assert kept == 1
+
+
+async def test_a_search_that_takes_long_is_gone_on_with(here: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.usecases.traces.SCAN_SECONDS", 0.0)
+    monkeypatch.setattr("app.usecases.lineage.SECONDS", 0.0)
+    ann = await here.user("ann")
+    runs = [await said(ann, "say a needle") for _ in range(3)]
+    seen, asked = list[str](), {"text": "needle", "limit": 10}
+    for turn in range(3):
+        page = (await ann.get("/api/v1/runs", params=asked)).json()
+        seen += [run["id"] for run in page["data"]]
+        assert (len(seen), page["has_more"]) == (turn + 1, turn < 2)
+        asked["after"] = page["last_id"]
+    assert seen == runs[::-1]
+    (step,) = (await ann.get(f"/api/v1/runs/{runs[0]}/steps")).json()["data"]
+    assert (await ann.get(f"/api/v1/values/{step['output_hash']}")).json()["complete"] is False
+
+
 async def test_steps_are_kept_as_long_as_their_kind_is(here: House) -> None:
     ann = await here.user("ann")
     old, new = await said(ann, "say old"), await said(ann, "say new")
