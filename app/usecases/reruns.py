@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from app.agent.runner import Answer
 from app.domain import Principal, Run, Step, canonical, new_id
-from app.errors import Conflict, InvalidInput, LimitExceeded, NotFound, Unavailable
+from app.errors import Conflict, InvalidInput, LimitExceeded, NotAllowed, NotFound, Unavailable
 from app.journal.replay import Done, Replay, ReplayDiverged, Rerun, readable, unfolded
 from app.store import journal, messages, traces
 from app.store.operations import BeginRun, Begun
@@ -75,6 +75,7 @@ async def start(
     with _turn(platform, run.user_id):
         recorded, wanted = await _wanted(platform, principal, run, seq)
         _check(recorded, seq, changes)
+        _check_arguments(principal, recorded, seq, changes)
         async with platform.engine.connect() as db:
             brings_all = await traces.brings_all(db, run)
         begun = await platform.writer.begin(wanted)
@@ -167,6 +168,13 @@ def _check(recorded: Journal, seq: int | None, changes: Mapping[str, Any]) -> No
         raise InvalidInput('set.input: use {"args": […], "kwargs": {…}}.', param="set.input")
     if step.kind == "retrieval" and not isinstance(changes.get("input", {}), dict):
         raise InvalidInput('set.input: use {"query": …, "k": …}.', param="set.input")
+
+
+def _check_arguments(principal: Principal, recorded: Journal, seq: int | None, changes: Mapping[str, Any]) -> None:
+    """A function's arguments are its agent's: who chose them freely could have it read what is another user's."""
+    is_step = any(step.seq == seq and step.kind == "step" for step in recorded.steps)
+    if is_step and "input" in changes and not (principal.is_admin or principal.acts_for_all):
+        raise NotAllowed("Only an administrator gives a function other arguments.", param="set.input")
 
 
 def _are_arguments(given: Any) -> bool:
