@@ -7,6 +7,7 @@ import logging
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.domain import now
@@ -35,10 +36,22 @@ async def once(engine: AsyncEngine, step_days: Mapping[str, int] = FOR_EVER) -> 
         await queue.sweep(db)
     async with engine.begin() as db:
         await partitions.forget(db, step_days)
+    if step_days:
+        await _drop_past(engine)
     more = True
     while more:
         async with engine.begin() as db:
             more = await ephemeral.sweep(db)
+
+
+async def _drop_past(engine: AsyncEngine) -> None:
+    try:
+        async with engine.begin() as db:
+            await partitions.drop_past(db)
+    except DBAPIError as error:
+        if not partitions.is_held(error):
+            raise
+        log.info("old partitions are in use; they are dropped at the next upkeep")
 
 
 async def attempt(engine: AsyncEngine, step_days: Mapping[str, int] = FOR_EVER) -> float:
