@@ -107,7 +107,7 @@ class MessagePart(Struct, forbid_unknown_fields=True, omit_defaults=True):
     created_at: Time
     parent_id: UUID | None = None
     parts: list[dict[str, Any]] = []
-    name: Text | None = None
+    name: Short | None = None
     additional_kwargs: dict[str, Any] = {}
     agent_id: Short | None = None
     state: dict[str, Any] | None = None

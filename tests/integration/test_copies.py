@@ -11,6 +11,7 @@ from uuid import uuid4
 
 import httpx2
 import pytest
+from sqlalchemy import text
 
 from tests.engines import Engines
 from tests.house import House, open_house, send, session
@@ -130,6 +131,16 @@ async def test_the_agent_goes_on_where_it_was(ann: httpx2.AsyncClient, here: Hou
     assert (await bob.get("/api/v1/messages", params={"q": "two"})).json()["data"] == []
 
 
+async def test_what_an_imported_message_has_beside_its_content_counts_as_tokens(
+    ann: httpx2.AsyncClient, here: House
+) -> None:
+    long = message(content="", parts=[{"type": "text", "text": "word " * 10_000}])
+    id = await imported(ann, document(long))
+    async with here.platform.engine.connect() as db:
+        query = text("SELECT tokens FROM messages WHERE session_id = :id")
+        assert (await db.execute(query, {"id": id})).scalar_one() > 5_000
+
+
 async def test_a_long_session_goes_out_page_by_page(ann: httpx2.AsyncClient) -> None:
     said = [message(content=f"number {index}") for index in range(1200)]
     for before, after in pairwise(said):
@@ -181,6 +192,7 @@ REFUSED = [
     (document(message(state={"a": ["\x00"]})), "messages[0].state"),
     (document(message(created_at="0001-01-01T00:00:00+10:00")), "messages[0].created_at"),
     (document(message(rating=1)), "messages[0].rating"),
+    (document(message(name="x" * 1000)), "messages[0].name"),
     (document(message(parts=[{"type": 5}])), "messages[0].parts[0].type"),
     (document(message(role="assistant", additional_kwargs=CALL)), "messages[0].additional_kwargs.tool_calls[0].id"),
     (document(memories=[{**MEMORY, "message_id": str(uuid4())}]), "memories[0].message_id"),
