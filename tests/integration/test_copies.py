@@ -171,7 +171,13 @@ async def test_another_users_session_is_not_exported(ann: httpx2.AsyncClient, he
 
 
 ONE = message()
-MEMORY = {"id": str(uuid4()), "agent_id": "counter", "memory_id": "default", "role": "user", "content": "x"}
+MEMORY: dict[str, Any] = {
+    "id": str(uuid4()),
+    "agent_id": "counter",
+    "memory_id": "default",
+    "role": "user",
+    "content": "x",
+}
 MEMORY |= {"score": 0.5, "importance": 0.5, "created_at": "2026-01-01T00:00:00Z", "used_at": "2026-01-01T00:00:00Z"}
 CALL = {"tool_calls": [{"id": 1, "function": {"name": "f", "arguments": "{}"}}]}
 REFUSED = [

@@ -263,7 +263,7 @@ async def test_a_search_that_takes_long_is_gone_on_with(here: House, monkeypatch
     monkeypatch.setattr("app.usecases.lineage.SECONDS", 0.0)
     ann = await here.user("ann")
     runs = [await said(ann, "say a needle") for _ in range(3)]
-    seen, asked = list[str](), {"text": "needle", "limit": 10}
+    seen, asked = list[str](), {"text": "needle", "limit": "10"}
     for turn in range(3):
         page = (await ann.get("/api/v1/runs", params=asked)).json()
         seen += [run["id"] for run in page["data"]]
