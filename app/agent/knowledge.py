@@ -103,16 +103,13 @@ class Knowledge:
         With `filter` only those whose meta has all of its values; in a list, any order and more beside them. Scores are
         cosines, and tell which is nearer; how near is enough depends on the model.
         """
-        if not isinstance(query, str) or not query.strip() or len(query) > MAX_QUERY:
-            raise InvalidInput(f"query: use 1 to {MAX_QUERY} characters.", param="query")
-        if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= MAX_FOUND:
-            raise InvalidInput(f"k: use 1 to {MAX_FOUND}.", param="k")
-        meta, query = _checked(filter or {}, "filter"), clean(query)
+        query, k = _asked(query, k)
+        meta = _checked(filter or {}, "filter")
         given = canonical({"query": query, "k": k, "filter": meta})
         with self._recorder.step("retrieval", "knowledge.search", input=given, nested=True) as step:
             if step.served is None:
                 if "input" in step.changes:
-                    query, k = str(step.changes["input"].get("query", query)), int(step.changes["input"].get("k", k))
+                    query, k = _asked(step.changes["input"].get("query", query), step.changes["input"].get("k", k))
                     step.input = canonical({"query": query, "k": k, "filter": meta})
                 (vector,) = sound(await self._embed([query]))
                 found = await self._passages.nearest(vector, k, meta)
@@ -215,6 +212,15 @@ def _checked(meta: Mapping[str, Any], name: str) -> Mapping[str, Any]:
             param=name,
         )
     return {clean(key): list(value) if isinstance(value, tuple) else value for key, value in meta.items()}
+
+
+def _asked(query: Any, k: Any) -> tuple[str, int]:
+    """A question that can be asked; `InvalidInput` for another."""
+    if not isinstance(query, str) or not query.strip() or len(query) > MAX_QUERY:
+        raise InvalidInput(f"query: use 1 to {MAX_QUERY} characters.", param="query")
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= MAX_FOUND:
+        raise InvalidInput(f"k: use 1 to {MAX_FOUND}.", param="k")
+    return clean(query), k
 
 
 def _is_plain(value: Any) -> bool:

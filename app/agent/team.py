@@ -17,7 +17,7 @@ from app.llm.llm import Completion
 
 MAX_PARTICIPANTS = 8
 MAX_TURNS = 20
-NAME = r"^[\w.-]{1,64}$"
+NAME = r"[\w.-]{1,64}"
 MODERATOR = """You moderate a conversation between a user and {who}.
 Say who is to speak next, by the name alone; say NOBODY when the user's last message needs no further answer."""
 PARTICIPANT = """You are {name}, in a conversation with a user and {others}. Speak for yourself alone."""
@@ -61,7 +61,7 @@ class Talk(BaseModel):
     @field_validator("participants")
     @classmethod
     def _told_apart(cls, given: list[Participant]) -> list[Participant]:
-        if not all(re.match(NAME, each.name) for each in given):
+        if not all(re.fullmatch(NAME, each.name) for each in given):
             raise ValueError("The name of a participant is 1 to 64 letters, digits, _, . and -")
         if len({each.name.casefold() for each in given}) < len(given):
             raise ValueError("Two participants have one name: give one of them a `name` of its own")

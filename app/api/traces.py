@@ -249,7 +249,8 @@ async def rerun(here: Here, caller: Chat, run_id: Id, body: RerunIn) -> RerunOut
     and does not depend on the one that is done anew ends the run as `replay_diverged`, with the difference; so does a function or tool,
     unless `tools` are `live`. The new run is metered, and leaves no message in the session.
     """
-    changes = body.set.model_dump(exclude_unset=True)
+    given = body.set.model_dump(exclude_unset=True)
+    changes = {name: value for name, value in given.items() if value is not None or name == "input"}
     live = body.tools == "live"
     begun = await reruns.start(
         here, caller, run_id, seq=body.step, changes=changes, downstream=body.downstream, live=live

@@ -169,7 +169,7 @@ class Recorder:
             for step in self._steps
             if step.kind == "llm" and step.status != "replayed"
         ]
-        going = [step for step in self._open.values() if step.kind == "llm"]
+        going = [step for step in self._open.values() if step.kind == "llm" and step.served is None]
         return ended + [
             Bill(
                 step.seq,

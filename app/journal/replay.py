@@ -24,6 +24,10 @@ PURE = frozenset({"request", "prompt", "postprocess"})
 ACTING = frozenset({"step", "tool"})
 """Kinds of steps that may have effects outside the run; so has `knowledge.add`."""
 SHOWN_LINES = 24
+UNFOLDED_BYTES = 32_000_000
+"""How much a value grows when what it names is put in the place of the names; further names stay."""
+COMPARED_LINES = 2000
+"""How many lines from the first difference on are compared: what is popular in both makes the comparison quadratic."""
 SHOWN_WIDTH = 200
 """How much of a difference of inputs is shown."""
 
@@ -165,8 +169,17 @@ class Replay:
                 path, f"nothing of that kind ({kind}) is left in its journal; it asks for\n{_cut(now.splitlines())}"
             )
         told = self.rerun.told(min(left, key=lambda step: step.seq)) if self.rerun else ""
-        lines = difflib.unified_diff(told.splitlines(), now.splitlines(), "recorded", "now", lineterm="", n=1)
+        pair = _from_difference(told.splitlines(), now.splitlines())
+        lines = difflib.unified_diff(*pair, "recorded", "now", lineterm="", n=1)
         return ReplayDiverged(path, _cut(list(lines)))
+
+
+def _from_difference(told: Sequence[str], now: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+    """The lines of both from where they differ, and one before."""
+    pairs = enumerate(zip(told, now, strict=False))
+    equal = next((at for at, (one, other) in pairs if one != other), min(len(told), len(now)))
+    chosen = slice(max(equal - 1, 0), equal + COMPARED_LINES)
+    return told[chosen], now[chosen]
 
 
 def readable(input: bytes | None, parts: Mapping[str, bytes]) -> str:
@@ -175,29 +188,45 @@ def readable(input: bytes | None, parts: Mapping[str, bytes]) -> str:
 
 
 def unfolded(value: Any, parts: Mapping[str, bytes]) -> Any:
-    """A value with what it names by hash in the place of the names."""
-    if isinstance(value, dict):
-        return {key: unfolded(item, parts) for key, item in value.items()}
-    if isinstance(value, list):
-        items: list[Any] = []
-        for item in value:
-            part = _part(item, parts)
-            if isinstance(part, list) and part and all(isinstance(name, str) and name in parts for name in part):
-                items += unfolded(part, parts)  # a run of names
-            else:
-                items.append(unfolded(part, parts) if isinstance(part, list | dict) and part is item else part)
-        return items
-    return value
+    """A value with what it names by hash in the place of the names.
+
+    A text that was embedded is a value as it is: its author may have written names of others into it, many times over.
+    """
+    return _Unfolding(parts).of(value)
 
 
-def _part(item: Any, parts: Mapping[str, bytes]) -> Any:
-    body = parts.get(item) if isinstance(item, str) else None
-    if body is None:
-        return item
-    try:
-        return json.loads(body)
-    except ValueError:
-        return body.decode(errors="replace")
+class _Unfolding:
+    def __init__(self, parts: Mapping[str, bytes]) -> None:
+        self._parts = parts
+        self._room = UNFOLDED_BYTES
+
+    def of(self, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: self.of(item) for key, item in value.items()}
+        if isinstance(value, list):
+            items: list[Any] = []
+            for item in value:
+                part = self._part(item)
+                if (
+                    isinstance(part, list)
+                    and part
+                    and all(isinstance(name, str) and name in self._parts for name in part)
+                ):
+                    items += self.of(part)  # a run of names
+                else:
+                    items.append(self.of(part) if isinstance(part, list | dict) and part is item else part)
+            return items
+        return value
+
+    def _part(self, item: Any) -> Any:
+        body = self._parts.get(item) if isinstance(item, str) else None
+        if body is None or len(body) > self._room:
+            return item
+        self._room -= len(body)
+        try:
+            return json.loads(body)
+        except ValueError:
+            return body.decode(errors="replace")
 
 
 def failure(recorded: Mapping[str, Any]) -> Exception:

@@ -28,7 +28,8 @@ class OpenAILike(LLM):
     ) -> None:
         """`header` is sent beside the usual headers; the rest are defaults of calls. A wrong one is `InvalidInput`.
 
-        Key, address and model that are not given are `OPENAI_API_KEY`, `OPENAI_BASE_URL` and `OPENAI_MODEL`.
+        Key, address and model that are not given are `OPENAI_API_KEY`, `OPENAI_BASE_URL` and `OPENAI_MODEL`; the key is not sent to
+        another address than that.
         """
         api_key, base_url, model_name = _filled(api_key, base_url, model_name)
         self._upstream = Upstream(base_url, api_key, headers=header)
@@ -82,14 +83,17 @@ class OpenAILike(LLM):
 
 
 def _filled(*given: str | None) -> tuple[str | None, str | None, str | None]:
-    """Key, address and model, by the settings where they are not given."""
+    """Key, address and model, by the settings where they are not given. The key of the settings is for their server alone."""
     key, address, model = given
     if None in given:
         from app.settings import model_settings
 
         found = model_settings()
         known = found.openai_api_key.get_secret_value() if found.openai_api_key else None
-        key, address = known if key is None else key, found.openai_base_url if address is None else address
+        own = found.openai_base_url or OPENAI
+        if key is None and (address or own).rstrip("/") == own.rstrip("/"):
+            key = known
+        address = found.openai_base_url if address is None else address
         if model is None and "openai_model" in found.model_fields_set:
             model = found.openai_model
     return key, address, model

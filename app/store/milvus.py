@@ -24,6 +24,7 @@ MAX_MODEL = 4000
 AT_ONCE = 500
 """How many vectors one request carries."""
 SECONDS = 20.0
+"""How long each request may take: without a limit the client waits for a server that is silent for ever."""
 _FIELDS = ("user_id", "agent_id", "model", "document", "position")
 
 
@@ -90,11 +91,11 @@ class MilvusVectors:
         with self._opening:
             if name in self._known:
                 return name
-            if not client.has_collection(name):
+            if not client.has_collection(name, timeout=SECONDS):
                 if not make:
                     return None
                 self._make(client, name, dimensions)
-            client.load_collection(name)
+            client.load_collection(name, timeout=SECONDS)
             self._known.add(name)
         return name
 
@@ -111,7 +112,7 @@ class MilvusVectors:
         schema.add_field("vector", kind.FLOAT_VECTOR, dim=dimensions)
         index = client.prepare_index_params()
         index.add_index("vector", index_type="AUTOINDEX", metric_type="COSINE")
-        client.create_collection(name, schema=schema, index_params=index, consistency_level="Strong")
+        client.create_collection(name, schema=schema, index_params=index, consistency_level="Strong", timeout=SECONDS)
 
     def _put(self, vectors: Mapping[Key, Sequence[float]]) -> None:
         lengths = {len(vector) for vector in vectors.values()}
@@ -123,7 +124,7 @@ class MilvusVectors:
             ]
             name = self._collection(length, make=True)
             for part in _parts(rows):
-                self._client.upsert(name, part)
+                self._client.upsert(name, part, timeout=SECONDS)
 
     def _nearest(
         self, key: Key, vector: Sequence[float], limit: int, documents: Sequence[bytes] | None
@@ -136,7 +137,12 @@ class MilvusVectors:
         if documents is not None:
             wanted.append(f"document in [{', '.join(_quoted(document.hex()) for document in documents)}]")
         found = self._client.search(
-            name, data=[list(vector)], limit=limit, filter=" and ".join(wanted), output_fields=list(_FIELDS)
+            name,
+            data=[list(vector)],
+            limit=limit,
+            filter=" and ".join(wanted),
+            output_fields=list(_FIELDS),
+            timeout=SECONDS,
         )
         return [(_key(hit["entity"]), float(hit["distance"])) for hit in found[0]]
 
@@ -146,7 +152,10 @@ class MilvusVectors:
         return [(_key(row), now - row["put_at"]) for name in self._collections() for row in self._rows(name, wanted)]
 
     def _rows(self, name: str, wanted: str) -> Iterator[Any]:
-        rows = self._client.query_iterator(name, filter=wanted, batch_size=AT_ONCE, output_fields=[*_FIELDS, "put_at"])
+        fields = [*_FIELDS, "put_at"]
+        rows = self._client.query_iterator(
+            name, filter=wanted, batch_size=AT_ONCE, output_fields=fields, timeout=SECONDS
+        )
         try:
             while part := rows.next():
                 yield from part
@@ -156,10 +165,12 @@ class MilvusVectors:
     def _delete(self, filters: Sequence[str]) -> None:
         for name in self._collections():
             for wanted in filters:
-                self._client.delete(name, filter=wanted)
+                self._client.delete(name, filter=wanted, timeout=SECONDS)
 
     def _collections(self) -> list[str]:
-        names = [name for name in self._opened().list_collections() if name.removeprefix(PREFIX).isdecimal()]
+        names = [
+            name for name in self._opened().list_collections(timeout=SECONDS) if name.removeprefix(PREFIX).isdecimal()
+        ]
         return [name for name in names if self._collection(int(name.removeprefix(PREFIX)), make=False)]
 
 

@@ -7,9 +7,11 @@ from datetime import datetime
 from uuid import UUID
 
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 MONTHS_AHEAD = 2
+LOCK_SECONDS = 2
 OTHERS = "*"
 """Stands for all kinds of steps that are not named."""
 
@@ -19,7 +21,11 @@ JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = 'steps'::regclass
   AND to_date(right(c.relname, 7), 'YYYY_MM') + interval '1 month' < now() - interval '1 day'"""
 EXPIRED = """
 DELETE FROM steps WHERE started_at < now() - make_interval(days => :days)
-  AND (kind = :kind OR :kind = '*' AND kind <> ALL(:named)) RETURNING scope_id"""
+  AND (kind = :kind OR :kind = '*' AND kind <> ALL(:named))
+  AND NOT EXISTS (SELECT FROM runs r WHERE r.id = steps.run_id AND r.ended_at IS NULL) RETURNING scope_id"""
+"""What a run that waits for a person has done it must not do again."""
+QUIET = "SELECT id FROM sessions WHERE id = ANY(:scopes) FOR UPDATE SKIP LOCKED"
+"""In the others a run is ending, whose steps are about to name values again. They are not waited for: whoever erases one waits for us."""
 UNUSED = """
 DELETE FROM step_values v WHERE v.scope_id = ANY(:scopes)
   AND NOT EXISTS (SELECT FROM runs r JOIN steps s ON s.run_id = r.id WHERE r.session_id = v.scope_id)"""
@@ -50,7 +56,21 @@ async def forget(db: AsyncConnection, days: Mapping[str, int]) -> None:
     for kind, number in days.items():
         values = {"days": number, "kind": kind, "named": list(days)}
         scopes |= set((await db.execute(text(EXPIRED), values)).scalars())
+    quiet = (await db.execute(text(QUIET), {"scopes": list(scopes)})).scalars().all()
+    await db.execute(text(UNUSED), {"scopes": list(quiet)})
+
+
+async def drop_past(db: AsyncConnection) -> None:
+    """Drop past partitions that are empty. That locks all of `steps`, so nothing else is to be done in the transaction.
+
+    `is_held` tells of the error when somebody reads for longer than others should wait behind this.
+    """
+    await db.execute(text(f"SET LOCAL lock_timeout = '{LOCK_SECONDS}s'"))
     for name in (await db.execute(text(PAST))).scalars().all():
         if not (await db.execute(text(f"SELECT EXISTS (SELECT FROM {name})"))).scalar():  # noqa: S608 - from the catalog
             await db.execute(text(f"DROP TABLE {name}"))
-    await db.execute(text(UNUSED), {"scopes": list(scopes)})
+
+
+def is_held(error: DBAPIError) -> bool:
+    """Whether a lock was not to be had in time."""
+    return str(getattr(error.orig, "sqlstate", None)) == "55P03"

@@ -95,6 +95,15 @@ async def get(db: AsyncConnection, id: UUID, *, owner: UUID | None) -> Run | Non
     return run_of(row) if row else None
 
 
+async def first(db: AsyncConnection, id: UUID) -> UUID:
+    """The run that is no rerun, from which a run comes by reruns of reruns; the run itself, if it is none."""
+    parent = runs.alias("parent")
+    line = select(runs.c.id, runs.c.parent_id).where(runs.c.id == id).cte("line", recursive=True)
+    line = line.union_all(select(parent.c.id, parent.c.parent_id).join(line, parent.c.id == line.c.parent_id))
+    found = (await db.execute(select(line.c.id).where(line.c.parent_id.is_(None)))).scalar()
+    return found or id
+
+
 async def get_response(db: AsyncConnection, id: UUID, *, owner: UUID | None) -> tuple[Run, Mapping[str, Any]] | None:
     """A run that is a response, and what it repeats of its request."""
     query = select(runs).where(runs.c.id == id, runs.c.echo.is_not(None))

@@ -247,8 +247,8 @@ def caller_of(begun: Begun, version: str = "", shares_cache: bool = False) -> Ca
 
 async def _history(platform: Platform, begun: Begun, live: LiveRun, *, summarised: bool) -> Sequence[Message]:
     """The branch that ends with the message to answer, from its summary on where that is wanted."""
-    message, first = begun.message, begun.run.parent_id or begun.run.id
-    as_of = first if summarised else None  # a rerun has the history of the run that it repeats
+    message = begun.message
+    as_of = await _first(platform, begun.run) if summarised else None
     known = platform.windows.get(begun.session.id, message.parent_id) if message.parent_id else []
     if known is None or begun.run.parent_id or (known and known[0].summary and not summarised):
         window = trim(await _window(platform, begun, as_of, MAX_TOKENS, MAX_MESSAGES))
@@ -258,6 +258,18 @@ async def _history(platform: Platform, begun: Begun, live: LiveRun, *, summarise
         return window
     longer = await _window(platform, begun, as_of, summaries.READ_TOKENS, summaries.READ_MESSAGES)
     return trim(await summaries.shorten(platform, begun, live.recorder, caller_of(begun), longer))
+
+
+async def _first(platform: Platform, run: Run) -> UUID:
+    """The run that a rerun repeats, which may be a rerun itself; it has the history of that one."""
+    if run.parent_id is None:
+        return run.id
+
+    async def read() -> UUID:
+        async with platform.engine.connect() as db:
+            return await runs.first(db, run.id)
+
+    return await patiently(read)
 
 
 async def _window(

@@ -16,6 +16,7 @@ from uuid import UUID
 
 import msgspec
 
+from app.agent.request import tokens_of
 from app.domain import Principal, Session, SessionParams, Summary, new_id, now
 from app.errors import NotFound
 from app.llm.tokens import count
@@ -168,7 +169,7 @@ def _rows(document: Document, session: Session, moment: datetime) -> _Rows:
             "parent_id": message.parent_id and ids[message.parent_id],
             "parts": message.parts or None,
             "seq": seq,
-            "tokens": count(message.content),
+            "tokens": max(count(message.content), tokens_of(message.parts)),
             "terms": search.terms(session.user.id, message.content),
             "created_at": min(message.created_at, moment),
             "summary": Summary(message.summary, count(message.summary), run_id) if message.summary else None,

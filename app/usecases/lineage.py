@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from uuid import UUID
 
@@ -17,8 +20,12 @@ from app.usecases.platform import Platform
 
 MAX_RUNS = 500
 """How many runs are looked through for the makers and users of a value."""
+SECONDS = 2.0
+"""How long is looked, at most: what was not looked at is unknown."""
 MAX_DEPTH = 5
 """How far back a sentence is followed."""
+MAX_SOURCES = 100
+"""How many steps a sentence is followed to."""
 SHORTEST = 12
 """A text of fewer characters, unless it is a whole message, is taken to be somewhere by chance."""
 SHOWN = 300
@@ -65,7 +72,11 @@ async def of_value(platform: Platform, principal: Principal, name: bytes) -> Lin
         if not scopes:
             raise NotFound("value", param="hash")
         found = await traces.runs_in(db, scopes, MAX_RUNS + 1)
+        is_complete, deadline = len(found) <= MAX_RUNS, time.monotonic() + SECONDS
         for run in found[:MAX_RUNS]:
+            if time.monotonic() > deadline:
+                is_complete = False
+                break
             steps = (await traces.steps_of(db, [run]))[run.id]
             given = await _given(db, run, steps)
             for step in steps:
@@ -74,7 +85,7 @@ async def of_value(platform: Platform, principal: Principal, name: bytes) -> Lin
                     producers.append(place)
                 if step.input_hash == name or name.hex() in given.get(step.seq, {}):
                     consumers.append(place)
-    return Lineage(name.hex(), producers, consumers, len(found) <= MAX_RUNS)
+    return Lineage(name.hex(), producers, consumers, is_complete)
 
 
 async def _given(db: AsyncConnection, run: Run, steps: Sequence[Step]) -> Mapping[int, Mapping[str, bytes]]:
@@ -108,15 +119,19 @@ class _Acts:
     def first_with(self, text: str) -> list[Source]:
         """The first step that gave a text, and behind it all that it had it from."""
         found: dict[int, Source] = {}
-        first = [(step, text, 0) for step in self._steps if text in self._made.get(step.seq, "")][:1]
-        while first:
-            step, said, depth = first.pop(0)
+        deadline = time.monotonic() + SECONDS
+        first = deque([(step, text, 0) for step in self._steps if text in self._made.get(step.seq, "")][:1])
+        known = {step.seq for step, *_ in first}
+        while first and time.monotonic() < deadline:
+            step, said, depth = first.popleft()
             makers = {part: self._makers(part, step.seq) for part in self._given.get(step.seq, ())}
             sources = {maker.seq: maker for each in makers.values() for maker in each}
             unknown = [_cut(part) for part, each in makers.items() if not each]
             found[step.seq] = Source(step.seq, step.path, step.kind, step.name, _cut(said), sorted(sources), unknown)
             if depth < MAX_DEPTH:
-                first += [(each, self._made[seq], depth + 1) for seq, each in sources.items() if seq not in found]
+                new = [seq for seq in sources if seq not in known][: MAX_SOURCES - len(known)]
+                first += [(sources[seq], self._made[seq], depth + 1) for seq in new]
+                known.update(new)
         return list(found.values())
 
     def _makers(self, part: str, before: int) -> list[Step]:
@@ -148,7 +163,7 @@ async def why(platform: Platform, principal: Principal, id: UUID, text: str) -> 
             told[step.seq] = [_text(body) for body in leaves or [inputs[step.input_hash]]]
         if step.output_hash and step.output_hash in outputs:
             made[step.seq] = _text(outputs[step.output_hash])
-    return _Acts(steps, told, made).first_with(text.strip())
+    return await asyncio.to_thread(_Acts(steps, told, made).first_with, text.strip())
 
 
 def _text(body: bytes) -> str:

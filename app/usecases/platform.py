@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from uuid import UUID
@@ -71,6 +72,8 @@ class Platform:
     draining: asyncio.Event = field(default_factory=asyncio.Event)
     windows: Windows = field(default_factory=Windows)
     pauses: Pauses = field(default_factory=Pauses)
+    rerunning: Counter[UUID] = field(default_factory=Counter)
+    """How many reruns of each user are about to begin here."""
     principals: Principals = field(default_factory=Principals)
     toolboxes: Toolboxes | None = None
     box: Box = field(default_factory=lambda: Box(enabled=False))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 from uuid import UUID
@@ -13,7 +14,7 @@ from msgspec.structs import replace
 
 from app.agent.runner import Answer
 from app.domain import Principal, Run, Step, canonical, new_id
-from app.errors import Conflict, InvalidInput, LimitExceeded, NotFound, Unavailable
+from app.errors import Conflict, InvalidInput, LimitExceeded, NotAllowed, NotFound, Unavailable
 from app.journal.replay import Done, Replay, ReplayDiverged, Rerun, readable, unfolded
 from app.store import journal, messages, traces
 from app.store.operations import BeginRun, Begun
@@ -70,18 +71,32 @@ async def start(
         raise Conflict("The run has not ended yet.", param="run_id")
     if platform.draining.is_set() or len(platform.live) >= platform.max_runs:
         raise Unavailable("The server cannot begin another run at the moment.", retry_after=1)
-    mine = [each.run for each in platform.live.values() if each.run.user_id == run.user_id]
-    if sum(each.kind == "rerun" for each in mine) >= MAX_AT_ONCE:
+    with _turn(platform, run.user_id):
+        recorded, wanted = await _wanted(platform, principal, run, seq)
+        _check(recorded, seq, changes)
+        _check_arguments(principal, recorded, seq, changes)
+        async with platform.engine.connect() as db:
+            brings_all = await traces.brings_all(db, run)
+        begun = await platform.writer.begin(wanted)
+        assert isinstance(begun, Begun)  # noqa: S101 - it has no key, and takes no turn
+        begun = replace(begun, ephemeral=brings_all, request=recorded.request())
+        replay = Replay(recorded.steps, Rerun(seq, changes, downstream, live, recorded.told))
+        return conduct.start(platform, begun, partial(_repeat, replay))
+
+
+@contextmanager
+def _turn(platform: Platform, user_id: UUID) -> Iterator[None]:
+    """While a rerun begins it counts, too: each reads a whole journal."""
+    going = sum(each.run.kind == "rerun" and each.run.user_id == user_id for each in platform.live.values())
+    if going + platform.rerunning[user_id] >= MAX_AT_ONCE:
         raise LimitExceeded(f"{MAX_AT_ONCE} of your reruns go on already.", retry_after=5)
-    recorded, wanted = await _wanted(platform, principal, run, seq)
-    _check(recorded, seq, changes)
-    begun = await platform.writer.begin(wanted)
-    assert isinstance(begun, Begun)  # noqa: S101 - it has no key, and takes no turn
-    async with platform.engine.connect() as db:
-        brings_all = await traces.brings_all(db, run)
-    begun = replace(begun, ephemeral=brings_all, request=recorded.request())
-    replay = Replay(recorded.steps, Rerun(seq, changes, downstream, live, recorded.told))
-    return conduct.start(platform, begun, partial(_repeat, replay))
+    platform.rerunning[user_id] += 1
+    try:
+        yield
+    finally:
+        platform.rerunning[user_id] -= 1
+        if not platform.rerunning[user_id]:
+            del platform.rerunning[user_id]
 
 
 class Ended(Struct, frozen=True):
@@ -144,12 +159,21 @@ def _check(recorded: Journal, seq: int | None, changes: Mapping[str, Any]) -> No
         raise InvalidInput("step: the run has no such step that was not cancelled.", param="step")
     for name in sorted(changes.keys() - CHANGES.get(step.kind, set())):
         raise InvalidInput(f"set.{name}: that is nothing a step of kind {step.kind} has.", param=f"set.{name}")
+    if "model" in changes.get("params", {}):  # it would be asked for at the price of another
+        raise InvalidInput("set.params.model: say it as set.model.", param="set.params.model")
     if step.kind == "ask" and "input" not in changes:
         raise InvalidInput("set.input: nobody is asked again, so give the answer.", param="set.input")
     if step.kind == "step" and not _are_arguments(changes.get("input", {})):
         raise InvalidInput('set.input: use {"args": […], "kwargs": {…}}.', param="set.input")
     if step.kind == "retrieval" and not isinstance(changes.get("input", {}), dict):
         raise InvalidInput('set.input: use {"query": …, "k": …}.', param="set.input")
+
+
+def _check_arguments(principal: Principal, recorded: Journal, seq: int | None, changes: Mapping[str, Any]) -> None:
+    """A function's arguments are its agent's: who chose them freely could have it read what is another user's."""
+    is_step = any(step.seq == seq and step.kind == "step" for step in recorded.steps)
+    if is_step and "input" in changes and not (principal.is_admin or principal.acts_for_all):
+        raise NotAllowed("Only an administrator gives a function other arguments.", param="set.input")
 
 
 def _are_arguments(given: Any) -> bool:

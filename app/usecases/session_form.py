@@ -16,6 +16,8 @@ from app.journal.log import MAX_BYTES as MAX_ANSWER
 
 VERSION = 1
 MAX_MESSAGES, MAX_MEMORIES = 20_000, 50_000
+MAX_DEPTH = 64
+"""How deep what is plain JSON may be nested. What agents and requests leave is less; far more is more than answers can be written of."""
 _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 """As JSON has the character that PostgreSQL does not store."""
 EARLIEST, LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
@@ -105,7 +107,7 @@ class MessagePart(Struct, forbid_unknown_fields=True, omit_defaults=True):
     created_at: Time
     parent_id: UUID | None = None
     parts: list[dict[str, Any]] = []
-    name: Text | None = None
+    name: Short | None = None
     additional_kwargs: dict[str, Any] = {}
     agent_id: Short | None = None
     state: dict[str, Any] | None = None
@@ -214,11 +216,28 @@ def _formed(name: str, value: Any, form: type[Struct]) -> None:
         raise _wrong(name + (f".{place[1]}" if place else ""), _PLACE.sub("", str(error))) from None
 
 
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            below
+            for each in level
+            if isinstance(each, dict | list)
+            for below in (each.values() if isinstance(each, dict) else each)
+            if isinstance(below, dict | list)
+        ]
+        if not level:
+            return False
+    return True
+
+
 def _storable(place: str, value: Struct) -> None:
     fields: Iterable[str] = value.__struct_fields__
     for name in fields:
         given = getattr(value, name)
         if isinstance(given, datetime) and not EARLIEST <= given <= LATEST:
             raise _wrong(f"{place}.{name}", "must lie between 1970 and 2200")
+        if isinstance(given, dict | list) and _is_deep(given):
+            raise _wrong(f"{place}.{name}", f"must not be nested more than {MAX_DEPTH} deep")
         if given and isinstance(given, str | list | dict | Struct) and _NUL.search(msgspec.json.encode(given)):
             raise _wrong(f"{place}.{name}", "must not contain the NUL character")

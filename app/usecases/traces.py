@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, TypeVar
@@ -68,8 +69,10 @@ async def _with_text(
                 found.append(run)
                 if len(found) == limit:
                     return Page(found, True), after
-        if not page.has_more or time.monotonic() > deadline:
-            return Page(found, page.has_more), after
+            if time.monotonic() > deadline:
+                return Page(found, page.has_more or run is not page.items[-1]), after
+        if not page.has_more:
+            return Page(found, False), after
 
 
 async def _has(db: AsyncConnection, run: Run, needle: str) -> bool:
@@ -176,16 +179,22 @@ async def diff(platform: Platform, principal: Principal, one: UUID, other: UUID)
 
 
 def _matched(ours: Sequence[Step], theirs: Sequence[Step]) -> list[tuple[Step | None, Step | None]]:
-    left = list(theirs)
+    left = {step.seq: step for step in theirs}
     pairs: dict[int, Step] = {}
     for is_close in (True, False):
+        same: dict[Any, deque[Step]] = {}
+        for step in left.values():
+            same.setdefault(_likeness(step, is_close), deque()).append(step)
         for step in ours:
-            same = (each for each in left if (each.kind, each.path) == (step.kind, step.path))
-            match = next((each for each in same if not is_close or each.input_hash == step.input_hash), None)
-            if step.seq not in pairs and match is not None:
-                pairs[step.seq] = match
-                left.remove(match)
-    return [*((step, pairs.get(step.seq)) for step in ours), *((None, step) for step in left)]
+            matches = same.get(_likeness(step, is_close))
+            if step.seq not in pairs and matches:
+                pairs[step.seq] = match = matches.popleft()
+                del left[match.seq]
+    return [*((step, pairs.get(step.seq)) for step in ours), *((None, step) for step in left.values())]
+
+
+def _likeness(step: Step, is_close: bool) -> tuple[Any, ...]:
+    return (step.kind, step.path, step.input_hash) if is_close else (step.kind, step.path)
 
 
 def _change(ours: Step | None, theirs: Step | None) -> Change:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.domain import now
@@ -63,6 +64,8 @@ async def once(engine: AsyncEngine, keeping: Keeping = FOR_EVER) -> None:
             await audit.sweep(db, keeping.audit)
     async with engine.begin() as db:
         await partitions.forget(db, keeping.steps)
+    if keeping.steps:
+        await _drop_past(engine)
     more = True
     while more:
         async with engine.begin() as db:
@@ -71,6 +74,16 @@ async def once(engine: AsyncEngine, keeping: Keeping = FOR_EVER) -> None:
     while more:
         async with engine.begin() as db:
             more = await retention.erase_sessions(db, keeping.sessions)
+
+
+async def _drop_past(engine: AsyncEngine) -> None:
+    try:
+        async with engine.begin() as db:
+            await partitions.drop_past(db)
+    except DBAPIError as error:
+        if not partitions.is_held(error):
+            raise
+        log.info("old partitions are in use; they are dropped at the next upkeep")
 
 
 async def attempt(engine: AsyncEngine, keeping: Keeping) -> float:

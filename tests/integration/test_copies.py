@@ -11,6 +11,7 @@ from uuid import uuid4
 
 import httpx2
 import pytest
+from sqlalchemy import text
 
 from tests.engines import Engines
 from tests.house import House, open_house, send, session
@@ -130,6 +131,16 @@ async def test_the_agent_goes_on_where_it_was(ann: httpx2.AsyncClient, here: Hou
     assert (await bob.get("/api/v1/messages", params={"q": "two"})).json()["data"] == []
 
 
+async def test_what_an_imported_message_has_beside_its_content_counts_as_tokens(
+    ann: httpx2.AsyncClient, here: House
+) -> None:
+    long = message(content="", parts=[{"type": "text", "text": "word " * 10_000}])
+    id = await imported(ann, document(long))
+    async with here.platform.engine.connect() as db:
+        query = text("SELECT tokens FROM messages WHERE session_id = :id")
+        assert (await db.execute(query, {"id": id})).scalar_one() > 5_000
+
+
 async def test_a_long_session_goes_out_page_by_page(ann: httpx2.AsyncClient) -> None:
     said = [message(content=f"number {index}") for index in range(1200)]
     for before, after in pairwise(said):
@@ -160,7 +171,13 @@ async def test_another_users_session_is_not_exported(ann: httpx2.AsyncClient, he
 
 
 ONE = message()
-MEMORY = {"id": str(uuid4()), "agent_id": "counter", "memory_id": "default", "role": "user", "content": "x"}
+MEMORY: dict[str, Any] = {
+    "id": str(uuid4()),
+    "agent_id": "counter",
+    "memory_id": "default",
+    "role": "user",
+    "content": "x",
+}
 MEMORY |= {"score": 0.5, "importance": 0.5, "created_at": "2026-01-01T00:00:00Z", "used_at": "2026-01-01T00:00:00Z"}
 CALL = {"tool_calls": [{"id": 1, "function": {"name": "f", "arguments": "{}"}}]}
 REFUSED = [
@@ -181,6 +198,7 @@ REFUSED = [
     (document(message(state={"a": ["\x00"]})), "messages[0].state"),
     (document(message(created_at="0001-01-01T00:00:00+10:00")), "messages[0].created_at"),
     (document(message(rating=1)), "messages[0].rating"),
+    (document(message(name="x" * 1000)), "messages[0].name"),
     (document(message(parts=[{"type": 5}])), "messages[0].parts[0].type"),
     (document(message(role="assistant", additional_kwargs=CALL)), "messages[0].additional_kwargs.tool_calls[0].id"),
     (document(memories=[{**MEMORY, "message_id": str(uuid4())}]), "memories[0].message_id"),
@@ -211,3 +229,19 @@ async def test_what_is_no_document_is_refused(ann: httpx2.AsyncClient) -> None:
     large = await ann.post("/api/v1/sessions/import", content=b" " * 32_000_001, headers=json)
     assert large.status_code == 413
     assert "32000000" in large.json()["detail"]
+
+
+@pytest.mark.parametrize("name", ["additional_kwargs", "state"])
+async def test_what_is_nested_deeper_than_answers_can_be_is_refused(ann: httpx2.AsyncClient, name: str) -> None:
+    document = await exported(ann, await grown(ann))
+    deep: dict[str, Any] = {}
+    for _ in range(400):
+        deep = {"a": deep}
+    document["messages"][-1][name] = deep
+    answer = await ann.post("/api/v1/sessions/import", json=document)
+    if answer.status_code == 201:
+        listed = await ann.get(f"/api/v1/sessions/{answer.json()['id']}/messages")
+        again = await ann.get(f"/api/v1/sessions/{answer.json()['id']}/export")
+        assert (listed.status_code, again.status_code) == (200, 200)
+    at = len(document["messages"]) - 1
+    assert (answer.status_code, answer.json()["param"]) == (400, f"messages[{at}].{name}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -319,6 +320,55 @@ async def test_what_cannot_be_done_is_refused(here: House, body: dict[str, Any],
         assert answer.json()["status"] == "failed", answer.text
     else:
         assert (answer.status_code, answer.json()["param"]) == (400, param), answer.text
+
+
+async def test_no_model_is_asked_at_the_price_of_another(here: House, fake: FakeUpstream) -> None:
+    ann = await here.user("ann")
+    run = await done(ann, "changed")
+    (call,) = await steps(ann, run["run_id"], "llm")
+    body = {"step": call["seq"], "set": {"params": {"model": "dear"}}}
+    answer = await ann.post(f"/api/v1/runs/{run['run_id']}/rerun", json=body)
+    assert (answer.status_code, answer.json().get("param")) == (400, "set.params.model"), answer.text
+    assert fake.hits == 1
+
+
+async def test_a_functions_arguments_are_not_its_users_to_choose(here: House, fake: FakeUpstream) -> None:
+    ann = await here.user("ann")
+    for client, code in ((ann, 403), (here.admin, 200)):
+        run = (await done(client, "nested"))["run_id"]
+        (outlined, *_) = [step for step in await steps(client, run, "step") if step["name"] == "outline"]
+        body = {"step": outlined["seq"], "set": {"input": {"args": ["of another"]}}}
+        answer = await client.post(f"/api/v1/runs/{run}/rerun", json=body)
+        assert answer.status_code == code, answer.text
+        assert (await client.post(f"/api/v1/runs/{run}/rerun", json={"step": outlined["seq"]})).status_code == 200
+
+
+async def test_a_search_is_bounded_in_a_rerun_too(here: House, fake: FakeUpstream) -> None:
+    ann = await here.user("ann")
+    id = await session(ann, "asking")
+    run = (await send(ann, id, "x")).json()["run_id"]
+    await send(ann, id, "cats")
+    _, search = await steps(ann, run, "retrieval")
+    for wanted, name in (
+        ({"k": -1}, "k"),
+        ({"k": 10**9}, "k"),
+        ({"k": "all"}, "k"),
+        ({"query": "x" * 10_000}, "query"),
+    ):
+        again = await rerun(ann, run, step=search["seq"], set={"input": wanted}, downstream=True)
+        assert (again["status"], again["error"].get("param")) == ("failed", name), again
+
+
+async def test_of_many_reruns_at_once_only_so_many_begin(here: House, fake: FakeUpstream) -> None:
+    ann = await here.user("ann")
+    run = (await done(ann, "changed", "[[fault: first=0.5]]x"))["run_id"]
+    (call,) = await steps(ann, run, "llm")
+    how = {"step": call["seq"], "set": {"prompt": "[[fault: first=1]]x"}}
+    many = [ann.post(f"/api/v1/runs/{run}/rerun", json=how) for _ in range(25)]
+    codes = [answer.status_code for answer in await asyncio.gather(*many)]
+    assert codes.count(429) >= 10, codes
+    assert codes.count(200) + codes.count(429) == 25, codes
+    assert not here.platform.rerunning
 
 
 async def test_runs_of_others_are_unknown(here: House) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from itertools import pairwise
 from typing import Any
 
@@ -10,6 +11,7 @@ import httpx2
 import pytest
 from sqlalchemy import text
 
+from app.domain import new_id
 from app.usecases import summaries
 from tests.engines import Engines
 from tests.fakes.upstream import FakeUpstream
@@ -132,6 +134,21 @@ async def test_a_message_whose_own_branch_was_summarised_is_answered_again_from_
     await ann.post(f"/api/v1/messages/{second}/regenerate", json={})
     assert asked(fake)[0]["content"].startswith("My name is Ada.")
     assert asked(fake)[-1]["content"].startswith("Turn 1.")
+
+
+async def test_a_rerun_of_a_rerun_has_the_history_of_the_first_run(llm_house: House, fake: FakeUpstream) -> None:
+    ann = await llm_house.user("ann")
+    id = await session(ann, AGENT)
+    await fill(ann, id)
+    run = (await ann.get("/api/v1/runs")).json()["data"][0]["id"]
+    async with llm_house.platform.engine.begin() as db:  # of the message before that run's, made after it
+        query = "UPDATE messages SET summary = CAST(:made AS jsonb) WHERE session_id = :id AND seq = 2"
+        later = {"content": "Otherwise.", "tokens": 3, "run_id": str(new_id())}
+        await db.execute(text(query), {"id": id, "made": json.dumps(later)})
+    for _ in range(3):
+        again = (await ann.post(f"/api/v1/runs/{run}/rerun", json={})).json()
+        assert again["status"] == "completed", again
+        run = again["id"]
 
 
 async def test_a_summary_that_fails_does_not_fail_the_answer_and_is_not_tried_at_every_message(

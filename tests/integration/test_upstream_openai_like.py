@@ -76,6 +76,18 @@ async def test_what_is_not_given_is_read_from_the_environment(
         OpenAILike()
 
 
+async def test_the_key_of_the_environment_is_for_its_server_alone(
+    fake: FakeUpstream, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    other = OpenAILike(model_name="given", base_url=fake.base_url)
+    assert other.endpoint().api_key == ""
+    with pytest.raises(LLMUnavailable):
+        await other.ainvoke("say hello")
+    assert not any("secret" in str(request) for request in fake.requests)
+
+
 async def test_bad_values_are_refused_where_they_are_given(
     fake: FakeUpstream, llm: OpenAILike, monkeypatch: pytest.MonkeyPatch
 ) -> None:

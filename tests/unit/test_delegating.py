@@ -6,7 +6,7 @@ import asyncio
 from uuid import uuid4
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from app.agent import BaseAgent, Chattable, Message, Participant, Talk
 from app.agent.delegating import Kept, memories_of, state_of, states
@@ -114,6 +114,11 @@ def test_an_agents_own_memories_come_before_what_its_delegates_say_of_them() -> 
     change = MemoryChange(id, False, False)
     kept = {"own": Kept(None, [MemoryChange(id, False, False, agent_id="own")]), "slow": Kept(None, [change])}
     assert memories_of(kept, "own", [change]) == [change, change]
+
+
+def test_a_name_ends_with_its_line() -> None:
+    with pytest.raises(ValidationError, match="name of a participant"):
+        Talk(participants=[Participant(id="a", name="Bo\n")])
 
 
 @pytest.mark.parametrize(
