@@ -13,7 +13,7 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain import Errand, Message, Outcome, Page, Principal, RunStatus, SessionParams, Step, new_id, now
-from app.errors import Conflict, NotFound
+from app.errors import Conflict, must_exist
 from app.llm.tokens import count
 from app.store import errands, messages
 from app.store import sessions as stored_sessions
@@ -171,7 +171,4 @@ def _check_open(errand: Errand) -> None:
 
 
 async def _existing(db: AsyncConnection, principal: Principal, id: UUID, *, param: str = "task_id") -> Errand:
-    errand = await errands.get(db, id, owner=principal.owner)
-    if errand is None:
-        raise NotFound("task", param=param)
-    return errand
+    return must_exist(await errands.get(db, id, owner=principal.owner), "task", param=param)
