@@ -39,7 +39,7 @@ async def test_usage_is_a_table_or_json(house: House, folder: Path, monkeypatch:
         await run()
     Path("data").mkdir()
     Path("data/admin.key").write_text(f"{ADMIN_KEY}\n")
-    monkeypatch.setattr("app.cli.usage.PAGE", 2)
+    monkeypatch.setattr("app.cli.asking.PAGE", 2)
     lines = (await run("--by", "user")).splitlines()
     assert lines[0].split() == ["user", "calls", "prompt", "completion", "cached", "reasoning", "cost", "saved"]
     assert lines[3].split() == ["ann", "2", "1", "1000", "0", "0", "0", "1", "0"]
