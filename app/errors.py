@@ -23,7 +23,9 @@ PluginError                 an agent file that cannot be loaded
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 class AppError(Exception):
@@ -79,6 +81,13 @@ class NotFound(AppError):
 
     def __init__(self, noun: str = "object", *, param: str | None = None) -> None:
         super().__init__(f"There is no such {noun}.", param=param)
+
+
+def must_exist(value: T | None, noun: str, *, param: str | None = None) -> T:
+    """What was looked for; `NotFound` when there is none."""
+    if value is None:
+        raise NotFound(noun, param=param)
+    return value
 
 
 class Conflict(AppError):

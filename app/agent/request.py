@@ -8,28 +8,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, PrivateAttr
 
 from app.domain import Message
+from app.llm.options import NAMES
 from app.llm.tokens import PER_ATTACHMENT, count
 
-OPTIONS = (
-    "temperature",
-    "top_p",
-    "max_tokens",
-    "max_completion_tokens",
-    "stop",
-    "seed",
-    "presence_penalty",
-    "frequency_penalty",
-    "logit_bias",
-    "response_format",
-    "reasoning_effort",
-    "user",
-    "tools",
-    "tool_choice",
-    "parallel_tool_calls",
-    "top_k",
-    "min_p",
-    "repetition_penalty",
-)
+OPTIONS = tuple(name for name in NAMES if name not in ("model", "n"))
 """What of a request is an option of an LLM call, under the same name."""
 
 

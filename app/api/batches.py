@@ -8,7 +8,7 @@ from uuid import UUID
 
 import msgspec
 from fastapi import APIRouter, Path, Query, Request
-from pydantic import BaseModel, BeforeValidator, Field, StringConstraints, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter, ValidationError
 from starlette.datastructures import Headers
 from starlette.responses import Response
 
@@ -17,7 +17,8 @@ from app.api.callers import Chat, Here, StrictRoute, strict_json
 from app.api.fields import Key, Text, file_ref, to_file_id, to_id
 from app.api.openai_models import CompletionBody, EmbeddingsIn
 from app.api.problems import from_exception, sentence
-from app.api.responses_models import ResponseBody, ResponseIn
+from app.api.responses_models import Metadata, ResponseBody, ResponseIn
+from app.api.responses_wire import answer, listing
 from app.domain import Batch, BatchStatus, Principal
 from app.usecases import batches
 from app.usecases.batch_work import Answered
@@ -28,8 +29,6 @@ router = APIRouter(route_class=StrictRoute, tags=["openai"])
 
 Endpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"]
 ENDED = ("completed_at", "failed_at", "expired_at", "cancelled_at")
-MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
-MetadataValue = Annotated[str, StringConstraints(max_length=512)]
 
 
 def to_batch_id(value: Any) -> UUID:
@@ -54,7 +53,7 @@ class BatchIn(BaseModel):
     input_file_id: Annotated[UUID, BeforeValidator(to_file_id)]
     endpoint: Endpoint
     completion_window: Literal["24h"]
-    metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)] | None = None
+    metadata: Metadata | None = None
     output_expires_after: ExpiresIn | None = None
 
 
@@ -147,10 +146,6 @@ def _shape(batch: Batch) -> dict[str, Any]:
     }
 
 
-def _json(shape: dict[str, Any]) -> Response:
-    return Response(msgspec.json.encode(shape), media_type="application/json")
-
-
 @router.post("/batches", response_model=BatchOut)
 async def create_batch(here: Here, caller: Chat, body: BatchIn, idempotency_key: Key = None) -> Response:
     """Have the requests of a file answered: one a line, with a `custom_id` by which its answer is found in the output file.
@@ -167,7 +162,7 @@ async def create_batch(here: Here, caller: Chat, body: BatchIn, idempotency_key:
         output_expires_seconds=body.output_expires_after.seconds if body.output_expires_after else None,
         key=idempotency_key,
     )
-    return _json(_shape(batch))
+    return answer(_shape(batch))
 
 
 @router.get("/batches", response_model=BatchesOut)
@@ -179,21 +174,19 @@ async def list_batches(
 ) -> Response:
     """The caller's batches, the newest first."""
     page = await batches.list_page(here, caller, after=after, limit=limit)
-    data = [_shape(batch) for batch in page.items]
-    ends = {"first_id": data[0]["id"] if data else None, "last_id": data[-1]["id"] if data else None}
-    return _json({"object": "list", "data": data, **ends, "has_more": page.has_more})
+    return answer(listing([_shape(batch) for batch in page.items], has_more=page.has_more))
 
 
 @router.get("/batches/{batch_id}", response_model=BatchOut)
 async def get_batch(here: Here, caller: Chat, batch_id: InPath) -> Response:
     """How far a batch is."""
-    return _json(_shape(await batches.get(here, caller, batch_id)))
+    return answer(_shape(await batches.get(here, caller, batch_id)))
 
 
 @router.post("/batches/{batch_id}/cancel", response_model=BatchOut)
 async def cancel_batch(here: Here, caller: Chat, batch_id: InPath) -> Response:
     """Begin no more of a batch's requests. What was answered is in its files when it is `cancelled`."""
-    return _json(_shape(await batches.cancel(here, caller, batch_id)))
+    return answer(_shape(await batches.cancel(here, caller, batch_id)))
 
 
 # Their requests

@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.api.callers import Chat, Here, StrictRoute
 from app.api.fields import After, Content, Id, Key, Limit, Title
-from app.api.models import AgentChoice, AgentOfSession, In, ListOf, SessionParamsIn, UsageOut, page
-from app.domain import Errand, Step
+from app.api.models import AgentChoice, AgentOfSession, In, ListOf, Out, SessionParamsIn, UsageOut, page
+from app.domain import Errand
 from app.usecases import errands
 from app.usecases.platform import Platform
 
@@ -86,7 +86,7 @@ class TaskOut(TaskItem):
     result: str | None
 
 
-class Entry(BaseModel):
+class Entry(Out):
     """An act of the last run: a call of a language model or tool, or another step; `execution` is the run itself."""
 
     seq: int
@@ -150,9 +150,8 @@ async def get_task_log(
     """What was done in the last run, from the journal. While it goes on, `/api/v1/runs/{run_id}/events` tells what it says."""
     errand = await errands.get(here, caller, task_id)
     data = [_execution(errand)] if errand.run and after < 0 else []
-    room = limit - len(data)
-    steps = await errands.steps(here, errand, after=max(after, 0), limit=room)
-    return LogOut(data=[*data, *map(_entry, steps[:room])], has_more=len(steps) > room)
+    steps = await errands.steps(here, errand, after=max(after, 0), limit=limit - len(data))
+    return LogOut(data=[*data, *map(Entry.model_validate, steps.items)], has_more=steps.has_more)
 
 
 @router.post("/{task_id}/assign")
@@ -199,19 +198,4 @@ def _execution(errand: Errand) -> Entry:
         ended_at=run.ended_at,
         usage=UsageOut.model_validate(run.usage),
         error=dict(run.error) if run.error else None,
-    )
-
-
-def _entry(step: Step) -> Entry:
-    return Entry(
-        seq=step.seq,
-        kind=step.kind,
-        name=step.name,
-        status=step.status,
-        started_at=step.started_at,
-        ended_at=step.ended_at,
-        model=step.model,
-        usage=UsageOut.model_validate(step.usage),
-        from_cache=step.from_cache,
-        error=dict(step.error) if step.error else None,
     )

@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import quote
 from uuid import UUID
 
-import msgspec
 from fastapi import APIRouter, Path, Query, Request
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 from starlette.responses import Response, StreamingResponse
@@ -20,6 +19,7 @@ from app.api.fields import FileName, Key, ModelName, file_ref, to_file_id
 from app.api.multipart import Form, Part
 from app.api.openai_errors import PREFIXES
 from app.api.problems import sentence
+from app.api.responses_wire import answer, listing
 from app.domain import File
 from app.errors import InvalidInput
 from app.usecases import files
@@ -120,10 +120,6 @@ def _shape(file: File) -> dict[str, Any]:
     return shape | ({"expires_at": int(file.expires_at.timestamp())} if file.expires_at else {})
 
 
-def _json(shape: dict[str, Any]) -> Response:
-    return Response(msgspec.json.encode(shape), media_type="application/json")
-
-
 @router.post("/files", response_model=FileOut, openapi_extra=FORM)
 async def create_file(here: Here, caller: Chat, request: Request, idempotency_key: Key = None) -> Response:
     """Upload a file, which is stored while it arrives. Files are kept until they are deleted, or as long as `expires_after` says."""
@@ -138,7 +134,7 @@ async def create_file(here: Here, caller: Chat, request: Request, idempotency_ke
             expires_seconds=fields.seconds,
             key=idempotency_key,
         )
-    return _json(_shape(file))
+    return answer(_shape(file))
 
 
 async def _receive(form: Form, upload: Upload) -> tuple[Part, Fields]:
@@ -181,15 +177,13 @@ async def list_files(
 ) -> Response:
     """The caller's files, the newest first unless `order` says otherwise."""
     page = await files.list_page(here, caller, after=after, limit=limit, purpose=purpose, newest_first=order == "desc")
-    data = [_shape(file) for file in page.items]
-    ends = {"first_id": data[0]["id"] if data else None, "last_id": data[-1]["id"] if data else None}
-    return _json({"object": "list", "data": data, **ends, "has_more": page.has_more})
+    return answer(listing([_shape(file) for file in page.items], has_more=page.has_more))
 
 
 @router.get("/files/{file_id}", response_model=FileOut)
 async def get_file(here: Here, caller: Chat, file_id: InPath) -> Response:
     """What is known of a file."""
-    return _json(_shape(await files.open(here, caller, file_id)))
+    return answer(_shape(await files.open(here, caller, file_id)))
 
 
 @router.delete("/files/{file_id}")

@@ -391,7 +391,7 @@ class RunOut(Out):
     ended_at: datetime | None
 
 
-class AgentOut(BaseModel):
+class AgentOut(Out):
     """An agent of a file; or, with `error`, a file that could not be loaded (an older version may still be in use)."""
 
     kind: Literal["plugin"] = "plugin"

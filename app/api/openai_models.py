@@ -15,6 +15,7 @@ from app.api.fields import Id, ModelName, check_json
 from app.domain import MAX_TEXT
 from app.llm.messages import ROLES
 from app.llm.options import MAX_TOOLS
+from app.usecases.calls import names_of
 
 MAX_MESSAGES = 5000
 MAX_CHOICES = 8
@@ -226,9 +227,8 @@ class ChatIn(_Sampling):
     @property
     def tool_names(self) -> frozenset[str]:
         """The names of the tools that the answer may call."""
-        functions = self.functions if self.speaks_of_functions else [tool.get("function") for tool in self.tools or ()]
-        named = (function.get("name") for function in functions or () if isinstance(function, dict))
-        return frozenset(name for name in named if isinstance(name, str))
+        old = [{"function": function} for function in self.functions or ()]
+        return names_of(old if self.speaks_of_functions else self.tools)
 
     def request(self) -> Json:
         """The request in its one form."""

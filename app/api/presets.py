@@ -136,24 +136,13 @@ def preset_out(here: Platform, caller: Principal, preset: domain.Preset) -> Pres
     )
 
 
-def plugin_out(listed: Listed) -> AgentOut:
-    """An agent of a file as the edge gives it."""
-    return AgentOut(
-        id=listed.id,
-        description=listed.description,
-        params_schema=listed.params_schema,
-        source=listed.source,
-        error=listed.error,
-    )
-
-
 async def listed(here: Platform, caller: Principal, *, after: UUID | None, limit: int) -> AgentsOut:
     """A page of all agents that the caller may pick."""
     plugins: Sequence[Listed] = () if after else await agents.list_all(here, caller)
     found = await presets.list_page(here, caller, after=after, limit=limit)
     ids = [preset.id for preset in found.items]
     return AgentsOut(
-        data=[*map(plugin_out, plugins), *(preset_out(here, caller, preset) for preset in found.items)],
+        data=[*map(AgentOut.model_validate, plugins), *(preset_out(here, caller, preset) for preset in found.items)],
         first_id=ids[0] if ids else None,
         last_id=ids[-1] if ids else None,
         has_more=found.has_more,
@@ -193,7 +182,7 @@ async def get_agent(here: Here, caller: Chat, agent_id: AnyAgent) -> AgentOut | 
         return preset_out(here, caller, await presets.get(here, caller, to_id(agent_id)))
     for item in await agents.list_all(here, caller):
         if item.id == agent_id:
-            return plugin_out(item)
+            return AgentOut.model_validate(item)
     raise NotFound("agent", param="agent_id")
 
 

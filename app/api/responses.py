@@ -14,7 +14,7 @@ from app.api.openai import told
 from app.api.openai_models import Json
 from app.api.responses_items import id_in, items_of, references, to_messages
 from app.api.responses_models import DeletedOut, ItemsOut, ResponseBody, ResponseIn, ResponseOut, chat_tools
-from app.api.responses_wire import Form, answer, shown, streamed, whole
+from app.api.responses_wire import Form, answer, listing, shown, streamed, whole
 from app.domain import Principal, Run
 from app.errors import InvalidInput
 from app.usecases import responses
@@ -154,10 +154,4 @@ def page(items: list[Json], after: str | None, limit: int, *, has_more: bool = F
     places = [index for index, item in enumerate(items) if item["id"] == after]
     rest = items if after is None else items[places[0] + 1 :] if places else []
     data = rest[:limit]
-    return {
-        "object": "list",
-        "data": data,
-        "first_id": data[0]["id"] if data else None,
-        "last_id": data[-1]["id"] if data else None,
-        "has_more": bool(data) and (has_more or len(rest) > limit),
-    }
+    return listing(data, has_more=bool(data) and (has_more or len(rest) > limit))

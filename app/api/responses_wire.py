@@ -101,6 +101,12 @@ def answer(value: Json, run: Run | None = None) -> Response:
     return Response(_encoder.encode(value), headers=headers, media_type="application/json")
 
 
+def listing(data: list[Json], *, has_more: bool) -> Json:
+    """A page of objects."""
+    ends = {"first_id": data[0]["id"] if data else None, "last_id": data[-1]["id"] if data else None}
+    return {"object": "list", "data": data, **ends, "has_more": has_more}
+
+
 async def shown(platform: Platform, run: Run, form: Form) -> Response:
     """A response as it is now."""
     if not run.status.is_final:

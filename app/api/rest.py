@@ -37,14 +37,12 @@ SENT = {**EVENTS, 202: {"model": AcceptedOut}}
 async def create_session(here: Here, caller: Chat, body: SessionIn, idempotency_key: Key = None) -> SessionOut:
     """Begin a conversation with an agent. Requests with the same `Idempotency-Key` make one session, for a day."""
     user = await sessions.resolve_user(here, caller, body.user_id)
-    params = body.session_params.to_domain()
-    agent = body.agent
     created = await sessions.create(
         here,
         user,
-        agent_id=agent.id,
-        agent_params=agent.params,
-        params=params,
+        agent_id=body.agent.id,
+        agent_params=body.agent.params,
+        params=body.session_params.to_domain(),
         title=body.title,
         key=idempotency_key,
         sees_all=caller.acts_for_all,

@@ -13,11 +13,10 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 
 from app import domain
-from app.api import wire
+from app.api import rest
 from app.api.callers import Chat, Here, StrictRoute, need, typed_json
 from app.api.fields import Id, Key, UserRef, checked_key
 from app.api.models import (
-    AcceptedOut,
     AgentOfSession,
     AgentOut,
     AnswerOut,
@@ -159,18 +158,7 @@ def _user_id(name: str) -> int | str:
 @router.post("/CreateSession")
 async def create_session(here: Here, caller: Chat, body: SessionIn, idempotency_key: Key = None) -> Created:
     """Begin a conversation with an agent."""
-    user = await sessions.resolve_user(here, caller, body.user_id)
-    session = await sessions.create(
-        here,
-        user,
-        agent_id=body.agent.id,
-        agent_params=body.agent.params,
-        params=body.session_params.to_domain(),
-        title=body.title,
-        key=idempotency_key,
-        sees_all=caller.acts_for_all,
-    )
-    return Created(id=session.id)
+    return Created(id=(await rest.create_session(here, caller, body, idempotency_key)).id)
 
 
 @router.post("/ListSessions")
@@ -199,28 +187,13 @@ async def delete_session(here: Here, caller: Chat, body: SessionId) -> None:
     await sessions.delete(here, caller, body.session_id)
 
 
-@router.post(
-    "/SendMessage",
-    response_model=AnswerOut,
-    responses={200: {"content": wire.EVENT_STREAM}, 202: {"model": AcceptedOut}},
-)
+@router.post("/SendMessage", response_model=AnswerOut, responses=rest.SENT)
 async def send_message(here: Here, caller: Chat, body: SendMessageIn, idempotency_key: Key = None) -> Response:
     """Send a message and get its answer: whole, or as server-sent events with `stream`; in the background, 202 and the run.
 
     Requests with the same `Idempotency-Key` are one message with one answer, for a day.
     """
-    live = await messages.send(
-        here,
-        caller,
-        body.session_id,
-        body.content,
-        additional_kwargs=body.additional_kwargs,
-        parent_id=body.parent_id,
-        at_leaf="parent_id" not in body.model_fields_set,
-        key=idempotency_key,
-        background=body.background,
-    )
-    return await wire.respond(here, live, stream=body.stream)
+    return await rest.send_message(here, caller, body.session_id, body, idempotency_key)
 
 
 async def send_message_directly(here: Platform, principal: Principal, headers: Headers, body: bytes) -> Response:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from app.cli.output import AsJson
+
 if TYPE_CHECKING:
     from app.agent.contract import Finding
     from app.agent.loader import Agents, Listed
@@ -19,7 +21,6 @@ agents = typer.Typer(
     help="The agents of AGENTS_DIR: make, list, check, run one, install what they need.", no_args_is_help=True
 )
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Params = Annotated[str, typer.Option(help="The agent's parameters, as JSON.")]
 
 

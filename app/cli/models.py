@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from app.cli.output import AsJson
+
 if TYPE_CHECKING:
     from app.llm.catalog import Catalog, EndpointSpec, Model
 
 models = typer.Typer(help="The language models of MODELS_FILE and OPENAI_*.", no_args_is_help=True)
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 QUESTION = "Answer with the one word ok."
 
 

@@ -84,6 +84,7 @@ _OPTIONS: Mapping[str, tuple[Check, str]] = {
     "min_p": (_number(0, 1), "a number from 0 to 1"),
     "repetition_penalty": (_number(0, 10), "a number from 0 to 10"),
 }
+NAMES = tuple(_OPTIONS)
 
 
 def checked(options: Mapping[str, Any]) -> dict[str, Any]:

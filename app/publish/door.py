@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 from collections.abc import Sequence
 from hashlib import sha256
@@ -18,14 +17,15 @@ from starlette.responses import Response
 from app.agent.request import OpenAIRequest
 from app.api import openai_errors
 from app.api.callers import strict_json
-from app.api.gate import BODY_SECONDS, MAX_BODY_BYTES
+from app.api.gate import bounded, whole_body
 from app.api.openai_models import MAX_MESSAGES, checked, messages_of
 from app.api.problems import STATUS_CODES, known, sentence
-from app.errors import AppError, InvalidInput, NotAuthenticated, TooLarge
+from app.errors import AppError, InvalidInput, NotAuthenticated
 from app.llm.tokens import count_messages
 from app.publish.answering import Asked
 from app.publish.sessions import Sessions
 from app.publish.streamer import MODEL, DataStreamer
+from app.usecases.calls import names_of
 from app.usecases.rates import Rates
 
 MAX_NAME = 256
@@ -87,12 +87,11 @@ class Door:
 
     async def _answer(self, body: OpenAIRequest, owner: str) -> Response:
         options = getattr(body, "stream_options", None)
-        names = [(tool.get("function") or {}).get("name") for tool in body.tools or ()]
         streamer = DataStreamer(
             self._timeout,
             body.model or MODEL,
             include_usage=isinstance(options, dict) and options.get("include_usage") is True,
-            tools=[name for name in names if isinstance(name, str)],
+            tools=names_of(body.tools),
             prompt_tokens=count_messages(body.messages),
         )
         turn = None
@@ -103,7 +102,7 @@ class Door:
         return await streamer.respond(stream=body.stream)
 
     async def _read(self, request: Request) -> OpenAIRequest:
-        given = strict_json(await _body(request))
+        given = strict_json(await whole_body(bounded(request.receive)))
         if not isinstance(given, dict):
             raise InvalidInput("The body must be an object.", param="body")
         try:
@@ -124,21 +123,6 @@ class Door:
         hidden = {"authorization"} if self._keys else set()
         body.set_headers({name: value for name, value in request.headers.items() if name not in hidden})
         return body
-
-
-async def _body(request: Request) -> bytes:
-    pieces: list[bytes] = []
-    room = MAX_BODY_BYTES
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            async for piece in request.stream():
-                room -= len(piece)
-                if room < 0:
-                    raise TooLarge
-                pieces.append(piece)
-    except TimeoutError:
-        raise InvalidInput("The body did not arrive in time.") from None
-    return b"".join(pieces)
 
 
 def refused(raised: Exception) -> Response:

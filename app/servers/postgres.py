@@ -19,8 +19,8 @@ from urllib.parse import quote
 
 from app.errors import SettingsError
 from app.servers import process
-from app.servers.folders import leave_socket_folder, make_private, socket_folder
-from app.servers.process import Child, Identity
+from app.servers.folders import make_private, socket_folder
+from app.servers.process import Engine, Identity
 
 OLDEST = 15  # the oldest major version Chattable supports
 PORT = 5432  # only names the socket; no TCP port is opened
@@ -53,15 +53,16 @@ class _Binaries:
     identity: Identity
 
 
-class Postgres:
+class Postgres(Engine):
     """One embedded server. The caller holds the lock of `data_dir`; `fast` gives up durability, for tests."""
 
+    stops = ((signal.SIGINT, 30.0), (signal.SIGQUIT, 5.0))  # connections are cut, what is committed is written
+
     def __init__(self, data_dir: Path, *, fast: bool = False) -> None:
-        self._data_dir = data_dir.absolute()
+        super().__init__(data_dir)
         self._cluster = self._data_dir / "postgres"
         self._sockets = self._data_dir
         self._fast = fast
-        self._child: Child | None = None
         self._passwords: dict[str, str] = {}
 
     @property
@@ -141,22 +142,6 @@ class Postgres:
             lines = (self._cluster / "postmaster.pid").read_text().splitlines()
             return len(lines) >= 8 and lines[0] == str(pid) and lines[7].strip() == "ready"
         return False
-
-    def alive(self) -> bool:
-        """Whether the server runs."""
-        return self._child is not None and self._child.alive()
-
-    @property
-    def pid(self) -> int | None:
-        """The process id of the server, while it has one."""
-        return self._child.pid if self._child else None
-
-    def stop(self, seconds: float = 30.0) -> None:
-        """Shut down (connections are cut, what is committed is written); harder after `seconds`."""
-        if self._child is not None:
-            self._child.stop((signal.SIGINT, seconds), (signal.SIGQUIT, 5.0))
-            self._child = None
-            leave_socket_folder(self._data_dir)
 
     def _clear_remains(self) -> None:
         """Stop the server a killed parent left behind, and remove what else would be taken for a running one."""

@@ -14,7 +14,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, ClassVar
+
+from app.servers.folders import leave_socket_folder
 
 LAUNCHER = Path(__file__).with_name("launch.py")
 LOG_LIMIT = 5_000_000  # bytes; a larger log is moved to NAME.log.1 when its server starts
@@ -80,6 +82,32 @@ class Child:
         """The last line it wrote, or how it ended."""
         lines = [line.strip() for line in self.output().splitlines() if line.strip()]
         return lines[-1] if lines else f"it ended with status {self.popen.poll()} and without a word"
+
+
+class Engine:
+    """An embedded server: a child that keeps its files in `data_dir`, and ends by the signals `stops`, each with its seconds."""
+
+    stops: ClassVar[Sequence[tuple[signal.Signals, float]]]
+
+    def __init__(self, data_dir: Path) -> None:
+        self._data_dir = data_dir.absolute()
+        self._child: Child | None = None
+
+    def alive(self) -> bool:
+        """Whether the server runs."""
+        return self._child is not None and self._child.alive()
+
+    @property
+    def pid(self) -> int | None:
+        """The process id of the server, while it has one."""
+        return self._child.pid if self._child else None
+
+    def stop(self) -> None:
+        """Let it write what is pending and end; harder when it takes too long."""
+        if self._child is not None:
+            self._child.stop(*self.stops)
+            self._child = None
+            leave_socket_folder(self._data_dir)
 
 
 def command_line(command: Sequence[str | Path], identity: Identity, death_signal: signal.Signals) -> list[str]:

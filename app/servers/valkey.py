@@ -13,8 +13,8 @@ from urllib.parse import quote
 
 from app.errors import SettingsError
 from app.servers import process
-from app.servers.folders import leave_socket_folder, make_private, socket_folder
-from app.servers.process import Child
+from app.servers.folders import make_private, socket_folder
+from app.servers.process import Engine
 
 READY_SECONDS = 60.0
 # volatile-lru: what has an expiry is a copy and may go when memory is short; what has none is missed, so it stays.
@@ -31,16 +31,17 @@ set-proc-title no
 """
 
 
-class Valkey:
+class Valkey(Engine):
     """One embedded server. The caller holds the lock of `data_dir`."""
 
+    stops = ((signal.SIGTERM, 10.0),)
+
     def __init__(self, data_dir: Path) -> None:
-        self._data_dir = data_dir.absolute()
+        super().__init__(data_dir)
         self._files = self._data_dir / "valkey"
         self._pid_file = self._data_dir / "valkey.pid"
         self._password = secrets.token_urlsafe(24)
         self._socket = self._data_dir
-        self._child: Child | None = None
 
     @property
     def url(self) -> str:
@@ -115,22 +116,6 @@ class Valkey:
         own = {"dir": self._files, "unixsocket": self._socket, "pidfile": self._pid_file, "requirepass": self._password}
         path.write_text(SETTINGS + "".join(f"{name} {_quoted(str(value))}\n" for name, value in own.items()))
         return path
-
-    def alive(self) -> bool:
-        """Whether the server runs."""
-        return self._child is not None and self._child.alive()
-
-    @property
-    def pid(self) -> int | None:
-        """The process id of the server, while it has one."""
-        return self._child.pid if self._child else None
-
-    def stop(self, seconds: float = 10.0) -> None:
-        """Write what is pending and end; harder after `seconds`."""
-        if self._child is not None:
-            self._child.stop((signal.SIGTERM, seconds))
-            self._child = None
-            leave_socket_folder(self._data_dir)
 
 
 def start_valkey(data_dir: Path) -> Valkey:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Row, Select, and_, delete, func, insert, select, true, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.domain import Errand, Page, Role, Session, SessionParams, Step, User
-from app.store.journal import step_of
+from app.domain import Errand, Page, Role, Session, SessionParams, User
 from app.store.runs import Part, run_of
-from app.store.tables import errands, runs, sessions, steps, users
+from app.store.tables import errands, runs, sessions, users
 
 
 def errand_of(row: Row[Any]) -> Errand:
@@ -103,9 +101,3 @@ async def set_session(db: AsyncConnection, id: UUID, session_id: UUID) -> None:
 async def erase(db: AsyncConnection, id: UUID) -> None:
     """Delete an errand that has no session; with a session it goes with that."""
     await db.execute(delete(errands).where(errands.c.id == id))
-
-
-async def steps_of(db: AsyncConnection, run_id: UUID, *, after: int, limit: int) -> Sequence[Step]:
-    """The steps of a run that has ended, after the one of this number, in the order they began; without their values."""
-    query = select(steps).where(steps.c.run_id == run_id, steps.c.seq > after).order_by(steps.c.seq).limit(limit)
-    return [step_of(row) for row in await db.execute(query)]

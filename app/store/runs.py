@@ -131,12 +131,10 @@ async def list_page(
     return Page([run_of(row) for row in rows[:limit]], len(rows) > limit)
 
 
-async def active_in(
-    db: AsyncConnection, *, session_id: UUID | None = None, user_id: UUID | None = None
-) -> Sequence[UUID]:
-    """The runs that are being conducted in a session or for a user."""
-    chosen = runs.c.session_id == session_id if session_id else runs.c.user_id == user_id
-    return (await db.execute(select(runs.c.id).where(chosen, runs.c.status.in_(ACTIVE)))).scalars().all()
+async def active_in(db: AsyncConnection, session_id: UUID) -> Sequence[UUID]:
+    """The runs that are being conducted in a session."""
+    query = select(runs.c.id).where(runs.c.session_id == session_id, runs.c.status.in_(ACTIVE))
+    return (await db.execute(query)).scalars().all()
 
 
 async def stored(db: AsyncConnection, ids: Sequence[UUID]) -> Mapping[UUID, Run]:

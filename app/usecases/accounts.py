@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.domain import Credential, Page, Principal, Role, User, new_id, now
-from app.errors import Conflict, InvalidInput, NotFound, Unavailable
+from app.errors import Conflict, InvalidInput, NotFound, Unavailable, must_exist
 from app.store import accounts, audit, credentials, files, memories, presets, runs, sessions
 from app.usecases.conduct import stop_all
 from app.usecases.creations import claim
@@ -73,9 +73,7 @@ async def update_user(
     async with platform.engine.begin() as db:
         if role is Role.USER or status == "suspended":
             await _keep_an_admin(db, id)
-        before = await accounts.lock_user(db, id)
-        if before is None:
-            raise NotFound("user", param="user_id")
+        before = must_exist(await accounts.lock_user(db, id), "user", param="user_id")
         if changes:
             await accounts.update_user(db, id, changes)
         told = {name: value for name, value in changes.items() if name != "password_hash"}
@@ -112,8 +110,7 @@ async def delete_user(platform: Platform, principal: Principal, id: UUID) -> Non
     require_admin(principal)
     async with platform.engine.begin() as db:
         await _keep_an_admin(db, id)
-        if await accounts.lock_user(db, id) is None:
-            raise NotFound("user", param="user_id")
+        must_exist(await accounts.lock_user(db, id), "user", param="user_id")
         erased = await accounts.lock_sessions(db, id)
         ending = await accounts.unended_runs(db, id)
         await sessions.erase(db, user_id=id)
@@ -133,10 +130,7 @@ async def delete_user(platform: Platform, principal: Principal, id: UUID) -> Non
 
 async def existing(db: AsyncConnection, id: UUID) -> User:
     """A user, or `NotFound`."""
-    user = await accounts.get_user(db, id=id)
-    if user is None:
-        raise NotFound("user", param="user_id")
-    return user
+    return must_exist(await accounts.get_user(db, id=id), "user", param="user_id")
 
 
 async def _keep_an_admin(db: AsyncConnection, id: UUID) -> None:

@@ -18,7 +18,7 @@ import msgspec
 from msgspec import Struct
 
 from app.domain import Batch, BatchStatus, File, Job, Principal, Scope, new_id, now
-from app.errors import NotFound
+from app.errors import NotFound, must_exist
 from app.store import accounts, batches, jobs
 from app.store.batches import Item
 from app.usecases import files
@@ -314,9 +314,7 @@ async def _open(platform: Platform, id: UUID, *states: BatchStatus) -> Batch | N
 async def _principal(platform: Platform, batch: Batch) -> Principal:
     """Who asks; `NotFound` when the user was erased, and the batch with him."""
     async with platform.engine.connect() as db:
-        user = await accounts.get_user(db, id=batch.user_id)
-    if user is None:
-        raise NotFound("batch")
+        user = must_exist(await accounts.get_user(db, id=batch.user_id), "batch")
     return Principal(user, frozenset({Scope.CHAT}), batch.credential_id, gives_way=True)
 
 

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain import Batch, BatchStatus, Job, Page, Principal, new_id, now
-from app.errors import Conflict, InvalidInput, NotAuthenticated, NotFound, QuotaExceeded
+from app.errors import Conflict, InvalidInput, NotAuthenticated, QuotaExceeded, must_exist
 from app.store import accounts, batches, files, jobs
 from app.usecases.creations import claim
 from app.usecases.files import check_room
@@ -50,9 +50,7 @@ async def create(
     async with platform.engine.begin() as db:
         if await accounts.lock_user(db, batch.user_id) is None:
             raise NotAuthenticated
-        file = await files.get(db, input_file_id, owner=batch.user_id)
-        if file is None:
-            raise NotFound("file", param="input_file_id")
+        file = must_exist(await files.get(db, input_file_id, owner=batch.user_id), "file", param="input_file_id")
         if file.purpose != "batch":
             raise InvalidInput("input_file_id: the file's purpose must be batch.", param="input_file_id")
         made = await claim(db, batch.user_id, key, batch.id, *wish)
@@ -94,10 +92,7 @@ async def cancel(platform: Platform, principal: Principal, id: UUID) -> Batch:
 
 
 async def _existing(db: AsyncConnection, id: UUID, *, owner: UUID | None) -> Batch:
-    batch = await batches.get(db, id, owner=owner)
-    if batch is None:
-        raise NotFound("batch", param="batch_id")
-    return batch
+    return must_exist(await batches.get(db, id, owner=owner), "batch", param="batch_id")
 
 
 async def _counted(db: AsyncConnection, found: Sequence[Batch]) -> list[Batch]:

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from app.agent.relay import ModelRelay
 from app.domain import Message, Page, Principal, Run, Session, new_id, now
-from app.errors import InvalidInput, NotFound, SessionBusy
+from app.errors import InvalidInput, SessionBusy, must_exist
 from app.store import messages, runs, sessions
 from app.usecases import sessions as sessions_usecase
 from app.usecases.calls import answered_in, made_in
@@ -40,10 +40,7 @@ async def create(
 async def get(platform: Platform, principal: Principal, id: UUID) -> Session:
     """A conversation of the caller."""
     async with platform.engine.connect() as db:
-        session = await sessions.get(db, id, owner=principal.owner)
-    if session is None:
-        raise NotFound("conversation", param="conversation_id")
-    return session
+        return must_exist(await sessions.get(db, id, owner=principal.owner), "conversation", param="conversation_id")
 
 
 async def update(platform: Platform, principal: Principal, id: UUID, metadata: Mapping[str, str]) -> Session:
@@ -63,10 +60,10 @@ async def delete(platform: Platform, principal: Principal, id: UUID) -> None:
 async def append(platform: Platform, principal: Principal, id: UUID, said: Sequence[Message]) -> Sequence[Message]:
     """Add messages that nobody is to answer; not while an answer is on its way, which would not follow them."""
     async with platform.engine.begin() as db:
-        session = await sessions.get(db, id, owner=principal.owner, lock=True)
-        if session is None:
-            raise NotFound("conversation", param="conversation_id")
-        if await runs.active_in(db, session_id=id):
+        session = must_exist(
+            await sessions.get(db, id, owner=principal.owner, lock=True), "conversation", param="conversation_id"
+        )
+        if await runs.active_in(db, id):
             raise SessionBusy
         return await sessions.append(db, session, said)
 

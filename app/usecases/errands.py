@@ -6,16 +6,16 @@ that holds for sessions and runs holds for it: budgets, rights, metering, cancel
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain import Errand, Message, Outcome, Page, Principal, RunStatus, SessionParams, Step, new_id, now
-from app.errors import Conflict, NotFound
+from app.errors import Conflict, must_exist
 from app.llm.tokens import count
-from app.store import errands, messages
+from app.store import errands, messages, traces
 from app.store import sessions as stored_sessions
 from app.store.operations import BeginRun, IdempotencyKey
 from app.store.sessions import params_row
@@ -144,12 +144,12 @@ async def result(platform: Platform, errand: Errand) -> str | None:
     return Outcome(errand.run, answers.get(errand.run.id, ())).text
 
 
-async def steps(platform: Platform, errand: Errand, *, after: int, limit: int) -> Sequence[Step]:
-    """The recorded acts of the last execution, one more than `limit` if there are; they are stored with its end."""
+async def steps(platform: Platform, errand: Errand, *, after: int, limit: int) -> Page[Step]:
+    """The recorded acts of the last execution; they are stored with its end."""
     if errand.run is None:
-        return ()
+        return Page([], False)
     async with platform.engine.connect() as db:
-        return await errands.steps_of(db, errand.run.id, after=after, limit=limit + 1)
+        return await traces.steps_page(db, errand.run, after=after, limit=limit)
 
 
 async def _chosen(
@@ -171,7 +171,4 @@ def _check_open(errand: Errand) -> None:
 
 
 async def _existing(db: AsyncConnection, principal: Principal, id: UUID, *, param: str = "task_id") -> Errand:
-    errand = await errands.get(db, id, owner=principal.owner)
-    if errand is None:
-        raise NotFound("task", param=param)
-    return errand
+    return must_exist(await errands.get(db, id, owner=principal.owner), "task", param=param)

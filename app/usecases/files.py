@@ -18,7 +18,7 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain import File, FileLimits, Page, Principal, new_id, now
-from app.errors import NotAuthenticated, NotFound, QuotaExceeded, RateLimited, TooLarge, Unavailable
+from app.errors import NotAuthenticated, NotFound, QuotaExceeded, RateLimited, TooLarge, Unavailable, must_exist
 from app.store import accounts, files
 from app.store.database import is_passing
 from app.usecases.creations import claim
@@ -221,10 +221,7 @@ async def delete(platform: Platform, principal: Principal, id: UUID) -> None:
 
 
 async def _existing(db: AsyncConnection, id: UUID, *, owner: UUID | None, param: str = "file_id") -> File:
-    file = await files.get(db, id, owner=owner)
-    if file is None:
-        raise NotFound("file", param=param)
-    return file
+    return must_exist(await files.get(db, id, owner=owner), "file", param=param)
 
 
 # Removal

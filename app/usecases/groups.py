@@ -7,7 +7,7 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain import Group, Page, Principal, User, new_id
-from app.errors import Conflict, NotFound
+from app.errors import Conflict, NotFound, must_exist
 from app.store import accounts, audit
 from app.usecases.accounts import existing
 from app.usecases.creations import claim
@@ -95,7 +95,4 @@ async def remove_grant(platform: Platform, principal: Principal, id: UUID, agent
 
 
 async def _existing_group(db: AsyncConnection, id: UUID) -> Group:
-    group = await accounts.get_group(db, id)
-    if group is None:
-        raise NotFound("group", param="group_id")
-    return group
+    return must_exist(await accounts.get_group(db, id), "group", param="group_id")

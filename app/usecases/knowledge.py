@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.agent.documents import Content
 from app.agent.knowledge import Document
 from app.domain import Page, Passage, Principal, new_id
-from app.errors import AgentFailed, NotFound, QuotaExceeded, TooLarge, Unavailable
+from app.errors import AgentFailed, NotFound, QuotaExceeded, TooLarge, Unavailable, must_exist
 from app.llm.embed import embedding_model
 from app.store import files, passages
 from app.store.database import is_passing
@@ -40,9 +40,7 @@ class UserPassages:
     async def open(self, file_id: UUID, most: int) -> Content:
         """A file of the user, whole."""
         async with self._database() as db:
-            file = await files.get(db, file_id, owner=self._user_id)
-        if file is None:
-            raise NotFound("file", param="file_id")
+            file = must_exist(await files.get(db, file_id, owner=self._user_id), "file", param="file_id")
         if file.size > most:
             raise TooLarge(f"A document may have at most {most} bytes.", param="file")
         async with aclosing(content(self._platform, file)) as pieces:

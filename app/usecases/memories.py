@@ -8,7 +8,7 @@ from uuid import UUID
 from app.agent.meaning import Embedded
 from app.agent.remembering import uuid_of
 from app.domain import Page, Principal, Remembered, Run
-from app.errors import NotFound
+from app.errors import NotFound, must_exist
 from app.llm.embed import embedding_model
 from app.store import memories, passages, sessions
 from app.usecases.platform import Platform
@@ -73,6 +73,5 @@ async def clear(platform: Platform, principal: Principal, *, session_id: UUID | 
         if session_id is None:
             await memories.erase_of_user(db, principal.user.id)
             return
-        if await sessions.get(db, session_id, owner=principal.owner, lock=True) is None:
-            raise NotFound("session", param="session_id")
+        must_exist(await sessions.get(db, session_id, owner=principal.owner, lock=True), "session", param="session_id")
         await memories.erase_of_session(db, session_id)

@@ -11,7 +11,7 @@ import msgspec
 from msgspec.structs import replace
 
 from app.domain import Message, Page, Principal, Run, RunStatus, new_id
-from app.errors import InvalidInput, NotFound, Unavailable
+from app.errors import InvalidInput, NotFound, Unavailable, must_exist
 from app.llm.tokens import count
 from app.store import messages, sessions
 from app.store.operations import Asks, BeginRun, IdempotencyKey, Repeated
@@ -105,18 +105,14 @@ async def list_page(
 ) -> Page[Message]:
     """A session's messages, every branch, oldest first unless the newest are to be."""
     async with platform.engine.connect() as db:
-        if await sessions.get(db, session_id, owner=principal.owner) is None:
-            raise NotFound("session", param="session_id")
+        must_exist(await sessions.get(db, session_id, owner=principal.owner), "session", param="session_id")
         return await messages.list_page(db, session_id, after=after, limit=limit, newest_first=newest_first)
 
 
 async def get(platform: Platform, principal: Principal, id: UUID) -> Message:
     """A message of the caller."""
     async with platform.engine.connect() as db:
-        message = await messages.get(db, id, owner=principal.owner)
-    if message is None:
-        raise NotFound("message", param="message_id")
-    return message
+        return must_exist(await messages.get(db, id, owner=principal.owner), "message", param="message_id")
 
 
 async def rate(platform: Platform, principal: Principal, id: UUID, changes: Mapping[str, Any]) -> Message:
@@ -124,10 +120,9 @@ async def rate(platform: Platform, principal: Principal, id: UUID, changes: Mapp
     if not changes:
         raise InvalidInput("Give a rating, a comment, or both.", param="rating")
     async with platform.engine.begin() as db:
-        message = await messages.rate(db, id, owner=principal.owner, changes=changes)
-    if message is None:
-        raise NotFound("answer", param="message_id")
-    return message
+        return must_exist(
+            await messages.rate(db, id, owner=principal.owner, changes=changes), "answer", param="message_id"
+        )
 
 
 async def find(

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain import Page, Preset, Principal, Role, SessionParams, new_id, now
-from app.errors import Conflict, LimitExceeded, NotAuthenticated, NotFound
+from app.errors import Conflict, LimitExceeded, NotAuthenticated, NotFound, must_exist
 from app.store import accounts, presets
 from app.store.sessions import params_row
 from app.usecases import agents
@@ -58,10 +58,7 @@ async def create(
             raise NotAuthenticated
         made = await claim(db, owner_id, key, preset.id, "preset", *wish)
         if made != preset.id:
-            earlier = await presets.get(db, made, viewer=owner_id)
-            if earlier is None:
-                raise NotFound("agent", param="idempotency-key")
-            return earlier
+            return must_exist(await presets.get(db, made, viewer=owner_id), "agent", param="idempotency-key")
         if await presets.count(db, owner_id) >= MAX_PRESETS:
             raise LimitExceeded(f"You have {MAX_PRESETS} agents of your own already.")
         await _name_is_free(db, preset)
@@ -122,10 +119,7 @@ async def delete(platform: Platform, principal: Principal, id: UUID) -> None:
 
 
 async def _existing(db: AsyncConnection, principal: Principal, id: UUID) -> Preset:
-    preset = await presets.get(db, id, viewer=principal.owner)
-    if preset is None:
-        raise NotFound("agent", param="agent_id")
-    return preset
+    return must_exist(await presets.get(db, id, viewer=principal.owner), "agent", param="agent_id")
 
 
 async def _own(db: AsyncConnection, principal: Principal, id: UUID) -> Preset:

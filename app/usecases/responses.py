@@ -13,7 +13,7 @@ from uuid import UUID
 from msgspec.structs import replace
 
 from app.domain import Message, Preset, Principal, Run, new_id
-from app.errors import Conflict, NotFound
+from app.errors import Conflict, NotFound, must_exist
 from app.store import messages, runs, sessions
 from app.store.operations import BeginRun
 from app.usecases import messages as messages_usecase
@@ -123,10 +123,7 @@ async def _unkept(
 async def get(platform: Platform, principal: Principal, id: UUID) -> tuple[Run, Mapping[str, Any]]:
     """A response of the caller, and what it repeats of its request."""
     async with platform.engine.connect() as db:
-        found = await runs.get_response(db, id, owner=principal.owner)
-    if found is None:
-        raise NotFound("response", param="response_id")
-    return found
+        return must_exist(await runs.get_response(db, id, owner=principal.owner), "response", param="response_id")
 
 
 async def cancel(platform: Platform, principal: Principal, id: UUID) -> None:
@@ -143,8 +140,9 @@ async def delete(platform: Platform, principal: Principal, id: UUID) -> None:
     if not run.status.is_final:
         await runs_usecase.cancel(platform, principal, id)
     async with platform.engine.begin() as db:
-        if await sessions.get(db, run.session_id, owner=principal.owner, lock=True) is None:
-            raise NotFound("response", param="response_id")
+        must_exist(
+            await sessions.get(db, run.session_id, owner=principal.owner, lock=True), "response", param="response_id"
+        )
         is_last = await runs.forget_response(db, id, run.session_id)
     if is_last:
         await sessions_usecase.delete(platform, principal, run.session_id)

@@ -11,7 +11,7 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.domain import Chunk, Outcome, Page, Principal, Run, RunStatus
-from app.errors import Conflict, NotAuthenticated, NotFound, Unavailable
+from app.errors import Conflict, NotAuthenticated, NotFound, Unavailable, must_exist
 from app.journal.log import Log
 from app.store import runs, sessions, traces
 from app.usecases.conduct import SHUTDOWN, answer_question, finish, start, stored_log, unanswered
@@ -30,10 +30,7 @@ async def get(platform: Platform, principal: Principal, id: UUID) -> Run:
     if live and principal.owner in (None, live.run.user_id):
         return live.run
     async with platform.engine.connect() as db:
-        run = await runs.get(db, id, owner=principal.owner)
-    if run is None:
-        raise NotFound("run", param="run_id")
-    return run
+        return must_exist(await runs.get(db, id, owner=principal.owner), "run", param="run_id")
 
 
 async def list_page(
@@ -47,8 +44,7 @@ async def list_page(
 ) -> Page[Run]:
     """The runs of a session."""
     async with platform.engine.connect() as db:
-        if await sessions.get(db, session_id, owner=principal.owner) is None:
-            raise NotFound("session", param="session_id")
+        must_exist(await sessions.get(db, session_id, owner=principal.owner), "session", param="session_id")
         return await runs.list_page(db, session_id, after=after, limit=limit, newest_first=newest_first)
 
 

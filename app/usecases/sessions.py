@@ -9,7 +9,7 @@ from uuid import UUID
 from msgspec.structs import replace
 
 from app.domain import Page, Principal, Session, SessionParams, Usage, User, new_id, now
-from app.errors import InvalidInput, NotFound
+from app.errors import InvalidInput, NotFound, must_exist
 from app.store import accounts, messages, runs, sessions
 from app.store.sessions import params_row
 from app.usecases import agents
@@ -61,10 +61,7 @@ async def create(
         if made == session.id:
             await sessions.add(db, session, params_row(chosen.params))
             return session
-        earlier = await sessions.get(db, made, owner=user.id)
-    if earlier is None:
-        raise NotFound("session", param="idempotency-key")
-    return earlier
+        return must_exist(await sessions.get(db, made, owner=user.id), "session", param="idempotency-key")
 
 
 def new(user: User, chosen: agents.Choice, title: str | None) -> Session:
@@ -87,9 +84,7 @@ def new(user: User, chosen: agents.Choice, title: str | None) -> Session:
 async def get(platform: Platform, principal: Principal, id: UUID) -> tuple[Session, Usage]:
     """A session of the caller, and what it has used."""
     async with platform.engine.connect() as db:
-        session = await sessions.get(db, id, owner=principal.owner)
-        if session is None:
-            raise NotFound("session", param="session_id")
+        session = must_exist(await sessions.get(db, id, owner=principal.owner), "session", param="session_id")
         return session, await sessions.usage(db, id)
 
 
@@ -132,8 +127,7 @@ async def update(platform: Platform, principal: Principal, id: UUID, changes: Ma
         columns |= {"preset_id": chosen.preset_id} if "agent_id" in changes else {}
         columns |= {"params": params_row(chosen.params)} if chosen.preset_id else {}
     async with platform.engine.begin() as db:
-        if await sessions.get(db, id, owner=principal.owner, lock=True) is None:
-            raise NotFound("session", param="session_id")
+        must_exist(await sessions.get(db, id, owner=principal.owner, lock=True), "session", param="session_id")
         if "leaf_id" in columns and await messages.in_session(db, columns["leaf_id"], id) is None:
             raise InvalidInput("leaf_id: there is no such message in this session.", param="leaf_id")
         if columns:
@@ -146,9 +140,8 @@ async def update(platform: Platform, principal: Principal, id: UUID, changes: Ma
 async def delete(platform: Platform, principal: Principal, id: UUID) -> None:
     """Erase a session with its messages, runs, steps and values. The ledger keeps its counts."""
     async with platform.engine.begin() as db:
-        if await sessions.get(db, id, owner=principal.owner, lock=True) is None:
-            raise NotFound("session", param="session_id")
-        active = await runs.active_in(db, session_id=id)
+        must_exist(await sessions.get(db, id, owner=principal.owner, lock=True), "session", param="session_id")
+        active = await runs.active_in(db, id)
         await sessions.erase(db, session_id=id)
     stop_all(platform, active)
     platform.windows.forget(id)

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain import Page, Principal, Run, Step
-from app.errors import Conflict, NotAllowed, NotFound
+from app.errors import Conflict, NotAllowed, must_exist
 from app.journal.replay import unfolded
 from app.store import traces
 from app.store.traces import Wanted
@@ -117,9 +117,7 @@ async def value(platform: Platform, principal: Principal, id: UUID, seq: int, si
     """The input or the output of a step of a run of the caller; None where it has none."""
     run = await runs.get(platform, principal, id)
     async with platform.engine.connect() as db:
-        step = await traces.step(db, run, seq)
-        if step is None:
-            raise NotFound("step", param="seq")
+        step = must_exist(await traces.step(db, run, seq), "step", param="seq")
         name = step.input_hash if side == "input" else step.output_hash
         return await _value(db, run.session_id, name) if name else None
 
