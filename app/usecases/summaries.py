@@ -121,6 +121,10 @@ def _left(window: Sequence[Message]) -> int:
         if room < 0 or len(window) - index > KEEP_MESSAGES:
             break
         kept = index if window[index].role == "user" else kept
+    while (
+        window[-1].role == "tool" and kept > _begin(window) and window[kept].role != "user"
+    ):  # results need their calls
+        kept -= 1
     return len(window) - kept
 
 
