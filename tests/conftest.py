@@ -19,6 +19,9 @@ from tests.house import House, open_house
 from tests.milvus import milvus_server
 from tests.s3 import S3, s3_server
 
+collect_ignore = ["browser"]
+"""Tests that run in an environment of their own."""
+
 
 @pytest.fixture(scope="session")
 def running() -> Iterator[Engines]:

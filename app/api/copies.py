@@ -19,7 +19,7 @@ from app.api.models import SessionOut
 from app.errors import TooLarge
 from app.usecases import copies, session_form
 
-IMPORT_PATH = "/api/v1/sessions/import"
+IMPORT_PATH = "/api/v1/imports"
 ALLOWANCES = {
     IMPORT_PATH: Allowance(
         copies.MAX_BYTES, partial(TooLarge, f"A session's document may have at most {copies.MAX_BYTES} bytes.")
@@ -56,10 +56,10 @@ def _schema() -> dict[str, Any]:
 DOCUMENT = {"application/json": {"schema": _schema(), "example": EXAMPLE}}
 RESPONSES: dict[int | str, dict[str, Any]] = {200: {"content": DOCUMENT}}
 
-router = APIRouter(prefix="/api/v1/sessions", route_class=StrictRoute, tags=["sessions"])
+router = APIRouter(route_class=StrictRoute, tags=["sessions"])
 
 
-@router.get("/{session_id}/export", response_class=Response, responses=RESPONSES)
+@router.get("/api/v1/sessions/{session_id}/export", response_class=Response, responses=RESPONSES)
 async def export_session(here: Here, caller: Chat, session_id: Id) -> Response:
     """A session with its parameters, all branches, feedback, agents' state and memories, as one document. It streams."""
     pieces = copies.export(here, caller, session_id)
@@ -67,7 +67,7 @@ async def export_session(here: Here, caller: Chat, session_id: Id) -> Response:
     return _Pieces(first, pieces, f'attachment; filename="session-{session_id}.json"')
 
 
-@router.post("/import", status_code=201, openapi_extra={"requestBody": {"required": True, "content": DOCUMENT}})
+@router.post(IMPORT_PATH, status_code=201, openapi_extra={"requestBody": {"required": True, "content": DOCUMENT}})
 async def import_session(here: Here, caller: Chat, request: Request, idempotency_key: Key = None) -> SessionOut:
     """A new session of the caller from the document of an export, with new ids. Requests with one `Idempotency-Key` make one."""
     return SessionOut.of(await copies.take(here, caller, await request.body(), key=idempotency_key))

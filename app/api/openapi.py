@@ -133,11 +133,11 @@ def _complete(path: str, method: str, operation: Json, schemas: Json) -> None:
 def possible(path: str, method: str, operation: Json) -> set[type[AppError]]:
     """The errors that an operation can answer with. A bug's 500 is not among them."""
     found: set[type[AppError]] = {errors.TooLarge}
-    if path in PUBLIC and method == "get":
+    if path in PUBLIC and method == "get" and "/auth/" not in path:
         return found
     found |= {errors.InvalidInput, errors.NotAuthenticated, errors.RateLimited, errors.Unavailable}
     if path in PUBLIC:
-        return found
+        return found | ({errors.NotFound} if "/oidc" in path else {errors.NotAllowed} if "/page" in path else set())
     found.add(errors.NotAllowed)
     if "parameters" in operation or "requestBody" in operation:
         found.add(errors.NotFound)

@@ -357,8 +357,9 @@ def test_numbers_are_summed_over_workers_and_never_fall(tmp_path: Path, data_dir
             assert serve.say(str(number)) == str(number)
         assert {answered() for _ in range(10)} == {20}  # whichever worker is asked
         for child in serve.family():
-            if "app.cli.server" in child.cmdline():
-                child.kill()
+            with suppress(psutil.NoSuchProcess):
+                if "app.cli.server" in child.cmdline():
+                    child.kill()
         wait_until(lambda: answers(serve), 30)
         assert answered() > 20
         assert serve.end() == 0

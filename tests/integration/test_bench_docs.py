@@ -36,7 +36,7 @@ async def test_the_page_does_what_it_says(running: Engines, database_url: str, t
     (tmp_path / "suite.toml").write_text(blocks("toml")[0])
     for name, words in (("chattable", "-m app.cli"), ("python", "")):
         command = tmp_path / "bin" / name
-        command.write_text(f'#!/bin/sh\nexec {sys.executable} {words} "$@"\n')
+        command.write_text(f'#!/bin/sh\nexec "{sys.executable}" {words} "$@"\n')
         command.chmod(0o755)
     given = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "LC_ALL": "C.UTF-8"}
     given |= {"DATABASE_URL": database_url, "REDIS_URL": running.redis_url}

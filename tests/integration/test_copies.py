@@ -78,7 +78,7 @@ async def exported(client: httpx2.AsyncClient, id: str) -> dict[str, Any]:
 
 
 async def imported(client: httpx2.AsyncClient, document: dict[str, Any], **headers: str) -> str:
-    answer = await client.post("/api/v1/sessions/import", json=document, headers=headers)
+    answer = await client.post("/api/v1/imports", json=document, headers=headers)
     assert answer.status_code == 201, answer.text
     return str(answer.json()["id"])
 
@@ -157,7 +157,7 @@ async def test_a_key_makes_one_session(ann: httpx2.AsyncClient) -> None:
     given = document(message())
     key = {"idempotency-key": "once"}
     assert await imported(ann, given, **key) == await imported(ann, given, **key)
-    answer = await ann.post("/api/v1/sessions/import", json=document(), headers=key)
+    answer = await ann.post("/api/v1/imports", json=document(), headers=key)
     assert answer.status_code == 409
 
 
@@ -211,7 +211,7 @@ REFUSED = [
 async def test_what_is_wrong_is_named_and_nothing_is_stored(
     ann: httpx2.AsyncClient, given: dict[str, Any], field: str
 ) -> None:
-    answer = await ann.post("/api/v1/sessions/import", json=given)
+    answer = await ann.post("/api/v1/imports", json=given)
     assert answer.status_code == 400, answer.text
     assert answer.json()["param"] == field
     assert (await ann.get("/api/v1/sessions")).json()["data"] == []
@@ -220,13 +220,13 @@ async def test_what_is_wrong_is_named_and_nothing_is_stored(
 async def test_what_is_no_document_is_refused(ann: httpx2.AsyncClient) -> None:
     unknown = document()
     unknown["session"]["agent"]["id"] = "nobody"
-    answer = await ann.post("/api/v1/sessions/import", json=unknown)
+    answer = await ann.post("/api/v1/imports", json=unknown)
     assert (answer.status_code, answer.json()["param"]) == (404, "agent.id")
     json = {"content-type": "application/json"}
     for body in (b"", b"{", b"[" * 100_000, b"\xff", b'{"version": "\\ud800"}', b"5"):
-        refused = await ann.post("/api/v1/sessions/import", content=body, headers=json)
+        refused = await ann.post("/api/v1/imports", content=body, headers=json)
         assert refused.status_code == 400, body[:9]
-    large = await ann.post("/api/v1/sessions/import", content=b" " * 32_000_001, headers=json)
+    large = await ann.post("/api/v1/imports", content=b" " * 32_000_001, headers=json)
     assert large.status_code == 413
     assert "32000000" in large.json()["detail"]
 
@@ -238,7 +238,7 @@ async def test_what_is_nested_deeper_than_answers_can_be_is_refused(ann: httpx2.
     for _ in range(400):
         deep = {"a": deep}
     document["messages"][-1][name] = deep
-    answer = await ann.post("/api/v1/sessions/import", json=document)
+    answer = await ann.post("/api/v1/imports", json=document)
     if answer.status_code == 201:
         listed = await ann.get(f"/api/v1/sessions/{answer.json()['id']}/messages")
         again = await ann.get(f"/api/v1/sessions/{answer.json()['id']}/export")

@@ -150,7 +150,7 @@ async def belongings(house: House, name: str) -> tuple[httpx2.AsyncClient, dict[
     entry = {"id": str(uuid4()), "message_id": answer["message_id"], "agent_id": "scripted_agent", "memory_id": "x"}
     entry |= {"role": "user", "content": f"secret of {name}", "score": 1, "importance": 1}
     document["memories"] = [entry | {"created_at": moment, "used_at": moment}]
-    copy = (await client.post("/api/v1/sessions/import", json=document)).json()["id"]
+    copy = (await client.post("/api/v1/imports", json=document)).json()["id"]
     memory = (await client.get("/api/v1/memories", params={"session_id": copy})).json()["first_id"]
     own = {
         "memory_id": memory,

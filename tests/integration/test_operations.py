@@ -123,7 +123,7 @@ async def status_of(client: httpx2.AsyncClient, opened: str) -> int:
     return (await client.get(f"/api/v1/sessions/{opened}")).status_code
 
 
-@pytest.mark.parametrize("keeping", [Keeping(sessions=30), Keeping(steps=30), Keeping(audit=30), Keeping()])
+@pytest.mark.parametrize("keeping", [Keeping(sessions=30), Keeping(audit=30), Keeping()])
 async def test_what_was_not_used_for_so_long_is_erased(llm_house: House, database_url: str, keeping: Keeping) -> None:
     client = llm_house.admin
     old, new = [await session(client, "simple_openai_agent") for _ in range(2)]
@@ -141,6 +141,6 @@ async def test_what_was_not_used_for_so_long_is_erased(llm_house: House, databas
         spent = await connection.fetchval("SELECT count(*) FROM ledger")
     finally:
         await connection.close()
-    assert kept == values == ({new} if keeping.sessions or keeping.steps else {old, new})
+    assert kept == values == ({new} if keeping.sessions else {old, new})
     assert spent == 2  # what was used is never forgotten
     assert bool(await acts(llm_house)) is not bool(keeping.audit)

@@ -17,7 +17,7 @@ from tests.house import ADMIN_KEY, AGENTS, House
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/operations.md").read_text()
 (BASH,) = re.findall(r"^```bash\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-REMOVES = re.compile(r"^(drop_(column|table|constraint)|alter_column|rename_\w+)$")
+REMOVES = re.compile(r"^(drop_(column|table)|alter_column|rename_\w+)$")
 
 
 async def test_the_pages_shell_prints_what_it_says(house: House, database_url: str, tmp_path: Path) -> None:

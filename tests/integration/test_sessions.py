@@ -85,7 +85,7 @@ async def test_a_deleted_user_leaves_only_counts(llm_house: House, database_url:
     assert (await llm_house.admin.delete(f"/api/v1/users/{user}")).status_code == 204
     assert (await client.get("/api/v1/sessions")).status_code == 401
     assert await places_of(database_url, "xyzzy") == set()
-    assert await places_of(database_url, user) == {"ledger"}
+    assert await places_of(database_url, user) == {"audit", "ledger"}
     assert await count(database_url, "SELECT count(*) FROM step_values") == 0
     assert await count(database_url, "SELECT count(*) FROM steps") == 0
 

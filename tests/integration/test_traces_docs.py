@@ -32,7 +32,7 @@ async def test_the_page_prints_what_it_says(
         (tmp_path / name).mkdir()
     (tmp_path / "agents/guide.py").write_text(AGENT)
     (tmp_path / "data/admin.key").write_text(f"{ADMIN_KEY}\n")
-    (tmp_path / "bin/chattable").write_text(f'#!/bin/sh\nexec {sys.executable} -m app.cli "$@"\n')
+    (tmp_path / "bin/chattable").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m app.cli "$@"\n')
     (tmp_path / "bin/chattable").chmod(0o755)
     settings = {"redis_url": running.redis_url, "openai_base_url": fake.base_url, "openai_api_key": "sk-test"}
     async with open_house(database_url, agents_dir=tmp_path / "agents", **settings) as house:

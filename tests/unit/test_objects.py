@@ -252,6 +252,6 @@ def test_an_endpoint_that_is_none_is_one_sentence(endpoint: str) -> None:
 def test_a_missing_package_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "minio", None)
     with pytest.raises(
-        SettingsError, match=r"^MINIO_ENDPOINT needs the package minio: install chattable with its extra"
+        SettingsError, match=r"^MINIO_ENDPOINT needs the package minio: \./scripts/extras installs it\.$"
     ):
         S3Objects("127.0.0.1:9000", "key", "secret", "bucket")

@@ -21,8 +21,18 @@ def box() -> Sandbox:
     return Sandbox(Box(enabled=True), Recorder())
 
 
+OTHERS: set[int] = set()
+"""What other tests have started for the whole session."""
+
+
+@pytest.fixture(autouse=True)
+def others() -> None:
+    OTHERS.update(child.pid for child in psutil.Process().children())
+
+
 def children() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE]
+    found = (child for child in psutil.Process().children() if child.pid not in OTHERS)
+    return [child for child in found if child.status() != psutil.STATUS_ZOMBIE]
 
 
 @pytest.mark.parametrize(
