@@ -261,6 +261,8 @@ async def test_a_run_that_does_something_else_has_diverged_whatever_its_agent_ma
     lines = again["error"]["difference"].splitlines()
     assert [line for line in lines if line[:2] == "- "] == ['-   "content": "say news for the time 1",']
     assert [line for line in lines if line[:2] == "+ "] == ['+   "content": "say news for the time 2",']
+    stored = (await ann.get(f"/api/v1/runs/{again['id']}")).json()
+    assert (stored["status"], stored["error"]["code"]) == ("failed", "replay_diverged")
 
 
 async def test_a_rerun_leaves_the_session_as_it_is(here: House, fake: FakeUpstream) -> None:
