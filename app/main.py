@@ -8,16 +8,17 @@ import os
 import secrets
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from starlette.applications import Starlette
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import settings as settings_module
@@ -132,15 +133,22 @@ def create_app(settings: Settings, metrics: Metrics | None = None) -> FastAPI:
         title="Chattable",
         version="0.1.0",
         lifespan=lifespan,
+        routes=routes(),
         openapi_url=None,  # `docs` serves it, and the page over it
         redirect_slashes=False,  # or a made-up Host would stand in a Location
-        generate_unique_id_function=openapi.operation_id,
     )
     app.state.oidc = _identity_provider(settings)
     app.state.document = docs.Document(app)
     app.state.page = page.Page()
     app.state.mcp = mcp.Door(*_names(settings))
     problems.install(app)
+    return app
+
+
+@cache
+def routes() -> list[BaseRoute]:
+    """Every route. FastAPI works each out when it is first looked for, so the applications of one process share them."""
+    every = APIRouter(generate_unique_id_function=openapi.operation_id)
     for router in (
         page.router,
         docs.router,
@@ -164,11 +172,11 @@ def create_app(settings: Settings, metrics: Metrics | None = None) -> FastAPI:
         presets.router,
         seed.router,
     ):
-        app.include_router(router)
+        every.include_router(router)
     for prefix in openai.PREFIXES:
         for router in (openai.router, files_api.router, batches_api.router, responses.router, conversations.router):
-            app.include_router(router, prefix=prefix)
-    return app
+            every.include_router(router, prefix=prefix)
+    return every.routes
 
 
 def _identity_provider(settings: Settings) -> openid.Provider | None:
