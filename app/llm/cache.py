@@ -188,7 +188,7 @@ class Cache:
 
     def _land(self, question: Question, turns: Turns[Entry], erasures: int, entry: Entry) -> None:
         turns.give(entry)
-        if self._end(question, turns) and erasures == self._recent.erasures:
+        if self._end(question, turns) and not self._erased(question, erasures):
             self._keep(question, entry, turns.token)
         else:  # a later call asked for a fresh answer, a second leader was faster, or it may be this that was erased meanwhile
             self._shelf.write(Write(question, b"", turns.token))
@@ -205,13 +205,16 @@ class Cache:
         return True
 
     def _taken(self, question: Question, data: bytes, erasures: int) -> Entry | None:
-        """An entry from the store, held here too unless something was erased since it was asked for."""
+        """An entry from the store, held here too unless it may have been erased since it was asked for."""
         kept = decode(data)
         if kept is None or kept.expires <= self._clock():
             return None
-        if erasures == self._recent.erasures:
+        if not self._recent.erased_since(erasures, kept.owner, question.agent, kept.session):
             self._recent.put(question.key, kept, question.agent, len(data))
         return kept.entry
+
+    def _erased(self, question: Question, erasures: int) -> bool:
+        return self._recent.erased_since(erasures, question.owner, question.agent, question.session)
 
     def _keep(self, question: Question, entry: Entry, token: str) -> None:
         kept = Kept(1, self._clock() + question.ttl, question.owner, question.session, entry)

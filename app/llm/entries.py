@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from decimal import Decimal
+from itertools import islice
 from typing import Literal, NamedTuple, TypeAlias
 
 import msgspec
@@ -24,6 +25,8 @@ STREAMED = frozenset({"text", "thinking"})
 """The content types whose neighbouring pieces are one text; every other chunk is a whole thing of its own."""
 OVERHEAD = 1000
 """Bytes that an entry takes in this process besides its own."""
+REMEMBERED = 1000
+"""How many erasures are remembered, for what was asked before them and comes after."""
 
 
 class CachedAnswer(msgspec.Struct, frozen=True, array_like=True, tag="answer"):
@@ -115,7 +118,8 @@ class Recent:
         self._items: OrderedDict[str, _Item] = OrderedDict()
         self.bytes = 0
         self.erasures = 0
-        """Grows with every erasure: what was read from elsewhere before one may not be put here after it."""
+        """How many there were: what was read from elsewhere before one that covers it may not be put here after it."""
+        self._erased: deque[Erasure] = deque(maxlen=REMEMBERED)
 
     def get(self, key: str) -> Entry | None:
         """A living entry, which is the newest by this."""
@@ -143,7 +147,8 @@ class Recent:
         wanted = list(erasures)
         if not wanted:
             return 0
-        self.erasures += 1
+        self.erasures += len(wanted)
+        self._erased.extend(wanted)
         gone = [
             key
             for key, item in self._items.items()
@@ -152,6 +157,12 @@ class Recent:
         for key in gone:
             self._drop(key)
         return len(gone)
+
+    def erased_since(self, erasures: int, owner: str, agent: str, session: str) -> bool:
+        """Whether what was made for these may have been erased since there were so many `erasures`."""
+        missed = self.erasures - erasures
+        last = islice(reversed(self._erased), missed)
+        return missed > len(self._erased) or any(erasure.covers(owner, agent, session) for erasure in last)
 
     def _drop(self, key: str) -> None:
         if item := self._items.pop(key, None):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -275,10 +276,15 @@ def test_several_workers_share_sessions_in_redis(running: Engines, tmp_path: Pat
     try:
         url = f"http://127.0.0.1:{port}"
         answers(url, server)
+        said: list[list[str]] = []
+        deadline = time.monotonic() + 30
         with ThreadPoolExecutor(8) as pool:
-            said = [each.split() for each in pool.map(lambda _: text(ask(url, "x", session_id=str(port))), range(40))]
-        assert sorted(int(count) for count, _ in said) == list(range(1, 41))
-        assert len({worker for _, worker in said}) > 1
+            while len({worker for _, worker in said}) < 2:  # who of them takes a connection is the kernel's choice
+                assert time.monotonic() < deadline
+                said += [
+                    each.split() for each in pool.map(lambda _: text(ask(url, "x", session_id=str(port))), range(20))
+                ]
+        assert sorted(int(count) for count, _ in said) == list(range(1, len(said) + 1))
     finally:
         server.terminate()
         server.communicate(timeout=30)

@@ -19,6 +19,7 @@ from app.errors import AppError
 from app.settings import Settings
 from app.store import partitions
 from app.usecases import upkeep
+from app.usecases.upkeep import Keeping
 from tests.engines import Engines
 from tests.fakes.upstream import FakeUpstream
 from tests.house import House, open_house, send, session
@@ -288,8 +289,8 @@ async def test_steps_are_kept_as_long_as_their_kind_is(here: House) -> None:
     async with engine.connect() as reader:  # somebody reads for long: all answers would wait behind what waits for that
         await reader.execute(text("SELECT count(*) FROM steps"))
         async with asyncio.timeout(30):
-            await upkeep.once(engine, {"llm": 90, "step": 2})
-    await upkeep.once(engine, {"llm": 90, "step": 2})
+            await upkeep.once(engine, Keeping(steps={"llm": 90, "step": 2}))
+    await upkeep.once(engine, Keeping(steps={"llm": 90, "step": 2}))
     async with engine.connect() as db:
         kept = {str(row.run_id) for row in await db.execute(text("SELECT run_id FROM steps"))}
         names = {

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from app.domain import Chunk, Usage
 from app.errors import LLMUnavailable, Unavailable
 from app.llm.cache import MAX_ENTRY, Cache
-from app.llm.entries import CachedAnswer, CachedVector, Erasure, Kept, Recent, decode, encode
+from app.llm.entries import REMEMBERED, CachedAnswer, CachedVector, Erasure, Kept, Recent, decode, encode
 from app.llm.flights import Turns
 from app.llm.llm import Finish
 from app.llm.shelf import Counts, Question, Write
@@ -217,6 +217,17 @@ def test_an_expired_entry_is_a_miss_and_takes_no_room() -> None:
     now = 101.0
     assert not recent.get("a")
     assert recent.bytes == 0
+
+
+def test_of_many_erasures_those_that_are_forgotten_may_have_covered_anything() -> None:
+    recent = Recent(5000)
+    before = recent.erasures
+    recent.erase([Erasure(session=f"s{number}") for number in range(REMEMBERED)])
+    assert recent.erased_since(before, "ann", "echo", "s0")
+    assert not recent.erased_since(before, "ann", "echo", "other")
+    recent.erase([Erasure(owner="bob")])
+    assert recent.erased_since(before, "ann", "echo", "other")
+    assert not recent.erased_since(before + 1, "ann", "echo", "other")
 
 
 # Sharing
@@ -584,6 +595,14 @@ async def test_an_answer_that_was_on_its_way_when_its_session_was_erased_is_not_
     assert not store.entries
     async with cache.flight(question()) as again:
         assert again.entry is None
+
+
+async def test_an_erasure_of_another_leaves_what_is_on_its_way() -> None:
+    cache, made = Cache(), ["one", "two"]
+    async with cache.flight(question("k", session="s1")) as flight:
+        await cache.forget_session("s2")
+        flight.put(answer(made.pop(0)))
+    assert await ask(cache, question("k", session="s1"), made) == "one"
 
 
 async def test_what_waits_to_be_written_is_erased_too() -> None:
