@@ -19,7 +19,7 @@ from starlette.responses import Response
 
 from app.api.callers import Here, StrictRoute
 from app.api.fields import Name, Secret
-from app.api.models import In
+from app.api.models import In, Out
 from app.errors import Conflict, InvalidInput, NotAllowed, NotAuthenticated
 from app.usecases import logins
 
@@ -38,6 +38,12 @@ class PageLogin(In):
     key: Annotated[Secret | None, Field(description="an API key, in the place of both")] = None
 
 
+class PageWays(Out):
+    """How one logs in."""
+
+    provider: Annotated[bool, Field(description="whether an identity provider is asked besides, at `/api/v1/auth/oidc`")]
+
+
 def secret_of(headers: Headers) -> str:
     """The credential in the cookies of a request of the page's own; empty without, and for requests that others caused."""
     cookies = cookie_parser(headers.get("cookie", ""))
@@ -47,6 +53,12 @@ def secret_of(headers: Headers) -> str:
 
 def _mark(secret: str) -> str:
     return sha256(f"mark {secret}".encode()).hexdigest()[:32]
+
+
+@router.get("")
+async def get_page_ways(request: Request) -> PageWays:
+    """How one logs in to the web page; whoever asks is told."""
+    return PageWays(provider=request.app.state.oidc is not None)
 
 
 @router.post("", status_code=204)

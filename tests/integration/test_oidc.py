@@ -153,6 +153,7 @@ async def test_a_code_is_good_once_and_in_the_browser_that_began(here: House) ->
 
 async def test_a_browser_comes_back_to_the_page_logged_in(here: House) -> None:
     browser = await here.client()
+    assert (await browser.get("/api/v1/auth/page")).json() == {"provider": True}
     answer = await browser.get(await came_back(here, browser), headers={"accept": "text/html,*/*"})
     assert (answer.status_code, answer.headers["location"]) == (303, "/")
     mark = {"x-chattable-mark": answer.cookies["chattable_mark"]}
@@ -161,7 +162,9 @@ async def test_a_browser_comes_back_to_the_page_logged_in(here: House) -> None:
 
 
 async def test_without_a_provider_there_is_none_and_half_of_one_is_told(house: House) -> None:
-    assert (await (await house.client()).get("/api/v1/auth/oidc")).status_code == 404
+    stranger = await house.client()
+    assert (await stranger.get("/api/v1/auth/page")).json() == {"provider": False}
+    assert (await stranger.get("/api/v1/auth/oidc")).status_code == 404
     with pytest.raises(SettingsError, match=r"OIDC_CLIENT_SECRET is not set: OIDC_\* and PUBLIC_URL go together"):
         load(oidc_issuer="https://id.example", oidc_client_id="x")
 
