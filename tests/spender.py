@@ -48,7 +48,7 @@ async def finish(
 
 async def _spend(url: str, seed: int, places: Sequence[dict[str, Any]]) -> None:
     chance, tasks, connect = random.Random(seed), Tasks(), connector(url)
-    reserver = Reserver(connect)
+    reserver = Reserver(connect, patience=0)
     tasks.start(reserver.run(), name="reserver")
     await asyncio.gather(*(_spender(connect, reserver, chance, places) for _ in range(6)))
     db = await connect()

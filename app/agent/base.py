@@ -73,8 +73,9 @@ class BaseAgent(Chattable):
     def again(self, **changes: Any) -> Self:
         """A fresh agent, made with the same arguments but for `changes`."""
         args, kwargs = self._made
-        named = dict(zip(inspect.signature(type(self)).parameters, args, strict=False))
-        return type(self)(**{**named, **kwargs, **changes})
+        names = _positional(type(self))
+        same = [changes.pop(name, value) for name, value in zip(names, args, strict=False)]
+        return type(self)(*same, *args[len(names) :], **{**kwargs, **changes})
 
     @loose
     async def chat(self, query: str | Message) -> Completion:
@@ -162,3 +163,14 @@ class BaseAgent(Chattable):
                 return Path(file).parent if file else Path.cwd()
         file = getattr(sys.modules.get("__main__"), "__file__", None)
         return Path(file).parent if file else Path.cwd()
+
+
+def _positional(agent: type[BaseAgent]) -> list[str]:
+    """What positional arguments of a class are called; those of its `*args` as its bases call them, to whom they go."""
+    names: list[str] = []
+    for maker in (vars(each)["__init__"] for each in agent.__mro__ if "__init__" in vars(each)):
+        parameters = list(inspect.signature(maker).parameters.values())[1:]
+        names += [each.name for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
+        if not any(each.kind is each.VAR_POSITIONAL for each in parameters):
+            break
+    return names

@@ -41,7 +41,9 @@ class PageLogin(In):
 class PageWays(Out):
     """How one logs in."""
 
-    provider: Annotated[bool, Field(description="whether an identity provider is asked besides, at `/api/v1/auth/oidc`")]
+    provider: Annotated[
+        bool, Field(description="whether an identity provider is asked besides, at `/api/v1/auth/oidc`")
+    ]
 
 
 def secret_of(headers: Headers) -> str:

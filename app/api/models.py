@@ -227,7 +227,7 @@ class SessionChange(In):
         found: dict[str, Any] = {name: getattr(self, name) for name in ("title",) if name in given}
         found |= {name: getattr(self, name) for name in ("archived", "leaf_id") if getattr(self, name) is not None}
         if self.session_params is not None:
-            found["params"] = self.session_params.to_domain()
+            found["params"] = self.session_params.model_dump(exclude_unset=True)
         if self.agent is not None:
             found["agent_id"] = self.agent.id
             if "params" in self.agent.model_fields_set:

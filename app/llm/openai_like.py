@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -11,6 +11,9 @@ from app.errors import InvalidInput
 from app.llm.llm import LLM, Endpoint, Finish
 from app.llm.options import checked
 from app.llm.upstream import OPENAI, Upstream
+
+MAX_EMBEDDED = 2048
+"""How many texts a request for embeddings may hold (OpenAI's API reference, "Create embeddings")."""
 
 
 class OpenAILike(LLM):
@@ -47,6 +50,16 @@ class OpenAILike(LLM):
             async for items in answer:
                 for item in items:
                     yield item
+
+    async def embed(self, texts: Sequence[str], *, model: str | None = None) -> list[list[float]]:
+        """The embedding of each text, in order, by a model of the server that makes them, this one by default."""
+        chosen = model or self._defaults.get("model")
+        if chosen is None:
+            raise InvalidInput("OpenAILike needs a model_name.", param="model")
+        vectors: list[list[float]] = []
+        for at in range(0, len(texts), MAX_EMBEDDED):
+            vectors += (await self._upstream.embed(chosen, texts[at : at + MAX_EMBEDDED]))[0]
+        return vectors
 
     def endpoint(self) -> Endpoint:
         """The server itself."""

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints
 
 from app import settings
 from app.agent.base import BaseAgent
+from app.agent.memory import BaseMemory
 from app.agent.request import OpenAIRequest
 from app.errors import SettingsError
 from app.publish.answering import Asked
@@ -74,13 +75,12 @@ def publish_agent_api(agent: BaseAgent, method: str, config: APIPublisherConfig 
     kind = type(agent)
     name = sha256(f"{kind.__module__}.{kind.__qualname__}.{method}:{config.path}".encode()).hexdigest()[:16]
     sessions: Sessions = HereSessions(MemoryPool(config.memory_ttl, config.max_memory_items))
-    if client:
-        if not can_export(kind.default_memory_cls):
-            raise AgentValidationError(
-                f"{kind.default_memory_cls.__name__} needs export() and load() to be kept in Redis."
-            )
-        sessions = RedisSessions(client, name, ttl=config.memory_ttl, max_items=config.max_memory_items)
     asked = Asked(agent, method)
+    _check_memory(asked.memory_cls)
+    if client:
+        if not can_export(asked.memory_cls):
+            raise AgentValidationError(f"{asked.memory_cls.__name__} needs export() and load() to be kept in Redis.")
+        sessions = RedisSessions(client, name, ttl=config.memory_ttl, max_items=config.max_memory_items)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -157,6 +157,16 @@ def _request_class(agent: object, method: str) -> type[OpenAIRequest]:
     if not (isinstance(wanted, type) and issubclass(wanted, OpenAIRequest)):
         raise AgentValidationError(f"The parameter of {name} must be annotated as OpenAIRequest.")
     return wanted
+
+
+def _check_memory(memory_cls: type[BaseMemory]) -> None:
+    """Each session gets a memory of its own."""
+    try:
+        inspect.signature(memory_cls).bind()
+    except TypeError:
+        raise AgentValidationError(
+            f"{memory_cls.__name__} must be made without arguments, for each session anew."
+        ) from None
 
 
 def _resolved(annotation: Any, function: Any) -> Any:

@@ -29,8 +29,8 @@ class Asked:
 
     @property
     def memory_cls(self) -> type[BaseMemory]:
-        """What its memory is."""
-        return type(self.agent).default_memory_cls
+        """What its memory is: each session has one of its own."""
+        return type(self.agent.memory)
 
     def start(self, request: OpenAIRequest, streamer: DataStreamer, turn: Turn | None) -> None:
         """Answer; when the streamer ends before its agent, as it does in time, the agent is ended soon after if it was late."""

@@ -7,6 +7,7 @@ for calls that are then under way; the ledger, which is written to the disk, cha
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import ROUND_UP, Decimal
@@ -27,6 +28,9 @@ RETRY_SECONDS = 1.0
 MAX_WAITING = 4096
 SECONDS = 10.0
 """How long a call waits for a database that is away."""
+PATIENCE = 30.0
+FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
+"""Seconds between two looks at what calls under way have given back, here or elsewhere."""
 MILLION = 1_000_000
 GRAIN = Decimal("1e-9")
 """The smallest money that is stored."""
@@ -144,7 +148,9 @@ SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::bigint[], $5::numer
 class Reserver:
     """Reserves for the calls of one process. `run()` does the work and belongs in a task."""
 
-    def __init__(self, connect: Connector) -> None:
+    def __init__(self, connect: Connector, *, patience: float = PATIENCE) -> None:
+        """`patience` is how many seconds a call waits for others to give back what they hold."""
+        self._patience = patience
         self._gatherer: Gatherer[Wanted | Ended, Reservation | None] = Gatherer(
             connect, write, name="reservations", seconds=SECONDS, abandoned=self._abandoned
         )
@@ -159,19 +165,30 @@ class Reserver:
         """Set aside a `prompt` of at most so many tokens and an answer of up to `completion`, of all of these budgets.
 
         The answer is cut to what they have left. `QuotaExceeded` when that is too little, `RateLimited` when it only is so because of
-        calls under way. Every reservation has to be given to `settle` or `release` by whoever got it.
+        calls under way, and stays so. Every reservation has to be given to `settle` or `release` by whoever got it.
         """
         wanted = Wanted(run_id, tuple(budgets), prompt, completion, price)
         if not budgets:
             return Reservation(wanted.id, completion)
         if self._gatherer.waiting >= MAX_WAITING:
             raise Unavailable("More calls are waiting than the server can decide.", retry_after=RETRY_SECONDS)
-        try:
-            reservation = await self._gatherer.put(wanted)
-        except Exception as error:
-            if is_passing(error):
-                raise Unavailable("The database is not available at the moment.", retry_after=RETRY_SECONDS) from None
-            raise
+        loop = asyncio.get_running_loop()
+        deadline, pause = loop.time() + self._patience, FIRST_PAUSE
+        while True:
+            try:
+                reservation = await self._gatherer.put(wanted)
+                break
+            except RateLimited:
+                if loop.time() + pause > deadline:
+                    raise
+            except Exception as error:
+                if is_passing(error):
+                    raise Unavailable(
+                        "The database is not available at the moment.", retry_after=RETRY_SECONDS
+                    ) from None
+                raise
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
         assert reservation is not None  # noqa: S101 - only what has ended has no result
         return reservation
 

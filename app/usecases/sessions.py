@@ -107,27 +107,27 @@ async def list_page(
 
 
 async def update(platform: Platform, principal: Principal, id: UUID, changes: Mapping[str, Any]) -> Session:
-    """Change any of `title`, `params` (SessionParams), `agent_id`, `agent_params`, `archived`, `leaf_id`.
+    """Change any of `title`, `params` (those of SessionParams that change), `agent_id`, `agent_params`, `archived`, `leaf_id`.
 
     Another agent starts with `agent_params`, or with its defaults; a preset with what it has. Choosing a `leaf_id` makes its branch the
     active one.
     """
     before, _ = await get(platform, principal, id)
     columns: dict[str, Any] = {name: changes[name] for name in ("title", "leaf_id") if name in changes}
-    if "params" in changes:
-        columns["params"] = params_row(changes["params"])
     if "archived" in changes:
         columns["archived_at"] = now() if changes["archived"] else None
     if "agent_id" in changes or "agent_params" in changes:
         agent_id = changes.get("agent_id", before.agent_id)
         given = changes.get("agent_params", {} if agent_id != before.agent_id else before.agent_params)
-        params = changes.get("params", before.params)
+        params = replace(before.params, **changes.get("params", {}))
         chosen = await agents.choose(platform, before.user, agent_id, given, params, sees_all=principal.owner is None)
         columns |= {"agent_id": chosen.agent_id, "agent_params": chosen.agent_params}
         columns |= {"preset_id": chosen.preset_id} if "agent_id" in changes else {}
         columns |= {"params": params_row(chosen.params)} if chosen.preset_id else {}
     async with platform.engine.begin() as db:
-        must_exist(await sessions.get(db, id, owner=principal.owner, lock=True), "session", param="session_id")
+        locked = must_exist(await sessions.get(db, id, owner=principal.owner, lock=True), "session", param="session_id")
+        if "params" in changes and "params" not in columns:
+            columns["params"] = params_row(replace(locked.params, **changes["params"]))
         if "leaf_id" in columns and await messages.in_session(db, columns["leaf_id"], id) is None:
             raise InvalidInput("leaf_id: there is no such message in this session.", param="leaf_id")
         if columns:

@@ -294,18 +294,18 @@ async def test_the_calls_of_a_killed_server_are_charged_and_the_budget_holds(
         return bool((await fake.stats())["open"] == 4)
 
     await until(four_are_asked, 20, "calls of the first server")
-    talks += [asyncio.create_task(send(caller, *place, content)) for place in reversed(places[4:])]
+    talks += [asyncio.create_task(send(caller, *place, content)) for place in places[4:] if place[0] is house.two]
 
-    async def all_others_are_refused_and_these_speak() -> bool:
+    async def those_that_have_room_speak() -> bool:
         stats = await fake.stats()
         spoken = stats["tokens"] - stats["hits"] * len(content.split())
-        return bool(stats["open"] == sum(not talk.done() for talk in talks) >= 6 and spoken >= 8 * stats["open"])
+        return bool(stats["open"] >= 6 and spoken >= 8 * stats["open"])
 
-    await until(all_others_are_refused_and_these_speak, 20, "calls under way")
+    await until(those_that_have_room_speak, 20, "calls under way")
     house.one.kill()
     answers = await asyncio.gather(*talks, return_exceptions=True)
     lost = [answer for answer in answers if isinstance(answer, BaseException)]
-    assert len(lost) >= 4
+    assert len(lost) == 4
     assert all(isinstance(answer, aiohttp.ClientError) for answer in lost)
     refusals([answer for answer in answers if not isinstance(answer, BaseException)])
     waiting = [await caller.session(house.two, model="short") for _ in range(20)]

@@ -68,6 +68,16 @@ async def lines(client: AsyncOpenAI, file_id: str | None) -> dict[str, Any]:
     return {line["custom_id"]: line for line in map(json.loads, content.splitlines())}
 
 
+async def test_lines_wait_for_what_others_hold_of_a_budget(
+    llm_house: House, ann: httpx2.AsyncClient, client: AsyncOpenAI
+) -> None:
+    budget = {"scope": "user", "id": ann.headers["x-test-user"], "period": "day", "tokens": 10_000}
+    assert (await llm_house.admin.post("/api/v1/budgets", json=budget)).status_code == 201
+    batch = await until(client, await submit(client, [chat(f"say {at}") for at in range(20)]), "completed", "failed")
+    assert batch.request_counts
+    assert (batch.status, batch.request_counts.completed, batch.request_counts.failed) == ("completed", 20, 0)
+
+
 async def test_a_batch_is_answered_into_a_file(client: AsyncOpenAI, fake: FakeUpstream) -> None:
     batch = await submit(client, [chat(f"say answer {at}") for at in range(5)], metadata={"for": "test"})
     assert (batch.object, batch.status, batch.endpoint, batch.metadata) == (

@@ -81,7 +81,7 @@ class Purse:
 @pytest.fixture
 async def purse(database_url: str) -> AsyncIterator[Purse]:
     engine, tasks = connect(database_url), Tasks()
-    purse = Purse(database_url, engine, Reserver(connector(database_url)), await connector(database_url)())
+    purse = Purse(database_url, engine, Reserver(connector(database_url), patience=0), await connector(database_url)())
     tasks.start(purse.reserver.run(), name="reserver")
     yield purse
     await tasks.close()
@@ -99,7 +99,7 @@ async def reserved(purse: Purse, number: int = 0) -> None:
 async def test_two_hundred_calls_at_once_get_no_more_than_the_budget(purse: Purse) -> None:
     place = await purse.place()
     budget = await purse.budget("user", place["user"], 1000)
-    tasks, replicas = Tasks(), [purse.reserver, *(Reserver(connector(purse.url)) for _ in range(3))]
+    tasks, replicas = Tasks(), [purse.reserver, *(Reserver(connector(purse.url), patience=0) for _ in range(3))]
     for replica in replicas[1:]:
         tasks.start(replica.run(), name="another")
     calls = [replicas[number % 4].reserve(new_id(), [budget], 10, 20) for number in range(200)]

@@ -13,7 +13,7 @@ import pytest
 import requests
 from openai import OpenAI
 
-from app.agent import BaseAgent, OpenAIRequest
+from app.agent import BaseAgent, BaseMemory, OpenAIRequest
 from app.errors import LLMUnavailable
 from app.publish import AgentValidationError, APIPublisherConfig, publish_agent_api
 from tests.engines import Engines
@@ -253,6 +253,43 @@ def test_only_an_async_method_with_an_openai_request_is_published() -> None:
     named = APIPublisherConfig(api_title="{agent_name}!", api_description="{agent_name}.{method_name} {other}")
     app = publish_agent_api(Sayer(), "run", named)
     assert (app.title, app.description) == ("Sayer!", "Sayer.run {other}")
+
+
+class Noting(BaseMemory):
+    """A memory of an author's own."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    async def add_memory(self, content: str, role: str = "user", **kwargs: Any) -> None:
+        self.said.append(content)
+
+    async def build_history(self, **kwargs: Any) -> str:
+        return ", ".join(self.said)
+
+
+class Keeping(BaseAgent):
+    async def run(self, request: OpenAIRequest) -> str:
+        await self.memory.add_memory(request.get_user_query())
+        return str(await self.memory.build_history())
+
+
+def test_a_memory_of_ones_own_is_that_of_each_session() -> None:
+    with served(publish_agent_api(Keeping(memory=Noting()), "run")) as url:
+        said = [
+            text(ask(url, query, session_id=session_id)) for query, session_id in (("a", "1"), ("b", "2"), ("c", "1"))
+        ]
+    assert said == ["a", "b", "a, c"]
+
+
+def test_a_memory_that_cannot_be_made_for_each_session_is_refused() -> None:
+    class Needy(Noting):
+        def __init__(self, place: str) -> None:
+            super().__init__()
+            self.place = place
+
+    with pytest.raises(AgentValidationError, match="Needy must be made without arguments"):
+        publish_agent_api(Keeping(memory=Needy("x")), "run")
 
 
 SERVED = """

@@ -47,6 +47,19 @@ async def test_agent_and_parameters_change_in_the_middle_of_a_session(house: Hou
     assert (answer.status_code, answer.json()["param"]) == (400, "agent.params.number")
 
 
+async def test_parameters_that_are_left_out_stay(house: House) -> None:
+    client = await house.user("ann")
+    id = await session(client, session_params={"model": "m", "busy": "queue"})
+    change = {"session_id": id, "session_params": {"temperature": 0.5}}
+    kept = (await client.post("/UpdateSession", json=change)).json()["session_params"]
+    assert kept == {"model": "m", "busy": "queue", "temperature": 0.5}
+    answer = await client.patch(f"/api/v1/sessions/{id}", json={"session_params": {"model": None}})
+    assert {name: value for name, value in answer.json()["session_params"].items() if value is not None} == {
+        "busy": "queue",
+        "temperature": 0.5,
+    }
+
+
 async def test_an_archived_session_is_out_of_the_list_and_refuses_messages(house: House) -> None:
     client = await house.user("ann")
     id = await session(client)

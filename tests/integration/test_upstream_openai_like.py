@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from app.agent import BaseAgent
 from app.domain import Message
 from app.errors import InvalidInput, LLMUnavailable, SettingsError
 from app.llm.llm import Endpoint
-from app.llm.openai_like import OpenAILike
+from app.llm.openai_like import MAX_EMBEDDED, OpenAILike
 from tests.fakes.upstream import FakeUpstream, upstream
 
 
@@ -30,6 +31,13 @@ async def llm(fake: FakeUpstream) -> AsyncIterator[OpenAILike]:
     await llm.close()
 
 
+async def hello(llm: OpenAILike) -> str:
+    try:
+        return await llm.ainvoke("say hello")
+    finally:
+        await llm.close()
+
+
 async def test_what_it_is_made_with_is_sent(fake: FakeUpstream, llm: OpenAILike) -> None:
     completion = await llm.ainvoke([Message.system("Be brief."), Message.user("say hello there")])
     assert (completion, completion.finish_reason) == ("hello there", "stop")
@@ -42,6 +50,19 @@ async def test_what_it_is_made_with_is_sent(fake: FakeUpstream, llm: OpenAILike)
         "top_p": 1,
     }
     assert sent.headers["x-team"] == "blue"
+
+
+async def test_texts_are_embedded_by_the_same_server(fake: FakeUpstream, llm: OpenAILike) -> None:
+    one, other, same = await llm.embed(["one", "other", "one"])
+    assert (one == same != other, fake.requests[-1].body["model"]) == (True, "small")
+    await llm.embed(["x"], model="vectors")
+    assert fake.requests[-1].body["model"] == "vectors"
+    assert len(await llm.embed(["x"] * (MAX_EMBEDDED + 1))) == MAX_EMBEDDED + 1
+    agent = BaseAgent(llm)
+    await agent.knowledge.add(["about cats", "about dogs"])
+    assert [found.content for found in await agent.knowledge.search("about dogs", k=1)] == ["about dogs"]
+    with pytest.raises(InvalidInput, match="OpenAILike needs a model_name"):
+        await OpenAILike("secret", fake.base_url).embed(["x"])
 
 
 async def test_setters_take_effect(fake: FakeUpstream, llm: OpenAILike) -> None:
@@ -65,11 +86,11 @@ async def test_what_is_not_given_is_read_from_the_environment(
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
     monkeypatch.setenv("OPENAI_BASE_URL", fake.base_url + "/")
     monkeypatch.setenv("OPENAI_MODEL", "of the environment")
-    assert await OpenAILike().ainvoke("say hello") == "hello"
-    assert await OpenAILike(model_name="given", base_url=fake.base_url).ainvoke("say hello") == "hello"
+    assert await hello(OpenAILike()) == "hello"
+    assert await hello(OpenAILike(model_name="given", base_url=fake.base_url)) == "hello"
     assert [request.body["model"] for request in fake.requests] == ["of the environment", "given"]
     with pytest.raises(LLMUnavailable):
-        await OpenAILike("wrong").ainvoke("say hello")
+        await hello(OpenAILike("wrong"))
     assert OpenAILike().endpoint() == Endpoint(fake.base_url, "secret", "of the environment")
     monkeypatch.setenv("OPENAI_BASE_URL", "nowhere")
     with pytest.raises(SettingsError, match="OPENAI_BASE_URL"):
@@ -124,7 +145,7 @@ async def test_ping_tells_whether_the_server_accepts_the_key(fake: FakeUpstream)
 
 SCRIPT = """
 import asyncio, sys
-from app.llm.openai_like import OpenAILike
+from app.llm.openai_like import MAX_EMBEDDED, OpenAILike
 llm = OpenAILike("secret", sys.argv[1], "small")
 print(llm.ping(), llm.invoke("say one"), "".join(chunk.content for chunk in llm.stream("say two")))
 print(asyncio.run(llm.ainvoke("say three")), asyncio.run(llm.ainvoke("say four")), llm.invoke("say five"))

@@ -118,6 +118,24 @@ def test_another_is_made_with_the_same_arguments_and_shares_nothing() -> None:
     assert second.stream is not first.stream
 
 
+def test_another_is_made_however_a_subclass_takes_its_arguments() -> None:
+    class Any(BaseAgent):
+        def __init__(self, *args: object, **named: object) -> None:
+            super().__init__(*args, **named)  # type: ignore[arg-type]  # whatever they are
+
+    class Named(Any):
+        def __init__(self, name: str, *args: object, **named: object) -> None:
+            super().__init__(*args, **named)
+            self.name = name
+
+    llm, other = Scripted([]), Scripted([])
+    made = Any(llm, size=1).again(size=2)
+    assert (made.llm, made.get_config()) == (llm, {"size": 2})
+    assert BaseAgent(other).derive(Any(llm)).llm is other
+    named = Named("Ada", llm, size=1).again(name="Bob", llm=other)
+    assert (named.name, named.llm, named.get_config()) == ("Bob", other, {"size": 1})
+
+
 async def test_two_messages_at_once_share_nothing() -> None:
     """Of the seeds' faults: state leaking between requests."""
 
