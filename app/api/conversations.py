@@ -8,6 +8,7 @@ from fastapi import APIRouter, Path
 from starlette.responses import Response
 
 from app.api.callers import Chat, Here, StrictRoute
+from app.api.fields import Key
 from app.api.openai_models import Json
 from app.api.responses import AfterItem, Limit, Order, messages_of, page
 from app.api.responses_items import id_in, items_of, message_in
@@ -38,10 +39,12 @@ def _shown(session: Session) -> Json:
 
 
 @router.post("/conversations", responses={200: {"model": ConversationOut}})
-async def create_conversation(here: Here, caller: Chat, body: ConversationBody) -> Response:
+async def create_conversation(
+    here: Here, caller: Chat, body: ConversationBody, idempotency_key: Key = None
+) -> Response:
     """Begin a conversation, with what was said before. It is a session like any other, of the agent `model` until another is chosen."""
     said = stored_form(await messages_of(here, caller, body.items, "items")) if body.items else []
-    return answer(_shown(await conversations.create(here, caller, body.metadata or {}, said)))
+    return answer(_shown(await conversations.create(here, caller, body.metadata or {}, said, idempotency_key)))
 
 
 @router.get("/conversations/{conversation_id}", responses={200: {"model": ConversationOut}})

@@ -10,6 +10,7 @@ import typer
 
 from app.cli.accounts import budgets, keys, show_audit, users
 from app.cli.agents import agents
+from app.cli.batch import batch
 from app.cli.bench import bench
 from app.cli.chat import chat
 from app.cli.config import show_config
@@ -37,6 +38,7 @@ commands.add_typer(keys, name="keys")
 commands.add_typer(budgets, name="budgets")
 commands.add_typer(db, name="db")
 commands.add_typer(bench, name="bench")
+commands.add_typer(batch, name="batch")
 commands.command("usage")(show_usage)
 commands.command("audit")(show_audit)
 commands.command("chat")(chat)

@@ -37,6 +37,9 @@ def run(
     ] = None,
     report: Annotated[Path | None, typer.Option(help="Write the report, one file of HTML.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write all results: .parquet, .csv or .jsonl.")] = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out broken rows, and count them, as `skip_bad` in the suite does.")
+    ] = False,
     user: User = "admin",
 ) -> None:
     """Run a suite, or go on with it: what is stored is never asked again. Status 1 if it did not come to its end, or by --fail-under.
@@ -46,6 +49,8 @@ def run(
     from app.suites.suite import read_suite
 
     order = _or_exit(lambda: read_suite(suite))
+    if skip_bad:
+        order = order.model_copy(update={"dataset": order.dataset.model_copy(update={"skip_bad": True})})
 
     async def work(platform: Platform, principal: Principal) -> int:
         from app.usecases import benches

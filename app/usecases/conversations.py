@@ -11,13 +11,21 @@ from app.errors import InvalidInput, SessionBusy, must_exist
 from app.store import messages, runs, sessions
 from app.usecases import sessions as sessions_usecase
 from app.usecases.calls import answered_in, made_in
+from app.usecases.creations import claim
 from app.usecases.platform import Platform
 
 
 async def create(
-    platform: Platform, principal: Principal, metadata: Mapping[str, str], said: Sequence[Message]
+    platform: Platform,
+    principal: Principal,
+    metadata: Mapping[str, str],
+    said: Sequence[Message],
+    key: str | None = None,
 ) -> Session:
-    """A conversation that holds what was said. The platform's own agent answers in it where no request names another."""
+    """A conversation that holds what was said. The platform's own agent answers in it where no request names another.
+
+    With a `key`, equal wishes make one.
+    """
     moment, agent_id = now(), ModelRelay.id
     session = Session(
         new_id(),
@@ -30,7 +38,12 @@ async def create(
     )
     if unknown := answered_in(said) - made_in(said):
         raise InvalidInput(f"There is no call of a tool with the id {min(unknown)[:64]}.", param="items")
+    wish = (metadata, [(message.role, message.content, message.parts, message.additional_kwargs) for message in said])
     async with platform.engine.begin() as db:
+        made = await claim(db, principal.user.id, key, session.id, "conversation", *wish)
+        if made != session.id:
+            found = await sessions.get(db, made, owner=principal.owner)
+            return must_exist(found, "conversation", param="idempotency-key")
         await sessions.add(db, session, {})
         if said:
             await sessions.append(db, session, said)

@@ -94,6 +94,31 @@ async def test_what_the_server_refuses_is_said_in_its_words(here: House) -> None
         await out("users", "list", "--url", here.url)
 
 
+async def test_a_file_of_questions_is_answered_in_the_background(llm_house: House, folder: Path) -> None:
+    at = ("--url", llm_house.url, "--key", ADMIN_KEY)
+    (folder / "questions.txt").write_text("say one\n\nsay two [[fault: 400]]\nsay three\n")
+    ran = await run("batch", "run", "questions.txt", "-a", "default", "--out", "results.jsonl", *at)
+    assert isinstance(ran.exception, AppError)
+    results = {line["custom_id"]: line for line in map(json.loads, (folder / "results.jsonl").read_text().splitlines())}
+    said = {id: line["response"]["body"] for id, line in results.items()}
+    assert [said[id]["choices"][0]["message"]["content"] for id in "13"] == ["one", "three"]
+    assert said["2"]["error"]["code"] == "llm_rejected"
+
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/embeddings", "body": {"model": "default", "input": "x"}}
+    id = (await out("batch", "run", "--no-wait", "-", *at, input=json.dumps(line))).strip()
+    assert json.loads(await out("batch", "results", id, *at))["response"]["body"]["object"] == "list"
+    assert "completed  1/1 answered, 0 failed" in await out("batch", "show", id, *at)
+    listed = (await out("batch", "list", *at)).splitlines()
+    assert [row.split()[:5] for row in listed[:2]] == [
+        ["id", "status", "completed", "failed", "total"],
+        [id, "completed", "1", "0", "1"],
+    ]
+    with pytest.raises(AppError, match="Line 1 is not JSON"):
+        await out("batch", "run", "questions.txt", *at)
+    with pytest.raises(AppError, match="A batch that is completed cannot be cancelled"):
+        await out("batch", "cancel", id, *at)
+
+
 async def test_a_conversation_goes_on_over_several_calls(here: House) -> None:
     assert await out("chat", "-a", "fake_echo_agent", "one") == "one\n"
     assert await out("chat", "-c", input="two\n\nthree\n") == "two\nthree\n"

@@ -484,6 +484,15 @@ async def test_a_conversation_is_a_session(here: House, client: AsyncOpenAI, fak
             await client.responses.retrieve(id)
 
 
+async def test_equal_wishes_with_one_key_make_one_conversation(here: House, client: AsyncOpenAI) -> None:
+    once: Any = {"extra_headers": {"Idempotency-Key": "k"}, "items": [{"role": "user", "content": "hi"}]}
+    made = [await client.conversations.create(**once) for _ in range(2)]
+    assert made[0].id == made[1].id
+    assert len((await client.conversations.items.list(made[0].id)).data) == 1
+    with pytest.raises(openai.ConflictError, match="used for another request"):
+        await client.conversations.create(extra_headers=once["extra_headers"])
+
+
 async def test_a_conversation_is_changed_and_added_to(here: House, client: AsyncOpenAI) -> None:
     made = await client.conversations.create()
     assert (await client.conversations.items.list(made.id)).data == []
