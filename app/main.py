@@ -82,6 +82,7 @@ from app.store.milvus import MilvusVectors
 from app.store.objects import LocalObjects
 from app.store.objects_s3 import S3Objects
 from app.store.reserve import Reserver
+from app.store.spans import Spans, headers_of, is_installed
 from app.store.writer import Writer
 from app.tasks import Tasks
 from app.usecases import accounts, files, logins, measuring, openid, replicas, runs, upkeep, vectors
@@ -295,6 +296,11 @@ async def opened(settings: Settings, database_url: str, metrics: Metrics | None 
         reserver = Reserver(connecting)
         store = objects(settings)
         stack.push_async_callback(store.close)
+        metrics = metrics or Metrics()
+        spans = spans_of(settings, metrics)
+        if spans:
+            stack.push_async_callback(spans.close)
+            tasks.start(spans.run(), name="spans")
         platform = Platform(
             engine=engine,
             writer=writer,
@@ -319,7 +325,8 @@ async def opened(settings: Settings, database_url: str, metrics: Metrics | None 
             door=door,
             box=Box(enabled=settings.sandbox),
             vectors=milvus,
-            metrics=metrics or Metrics(),
+            metrics=metrics,
+            spans=spans,
         )
         heart = replicas.Heart(platform, connecting)
         heart.start()
@@ -348,6 +355,22 @@ def _keep_going(platform: Platform, heart: replicas.Heart) -> None:
 def vectors_of(settings: Settings) -> MilvusVectors | None:
     """Where passages are searched by their vectors, if not in PostgreSQL."""
     return MilvusVectors(f"http://{settings.milvus_host}:{settings.milvus_port}") if settings.milvus_host else None
+
+
+def spans_of(settings: Settings, counted: Metrics) -> Spans | None:
+    """Who is told of runs that have ended, if anybody; a `SettingsError` when the extra `otel` is missing for it."""
+    if not settings.otel_exporter_otlp_endpoint:
+        return None
+    if not is_installed():
+        raise SettingsError("OTEL_EXPORTER_OTLP_ENDPOINT needs the extra otel: ./scripts/extras installs it.")
+    headers = settings.otel_exporter_otlp_headers
+    return Spans(
+        settings.otel_exporter_otlp_endpoint,
+        headers_of(headers.get_secret_value()) if headers else {},
+        counted,
+        service=settings.otel_service_name,
+        content=settings.otel_instrumentation_genai_capture_message_content,
+    )
 
 
 def objects(settings: Settings) -> ObjectStore:

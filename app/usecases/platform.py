@@ -24,6 +24,7 @@ from app.store.milvus import MilvusVectors
 from app.store.redis import Client
 from app.store.reserve import Reserver
 from app.store.runs import Sought
+from app.store.spans import Spans
 from app.store.writer import Writer
 from app.tasks import Tasks
 from app.usecases.live import LiveRun, Seen
@@ -83,3 +84,5 @@ class Platform:
     door: Door | None = None
     """Where frameworks inside of a run reach its LLM."""
     metrics: Metrics = field(default_factory=Metrics)
+    spans: Spans | None = None
+    """Who is told of runs that have ended."""
