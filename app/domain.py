@@ -427,6 +427,36 @@ class Job(Struct, frozen=True):
     lost: int = 0
 
 
+class Webhook(Struct, frozen=True):
+    """Where a user wants to be told of what has ended. `runs` says which: those in the background, or all.
+
+    `failures` are the attempts since the last one that was heard, the latest at `last_at`; after too many it is disabled.
+    """
+
+    id: UUID
+    user_id: UUID
+    url: str
+    events: Sequence[str]
+    runs: Literal["background", "all"] = "background"
+    failures: int = 0
+    last_error: str | None = None
+    last_at: datetime | None = None
+    disabled_at: datetime | None = None
+    created_at: datetime | None = None
+
+
+class Delivery(Struct, frozen=True):
+    """One event for one webhook: its id and `body` are the same at each of the `attempts`."""
+
+    id: UUID
+    webhook: Webhook
+    body: str
+    secret: bytes
+    attempts: int = 0
+    is_wanted: bool = True
+    """Whether its webhook and its user are as they should be, and it has not ended."""
+
+
 class Remembered(Struct, frozen=True):
     """An entry of an agent's memory as it is stored: on the answer `message_id`. One of the user's has no session."""
 

@@ -56,6 +56,7 @@ from app.api import (
     rest,
     seed,
     traces,
+    webhooks,
 )
 from app.api import files as files_api
 from app.api import metrics as metrics_api
@@ -86,6 +87,7 @@ from app.store.spans import Spans, headers_of, is_installed
 from app.store.writer import Writer
 from app.tasks import Tasks
 from app.usecases import accounts, files, logins, measuring, openid, replicas, runs, upkeep, vectors
+from app.usecases.courier import Courier
 from app.usecases.live import LiveRun
 from app.usecases.objects import ObjectStore
 from app.usecases.platform import Platform
@@ -172,6 +174,7 @@ def routes() -> list[BaseRoute]:
         mcp.router,
         presets.router,
         seed.router,
+        webhooks.router,
     ):
         every.include_router(router)
     for prefix in openai.PREFIXES:
@@ -301,6 +304,8 @@ async def opened(settings: Settings, database_url: str, metrics: Metrics | None 
         if spans:
             stack.push_async_callback(spans.close)
             tasks.start(spans.run(), name="spans")
+        courier = Courier(private=settings.webhooks_private)
+        stack.push_async_callback(courier.close)
         platform = Platform(
             engine=engine,
             writer=writer,
@@ -327,6 +332,7 @@ async def opened(settings: Settings, database_url: str, metrics: Metrics | None 
             vectors=milvus,
             metrics=metrics,
             spans=spans,
+            courier=courier,
         )
         heart = replicas.Heart(platform, connecting)
         heart.start()

@@ -122,11 +122,12 @@ class Settings(ModelSettings):
     metrics_key: SecretStr | None = Field(
         None, description="a key that reads `/metrics` and nothing else, at least 32 characters"
     )
+    webhooks_private: bool = Field(False, description="whether webhooks may be sent to addresses that are not public")
     otel_exporter_otlp_endpoint: str | None = Field(
         None, description="the OpenTelemetry receiver that is sent the steps of runs, by the extra `otel`"
     )
     otel_exporter_otlp_headers: SecretStr | None = Field(
-        None, description="headers for it, as `name=value` with commas, percent-encoded"
+        None, description="headers for it, with commas, in the form of W3C Baggage"
     )
     otel_service_name: str = Field("chattable", description="the name this platform has there")
     otel_instrumentation_genai_capture_message_content: bool = Field(

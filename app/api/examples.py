@@ -59,6 +59,7 @@ WORDS: dict[str, Any] = {
     "tokens": 100_000,
     "tool_calls": [],
     "user": "ada",
+    "url": "https://example.org/hook",
     "username": "ada",
 }
 """What stands for a property of that name, if its schema has no example of its own."""
@@ -80,6 +81,8 @@ _IN_OBJECTS: dict[tuple[str, str], Any] = {
     ("PluginOfPreset", "id"): "fake_echo_agent",
     ("RunOut", "status"): "completed",
     ("TaskOut", "input"): "Say good morning.",
+    ("WebhookOut", "events"): ["run.completed"],
+    ("NewWebhook", "events"): ["run.completed"],
     ("UsedOut", "id"): "2030-01-01",
 }
 """Words that mean another thing in one kind of object."""

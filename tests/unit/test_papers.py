@@ -146,7 +146,7 @@ def test_every_dependency_has_its_reason() -> None:
         *(line for extra in project["optional-dependencies"].values() for line in extra),
     ]
     names = {re.split(r"[>=;]", line)[0].strip() for line in declared}
-    cells = re.findall(r"^\| ([a-z].*?) \|", read("docs/decisions.md"), re.MULTILINE)
+    cells = re.findall(r"^\| ([a-z].*?) \|", read("docs/decisions.md").partition("\n## Accounts")[0], re.MULTILINE)
     assert {name for cell in cells for name in cell.split(", ")} == names
 
 
