@@ -457,6 +457,31 @@ class Delivery(Struct, frozen=True):
     """Whether its webhook and its user are as they should be, and it has not ended."""
 
 
+class Schedule(Struct, frozen=True):
+    """What is said again and again, at the times of `cron` in a time zone: in one session, or to an agent in a new one each time.
+
+    Without `next_at` it is paused. `run_id` is the run of the last time, `last_at`; `error` why that time there was none.
+    """
+
+    id: UUID
+    user_id: UUID
+    name: str
+    cron: str
+    timezone: str
+    input: str
+    session_id: UUID | None = None
+    agent_id: str | None = None
+    agent_params: Mapping[str, Any] = field(default_factory=dict)
+    params: SessionParams = field(default_factory=SessionParams)
+    credential_id: UUID | None = None
+    next_at: datetime | None = None
+    run_id: UUID | None = None
+    runs: int = 0
+    last_at: datetime | None = None
+    error: Mapping[str, Any] | None = None
+    created_at: datetime | None = None
+
+
 class Remembered(Struct, frozen=True):
     """An entry of an agent's memory as it is stored: on the answer `message_id`. One of the user's has no session."""
 

@@ -54,6 +54,7 @@ from app.api import (
     problems,
     responses,
     rest,
+    schedules,
     seed,
     traces,
     webhooks,
@@ -86,7 +87,7 @@ from app.store.reserve import Reserver
 from app.store.spans import Spans, headers_of, is_installed
 from app.store.writer import Writer
 from app.tasks import Tasks
-from app.usecases import accounts, files, logins, measuring, openid, replicas, runs, upkeep, vectors
+from app.usecases import accounts, clock, files, logins, measuring, openid, replicas, runs, upkeep, vectors
 from app.usecases.courier import Courier
 from app.usecases.live import LiveRun
 from app.usecases.objects import ObjectStore
@@ -174,6 +175,7 @@ def routes() -> list[BaseRoute]:
         mcp.router,
         presets.router,
         seed.router,
+        schedules.router,
         webhooks.router,
     ):
         every.include_router(router)
@@ -354,6 +356,7 @@ def _keep_going(platform: Platform, heart: replicas.Heart) -> None:
     tasks.repeat(measuring.Gauges(platform).tell, measuring.GAUGE_SECONDS, name="gauges")
     tasks.repeat(platform.cache.flush, FLUSH_SECONDS, name="cache")
     tasks.repeat(partial(replicas.reap, platform, heart), replicas.REAP_SECONDS, name="reaper")
+    tasks.repeat(partial(clock.tick, platform), clock.TICK_SECONDS, name="clock")
     tasks.repeat(partial(files.sweep, platform), files.SWEEP_SECONDS, name="erased objects")
     tasks.repeat(partial(vectors.forget, platform), vectors.SWEEP_SECONDS, name="erased vectors")
 
