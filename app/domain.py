@@ -455,6 +455,7 @@ class Delivery(Struct, frozen=True):
     attempts: int = 0
     is_wanted: bool = True
     """Whether its webhook and its user are as they should be, and it has not ended."""
+    created_at: datetime | None = None
 
 
 class Schedule(Struct, frozen=True):

@@ -131,6 +131,7 @@ def create_app(settings: Settings, metrics: Metrics | None = None) -> FastAPI:
             await runs.drain(platform, 0)
 
     metrics = metrics or Metrics()
+    spans_of(settings, metrics)  # what is missing for it is told before anything is opened
     app = _Gated(
         settings,
         metrics,

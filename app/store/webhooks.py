@@ -94,7 +94,15 @@ async def delivery(db: AsyncConnection, id: UUID) -> Delivery | None:
     """What is to be sent, with its webhook."""
     at = webhook_deliveries.c
     query = (
-        select(webhooks, users.c.status, at.body, at.attempts, at.ended_at, at.id.label("delivery_id"))
+        select(
+            webhooks,
+            users.c.status,
+            at.body,
+            at.attempts,
+            at.ended_at,
+            at.id.label("delivery_id"),
+            at.created_at.label("told_at"),
+        )
         .join_from(webhook_deliveries, webhooks, webhooks.c.id == at.webhook_id)
         .join(users, users.c.id == webhooks.c.user_id)
         .where(at.id == id)
@@ -103,7 +111,7 @@ async def delivery(db: AsyncConnection, id: UUID) -> Delivery | None:
     if row is None:
         return None
     is_wanted = row.status == "active" and row.disabled_at is None and row.ended_at is None
-    return Delivery(row.delivery_id, _webhook(row), row.body, row.secret, row.attempts, is_wanted)
+    return Delivery(row.delivery_id, _webhook(row), row.body, row.secret, row.attempts, is_wanted, row.told_at)
 
 
 async def attempted(db: AsyncConnection, sent: Delivery, *, error: str | None, ended: bool, disable: bool) -> None:

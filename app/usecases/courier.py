@@ -21,6 +21,8 @@ SEND_SECONDS = 10.0
 """What an attempt may take in all."""
 MAX_AT_ONCE = 4
 """How many attempts a process makes at once: slow receivers must not take the places of all jobs."""
+APART_SECONDS = 0.1
+LATEST_SECONDS = 60.0
 SECRET_PREFIX = "whsec_"  # noqa: S105 - what a secret begins with (Standard Webhooks, "Signature scheme")
 GONE = 410
 """Tells that a receiver wants nothing more (Standard Webhooks, "Deliverability and reliability")."""
@@ -43,12 +45,19 @@ class Courier:
     def __init__(self, *, private: bool = False) -> None:
         self.private = private
         self._sending = 0
+        self._promised = 0.0
         self._client: httpx2.AsyncClient | None = None
 
     @property
     def is_busy(self) -> bool:
         """Whether as much is being sent as may be."""
         return self._sending >= MAX_AT_ONCE
+
+    def later(self) -> float:
+        """In how many seconds to come again: each who asks is given a moment of his own, so that a backlog does not come all at once."""
+        moment = asyncio.get_running_loop().time()
+        self._promised = min(max(self._promised + APART_SECONDS, moment + 1), moment + LATEST_SECONDS)
+        return self._promised - moment
 
     async def send(self, url: str, body: str, headers: Mapping[str, str]) -> int | str:
         """The status of the answer, or why there is none, in words for the webhook's owner."""

@@ -29,7 +29,10 @@ SECRET_BYTES = 32
 """Standard Webhooks wants from 24 to 64."""
 RETRY_SECONDS = (5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400)
 """How long after each attempt the next one is made (Standard Webhooks, "Deliverability and reliability")."""
-BUSY_SECONDS = 1.0
+RETRIED_SECONDS = sum(RETRY_SECONDS)
+FAILING = 5
+"""After so many attempts in a row that were not heard, one is made in `REST_SECONDS`, whatever is to be told."""
+REST_SECONDS = 60.0
 
 
 async def create(
@@ -109,7 +112,7 @@ async def delete(platform: Platform, principal: Principal, id: UUID) -> None:
 async def deliver(platform: Platform, id: UUID) -> float | None:
     """Make an attempt; gives the seconds until the next, if there is to be one."""
     if platform.courier.is_busy:
-        return BUSY_SECONDS
+        return platform.courier.later()
     async with platform.engine.connect() as db:
         found = await webhooks.delivery(db, id)
     if found is None:
@@ -117,7 +120,14 @@ async def deliver(platform: Platform, id: UUID) -> float | None:
     if not found.is_wanted:
         await give_up(platform, id)
         return None
+    if found.webhook.failures >= FAILING and (rest := _rest(found.webhook)) > 0:
+        return rest + platform.courier.later()
     return await _attempt(platform, found)
+
+
+def _rest(hook: Webhook) -> float:
+    """For how many seconds a webhook that does not hear is left alone."""
+    return REST_SECONDS - (now() - hook.last_at).total_seconds() if hook.last_at else 0.0
 
 
 async def _attempt(platform: Platform, sent: Delivery) -> float | None:
@@ -131,7 +141,9 @@ async def _attempt(platform: Platform, sent: Delivery) -> float | None:
     told = await platform.courier.send(sent.webhook.url, sent.body, headers)
     heard = isinstance(told, int) and 200 <= told < 300
     error = None if heard else f"status {told}" if isinstance(told, int) else told
-    again = None if heard or told == GONE or sent.attempts >= len(RETRY_SECONDS) else RETRY_SECONDS[sent.attempts]
+    is_old = sent.created_at is not None and (now() - sent.created_at).total_seconds() > RETRIED_SECONDS
+    is_last = heard or told == GONE or is_old or sent.attempts >= len(RETRY_SECONDS)
+    again = None if is_last else float(RETRY_SECONDS[sent.attempts])
 
     async def note() -> None:
         async with platform.engine.begin() as db:
@@ -139,7 +151,7 @@ async def _attempt(platform: Platform, sent: Delivery) -> float | None:
             await webhooks.attempted(db, sent, error=error, ended=done, disable=done and error is not None)
 
     await patiently(note)
-    return None if again is None else float(again)
+    return again
 
 
 async def give_up(platform: Platform, id: UUID) -> None:

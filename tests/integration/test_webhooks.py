@@ -6,6 +6,7 @@ import asyncio
 import os
 import sys
 from collections.abc import AsyncIterator, Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ import pytest
 
 from app.store import webhooks as stored
 from app.usecases import upkeep
-from app.usecases.courier import signature
-from app.usecases.webhooks import MAX_WEBHOOKS, RETRY_SECONDS
+from app.usecases.courier import LATEST_SECONDS, Courier, signature
+from app.usecases.webhooks import FAILING, MAX_WEBHOOKS, RETRY_SECONDS
 from tests.engines import Engines
 from tests.house import AGENTS, House, open_house, send, session
 from tests.receiver import Receiver, receiver
@@ -182,6 +183,31 @@ async def test_a_receiver_that_is_gone_is_not_asked_again_and_redirects_are_not_
     found = await until_shown(admin, hook["id"], lambda found: found["failures"])
     assert (found["last_error"], bool(found["disabled_at"])) == (error, status == 410)
     assert len(at.told) == 1
+
+
+async def test_one_that_does_not_hear_is_left_alone_for_a_while(
+    open_to_all: House, at: Receiver, database_url: str
+) -> None:
+    admin = open_to_all.admin
+    hook = await register(admin, at)
+    await fetch(database_url, "UPDATE webhooks SET failures = $1, last_at = now()", FAILING)
+    await send(admin, await session(admin), "x", mode="background")
+    async with asyncio.timeout(60):
+        while not await fetch(database_url, "SELECT FROM pgqueuer WHERE execute_after > now() + interval '20 seconds'"):
+            await asyncio.sleep(0.05)
+    assert at.told == []
+    await fetch(database_url, "UPDATE webhooks SET last_at = now() - interval '2 minutes'")
+    await fetch(database_url, "UPDATE pgqueuer SET execute_after = now()")
+    found = await until_shown(admin, hook["id"], lambda found: found["failures"] == 0)
+    assert (len(at.told), found["last_error"]) == (1, None)
+
+
+async def test_what_must_wait_comes_again_one_after_another() -> None:
+    courier = Courier()
+    moments = [courier.later() for _ in range(1000)]
+    assert all(1 <= moment <= LATEST_SECONDS for moment in moments)
+    assert all(later > earlier for earlier, later in pairwise(moments[:500]))
+    assert moments[499] > 40
 
 
 async def test_an_attempt_whose_worker_is_killed_is_made_by_another(
