@@ -427,6 +427,62 @@ class Job(Struct, frozen=True):
     lost: int = 0
 
 
+class Webhook(Struct, frozen=True):
+    """Where a user wants to be told of what has ended. `runs` says which: those in the background, or all.
+
+    `failures` are the attempts since the last one that was heard, the latest at `last_at`; after too many it is disabled.
+    """
+
+    id: UUID
+    user_id: UUID
+    url: str
+    events: Sequence[str]
+    runs: Literal["background", "all"] = "background"
+    failures: int = 0
+    last_error: str | None = None
+    last_at: datetime | None = None
+    disabled_at: datetime | None = None
+    created_at: datetime | None = None
+
+
+class Delivery(Struct, frozen=True):
+    """One event for one webhook: its id and `body` are the same at each of the `attempts`."""
+
+    id: UUID
+    webhook: Webhook
+    body: str
+    secret: bytes
+    attempts: int = 0
+    is_wanted: bool = True
+    """Whether its webhook and its user are as they should be, and it has not ended."""
+    created_at: datetime | None = None
+
+
+class Schedule(Struct, frozen=True):
+    """What is said again and again, at the times of `cron` in a time zone: in one session, or to an agent in a new one each time.
+
+    Without `next_at` it is paused. `run_id` is the run of the last time, `last_at`; `error` why that time there was none.
+    """
+
+    id: UUID
+    user_id: UUID
+    name: str
+    cron: str
+    timezone: str
+    input: str
+    session_id: UUID | None = None
+    agent_id: str | None = None
+    agent_params: Mapping[str, Any] = field(default_factory=dict)
+    params: SessionParams = field(default_factory=SessionParams)
+    credential_id: UUID | None = None
+    next_at: datetime | None = None
+    run_id: UUID | None = None
+    runs: int = 0
+    last_at: datetime | None = None
+    error: Mapping[str, Any] | None = None
+    created_at: datetime | None = None
+
+
 class Remembered(Struct, frozen=True):
     """An entry of an agent's memory as it is stored: on the answer `message_id`. One of the user's has no session."""
 

@@ -54,8 +54,10 @@ from app.api import (
     problems,
     responses,
     rest,
+    schedules,
     seed,
     traces,
+    webhooks,
 )
 from app.api import files as files_api
 from app.api import metrics as metrics_api
@@ -82,9 +84,11 @@ from app.store.milvus import MilvusVectors
 from app.store.objects import LocalObjects
 from app.store.objects_s3 import S3Objects
 from app.store.reserve import Reserver
+from app.store.spans import Spans, headers_of, is_installed
 from app.store.writer import Writer
 from app.tasks import Tasks
-from app.usecases import accounts, files, logins, measuring, openid, replicas, runs, upkeep, vectors
+from app.usecases import accounts, clock, files, logins, measuring, openid, replicas, runs, upkeep, vectors
+from app.usecases.courier import Courier
 from app.usecases.live import LiveRun
 from app.usecases.objects import ObjectStore
 from app.usecases.platform import Platform
@@ -127,6 +131,7 @@ def create_app(settings: Settings, metrics: Metrics | None = None) -> FastAPI:
             await runs.drain(platform, 0)
 
     metrics = metrics or Metrics()
+    spans_of(settings, metrics)  # what is missing for it is told before anything is opened
     app = _Gated(
         settings,
         metrics,
@@ -171,6 +176,8 @@ def routes() -> list[BaseRoute]:
         mcp.router,
         presets.router,
         seed.router,
+        schedules.router,
+        webhooks.router,
     ):
         every.include_router(router)
     for prefix in openai.PREFIXES:
@@ -295,6 +302,13 @@ async def opened(settings: Settings, database_url: str, metrics: Metrics | None 
         reserver = Reserver(connecting)
         store = objects(settings)
         stack.push_async_callback(store.close)
+        metrics = metrics or Metrics()
+        spans = spans_of(settings, metrics)
+        if spans:
+            stack.push_async_callback(spans.close)
+            tasks.start(spans.run(), name="spans")
+        courier = Courier(private=settings.webhooks_private)
+        stack.push_async_callback(courier.close)
         platform = Platform(
             engine=engine,
             writer=writer,
@@ -319,7 +333,9 @@ async def opened(settings: Settings, database_url: str, metrics: Metrics | None 
             door=door,
             box=Box(enabled=settings.sandbox),
             vectors=milvus,
-            metrics=metrics or Metrics(),
+            metrics=metrics,
+            spans=spans,
+            courier=courier,
         )
         heart = replicas.Heart(platform, connecting)
         heart.start()
@@ -341,6 +357,7 @@ def _keep_going(platform: Platform, heart: replicas.Heart) -> None:
     tasks.repeat(measuring.Gauges(platform).tell, measuring.GAUGE_SECONDS, name="gauges")
     tasks.repeat(platform.cache.flush, FLUSH_SECONDS, name="cache")
     tasks.repeat(partial(replicas.reap, platform, heart), replicas.REAP_SECONDS, name="reaper")
+    tasks.repeat(partial(clock.tick, platform), clock.TICK_SECONDS, name="clock")
     tasks.repeat(partial(files.sweep, platform), files.SWEEP_SECONDS, name="erased objects")
     tasks.repeat(partial(vectors.forget, platform), vectors.SWEEP_SECONDS, name="erased vectors")
 
@@ -348,6 +365,22 @@ def _keep_going(platform: Platform, heart: replicas.Heart) -> None:
 def vectors_of(settings: Settings) -> MilvusVectors | None:
     """Where passages are searched by their vectors, if not in PostgreSQL."""
     return MilvusVectors(f"http://{settings.milvus_host}:{settings.milvus_port}") if settings.milvus_host else None
+
+
+def spans_of(settings: Settings, counted: Metrics) -> Spans | None:
+    """Who is told of runs that have ended, if anybody; a `SettingsError` when the extra `otel` is missing for it."""
+    if not settings.otel_exporter_otlp_endpoint:
+        return None
+    if not is_installed():
+        raise SettingsError("OTEL_EXPORTER_OTLP_ENDPOINT needs the extra otel: ./scripts/extras installs it.")
+    headers = settings.otel_exporter_otlp_headers
+    return Spans(
+        settings.otel_exporter_otlp_endpoint,
+        headers_of(headers.get_secret_value()) if headers else {},
+        counted,
+        service=settings.otel_service_name,
+        content=settings.otel_instrumentation_genai_capture_message_content,
+    )
 
 
 def objects(settings: Settings) -> ObjectStore:

@@ -52,7 +52,9 @@ JOBS = Family("chattable_jobs", "gauge", "Jobs of the whole platform, by state."
 UNENDED = Family("chattable_unended_runs", "gauge", "Runs of the whole platform that have not ended.", ("status",))
 FAMILIES = {family.name: family for family in (REQUESTS, FIRST_BYTE, RUNS, RUN_SECONDS, CALLS, CALL_SECONDS, TOKENS)}
 FAMILIES |= {family.name: family for family in (COST, CPU, MEMORY, LIVE, CONNECTIONS, DRAINING, DROPPED)}
-FAMILIES |= {family.name: family for family in (DATABASE, JOBS, UNENDED)}
+SPANS_SENT = Family("chattable_spans_sent_total", "counter", "Spans that the receiver of OpenTelemetry took.")
+SPANS_DROPPED = Family("chattable_spans_dropped_total", "counter", "Spans that found no room, or no receiver.")
+FAMILIES |= {family.name: family for family in (DATABASE, JOBS, UNENDED, SPANS_SENT, SPANS_DROPPED)}
 
 Numbers = Mapping[str, float]
 """Numbers by their names, which are JSON: the family's name, the label's values and, of histograms, which bucket."""

@@ -122,6 +122,17 @@ class Settings(ModelSettings):
     metrics_key: SecretStr | None = Field(
         None, description="a key that reads `/metrics` and nothing else, at least 32 characters"
     )
+    webhooks_private: bool = Field(False, description="whether webhooks may be sent to addresses that are not public")
+    otel_exporter_otlp_endpoint: str | None = Field(
+        None, description="the OpenTelemetry receiver that is sent the steps of runs, by the extra `otel`"
+    )
+    otel_exporter_otlp_headers: SecretStr | None = Field(
+        None, description="headers for it, with commas, in the form of W3C Baggage"
+    )
+    otel_service_name: str = Field("chattable", description="the name this platform has there")
+    otel_instrumentation_genai_capture_message_content: bool = Field(
+        False, description="whether it is sent what was said, too"
+    )
     session_days: int = Field(
         0, ge=0, le=36_500, description="days after which a session that is not used is erased; 0 keeps it"
     )
@@ -177,10 +188,17 @@ class Settings(ModelSettings):
             raise ValueError("must start with redis://, rediss:// or unix://")
         return value
 
-    @field_validator("public_url")
+    @field_validator("public_url", "otel_exporter_otlp_endpoint")
     @classmethod
     def _http(cls, value: str | None) -> str | None:
         return checked_address(value)
+
+    @field_validator("otel_exporter_otlp_headers")
+    @classmethod
+    def _headers(cls, value: SecretStr | None) -> SecretStr | None:
+        if value and not all("=" in part for part in value.get_secret_value().split(",") if part.strip()):
+            raise ValueError("must be name=value, with commas between them")
+        return value
 
     @field_validator("oidc_issuer")
     @classmethod

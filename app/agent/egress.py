@@ -25,10 +25,14 @@ def is_public(address: IPv4Address | IPv6Address) -> bool:
 
 
 class Egress(httpx2.AsyncHTTPTransport):
-    """A transport without proxies and redirects. With `private`, any address will do."""
+    """A transport without proxies and redirects. With `private`, any address will do.
 
-    def __init__(self, *, private: bool = False) -> None:
-        super().__init__(trust_env=False)
+    Connections are told apart by address: without `keep_alive` it may serve names of different owners, who may share one.
+    """
+
+    def __init__(self, *, private: bool = False, keep_alive: bool = True) -> None:
+        limits = httpx2.Limits(max_connections=100, max_keepalive_connections=20 if keep_alive else 0)
+        super().__init__(trust_env=False, limits=limits)
         self._private = private
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:

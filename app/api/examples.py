@@ -17,6 +17,7 @@ WORDS: dict[str, Any] = {
     "completion": 2,
     "content": "Hello",
     "cost": "0.00012",
+    "cron": "30 7 * * MON-FRI",
     "days": 90,
     "description": "Repeats what it is told.",
     "embedding": [0.25, -0.5],
@@ -54,11 +55,13 @@ WORDS: dict[str, Any] = {
     "scopes": ["chat"],
     "source": "fake_echo_agent.py",
     "text": "Hello",
+    "timezone": "Europe/Berlin",
     "title": "Holidays",
     "token_type": "bearer",
     "tokens": 100_000,
     "tool_calls": [],
     "user": "ada",
+    "url": "https://example.org/hook",
     "username": "ada",
 }
 """What stands for a property of that name, if its schema has no example of its own."""
@@ -79,7 +82,10 @@ _IN_OBJECTS: dict[tuple[str, str], Any] = {
     ("ModelOut", "id"): "fake_echo_agent",
     ("PluginOfPreset", "id"): "fake_echo_agent",
     ("RunOut", "status"): "completed",
+    ("ScheduleOut", "input"): "Say good morning.",
     ("TaskOut", "input"): "Say good morning.",
+    ("WebhookOut", "events"): ["run.completed"],
+    ("NewWebhook", "events"): ["run.completed"],
     ("UsedOut", "id"): "2030-01-01",
 }
 """Words that mean another thing in one kind of object."""

@@ -44,6 +44,8 @@ TAGS = {
     "mcp": "The Model Context Protocol: agents as tools.",
     "knowledge": "What agents keep for a user to look things up in.",
     "tasks": "What agents do in the background.",
+    "schedules": "What agents are asked again and again, by the clock.",
+    "webhooks": "Addresses that are told of what has ended.",
     "benches": "Rows put to agents, their answers scored, and agents compared.",
     "memories": "What agents remember, which their users may see and erase.",
     "verbs": "The same platform as verbs: sessions, messages and runs with one POST each.",

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from app.domain import Job
 from app.store.jobs import RUN
-from app.usecases import background, batch_work, bench_jobs
+from app.usecases import background, batch_work, bench_jobs, schedules, webhooks
 from app.usecases.batch_work import Ask
 from app.usecases.jobs import perform
 from app.usecases.platform import Platform
@@ -19,5 +19,5 @@ Work: TypeAlias = Callable[[Platform, Job], Awaitable[None]]
 
 def kinds(ask: Ask) -> Mapping[str, Work]:
     """All that workers do; `ask` answers the requests of batches."""
-    others = {**batch_work.KINDS, **batch_work.shards(ask), **bench_jobs.KINDS}
+    others = {**batch_work.KINDS, **batch_work.shards(ask), **bench_jobs.KINDS, **webhooks.KINDS, **schedules.KINDS}
     return {RUN: background.conduct} | {name: partial(perform, kind) for name, kind in others.items()}

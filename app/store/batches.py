@@ -11,6 +11,7 @@ from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain import Batch, BatchStatus, Page
+from app.store import webhooks
 from app.store.tables import batch_items, batch_shards, batches
 
 OPEN = (BatchStatus.VALIDATING, BatchStatus.IN_PROGRESS, BatchStatus.FINALIZING, BatchStatus.CANCELLING)
@@ -82,8 +83,11 @@ async def move(
     """Give a batch its next state, in the second `at`; false when it is in none of the states before it."""
     noted = batches.c.times + cast(literal({f"{to}_at": at}, JSONB), JSONB)
     statement = update(batches).where(batches.c.id == id, batches.c.status.in_(since))
-    statement = statement.values(status=to, times=noted, **changes).returning(batches.c.id)
-    return (await db.execute(statement)).first() is not None
+    statement = statement.values(status=to, times=noted, **changes).returning(batches.c.user_id)
+    owner = (await db.execute(statement)).scalar()
+    if owner and to.is_final:
+        await webhooks.tell(db, owner, f"batch.{to}", {"id": f"batch_{id.hex}", "status": to.value})
+    return owner is not None
 
 
 # Shards

@@ -12,7 +12,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain import Bench, BenchProgress, BenchResult, BenchStatus, Page, Run, RunStatus, Step
-from app.store import budgets
+from app.store import budgets, webhooks
 from app.store.rows import Rows, store
 from app.store.runs import DEAD_AFTER_SECONDS, usage_columns, usage_of
 from app.store.tables import bench_blocks, bench_results, benches, messages
@@ -88,8 +88,12 @@ async def move(
 ) -> bool:
     """Give a bench its next state; false when it is in none of the states before it."""
     ended = None if to in OPEN else func.now()
-    statement = update(benches).where(benches.c.id == id, benches.c.status.in_(since)).returning(benches.c.id)
-    return (await db.execute(statement.values(status=to, reason=reason, ended_at=ended, **changes))).first() is not None
+    statement = update(benches).where(benches.c.id == id, benches.c.status.in_(since)).returning(benches)
+    moved = (await db.execute(statement.values(status=to, reason=reason, ended_at=ended, **changes))).first()
+    if moved and to not in OPEN:
+        told = {"id": str(id), "name": moved.name, "status": to.value}
+        await webhooks.tell(db, moved.user_id, f"bench.{to}", told)
+    return moved is not None
 
 
 async def erase(db: AsyncConnection, id: UUID, *, owner: UUID | None, status: BenchStatus | None = None) -> bool:

@@ -135,11 +135,11 @@ async def take(db: AsyncConnection, id: UUID, replica: UUID) -> Job | None:
     return job_of(row) if row else None
 
 
-async def hand_back(db: AsyncConnection, job: Job, *, at_once: bool) -> None:
-    """Let another worker take a job that this attempt has not done: at once, or when `reissue` comes to it."""
+async def hand_back(db: AsyncConnection, job: Job, *, after: float | None) -> None:
+    """Let another worker take a job that this attempt has not done: after so many seconds, or when `reissue` comes to it."""
     queued = {"state": JobState.QUEUED, "replica": None}
-    if (await db.execute(_held(job).values(**queued).returning(jobs.c.id))).first() and at_once:
-        await queue.issue_in(db, [job.kind], [job.id])
+    if (await db.execute(_held(job).values(**queued).returning(jobs.c.id))).first() and after is not None:
+        await queue.issue_in(db, [job.kind], [job.id], after)
 
 
 async def end(db: AsyncConnection, job: Job, state: JobState, error: Mapping[str, Any] | None = None) -> None:

@@ -29,8 +29,8 @@ NAMES = {
     "trigger": "tg_pgqueuer_changed",
     "channel": "ch_pgqueuer",
 }
-LATER = {"batch_shard": -1}
-"""Of lower priority: one batch has hundreds of them, and others' jobs need not wait for all."""
+LATER = {"batch_shard": -1, "webhook": -1}
+"""Of lower priority: one batch or webhook has hundreds of them, and others' jobs need not wait for all."""
 RETURN = "DELETE FROM pgqueuer WHERE dedupe_key = ANY($1::text[])"
 SWEEP = "DELETE FROM pgqueuer_log WHERE created < now() - interval '1 day'"
 
@@ -62,15 +62,15 @@ def _enqueue() -> str:
     return QueryQueueBuilder(load()).build_enqueue_query(on_conflict="skip")
 
 
-def _tickets(kinds: Sequence[str], ids: Sequence[UUID]) -> tuple[Any, ...]:
-    """The arguments of PgQueuer's statement; there is one ticket of a job at a time."""
+def _tickets(kinds: Sequence[str], ids: Sequence[UUID], after: float = 0) -> tuple[Any, ...]:
+    """The arguments of PgQueuer's statement; there is one ticket of a job at a time. It wakes nobody up for `after` seconds."""
     count = len(ids)
     keys = [str(id) for id in ids]
     return (
         [LATER.get(kind, 0) for kind in kinds],
         list(kinds),
         [id.bytes for id in ids],
-        [timedelta(0)] * count,
+        [timedelta(seconds=after)] * count,
         keys,
         [None] * count,
     )
@@ -83,11 +83,11 @@ async def issue(db: asyncpg.Connection, kinds: Sequence[str], ids: Sequence[UUID
         await db.execute(_enqueue(), *_tickets(kinds, ids))
 
 
-async def issue_in(db: AsyncConnection, kinds: Sequence[str], ids: Sequence[UUID]) -> None:
-    """The same through SQLAlchemy."""
+async def issue_in(db: AsyncConnection, kinds: Sequence[str], ids: Sequence[UUID], after: float = 0) -> None:
+    """The same through SQLAlchemy, for so many seconds later."""
     if ids:
         await db.exec_driver_sql(RETURN, ([str(id) for id in ids],))
-        await db.exec_driver_sql(_enqueue(), _tickets(kinds, ids))
+        await db.exec_driver_sql(_enqueue(), _tickets(kinds, ids, after))
 
 
 async def sweep(db: AsyncConnection) -> None:

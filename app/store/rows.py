@@ -16,7 +16,7 @@ import asyncpg
 import msgspec
 
 from app.domain import Message, Run, Step, Value
-from app.store import jobs, memories, search
+from app.store import jobs, memories, search, webhooks
 from app.store.runs import usage_columns
 
 ValueKey = bytes
@@ -48,7 +48,10 @@ WITH new_messages AS (INSERT INTO messages ({_MESSAGE}) SELECT {_MESSAGE}
          ({", ".join("e." + name for name in _USAGE.split(", "))}, e.status, e.error, e.layout, e.ended_at,
           CASE e.status WHEN 'queued' THEN r.pending ELSE e.pending END, CASE WHEN e.status <> 'waiting' THEN r.replica END)
        FROM json_populate_recordset(NULL::runs, $3) e
-       WHERE r.id = e.id AND r.replica = e.replica AND r.status IN ('running', 'waiting') RETURNING r.id),
+       WHERE r.id = e.id AND r.replica = e.replica AND r.status IN ('running', 'waiting')
+       RETURNING r.id, r.user_id, r.status, r.background),
+     hooks AS (SELECT w.id, e.id AS run_id FROM ended_runs e JOIN webhooks w ON w.user_id = e.user_id
+       WHERE {webhooks.WANTED.format(event="'run.' || e.status", background="e.background")}),
      advanced AS (UPDATE sessions s SET next_seq = a.next_seq, leaf_id = a.leaf_id, updated_at = a.updated_at
        FROM json_populate_recordset(NULL::sessions, $4) a WHERE s.id = a.id),
      new_steps AS (INSERT INTO steps ({_STEP}) SELECT {_STEP}
@@ -58,7 +61,8 @@ WITH new_messages AS (INSERT INTO messages ({_MESSAGE}) SELECT {_MESSAGE}
      new_ledger AS (INSERT INTO ledger ({_LEDGER}) SELECT {_LEDGER}
        FROM json_populate_recordset(NULL::ledger, $7) ON CONFLICT DO NOTHING RETURNING run_id, seq)
 SELECT (SELECT count(*) FROM ended_runs) AS ended, (SELECT array_agg(run_id) FROM new_ledger) AS spent_by,
-  (SELECT array_agg(seq) FROM new_ledger) AS spent_in, EXISTS (SELECT FROM budgets) AS budgeted"""  # noqa: S608 - names of columns only
+  (SELECT array_agg(seq) FROM new_ledger) AS spent_in, EXISTS (SELECT FROM budgets) AS budgeted,
+  (SELECT array_agg(id) FROM hooks) AS hooks, (SELECT array_agg(run_id) FROM hooks) AS told"""  # noqa: S608 - names of columns only
 
 SET_KEY = """
 INSERT INTO idempotency_keys (owner_id, key, fingerprint, run_id) SELECT * FROM unnest($1::uuid[], $2::text[], $3::bytea[], $4::uuid[])
@@ -74,6 +78,7 @@ class Rows:
     messages: list[dict[str, Any]] = field(default_factory=list)
     runs: list[dict[str, Any]] = field(default_factory=list)
     ends: list[dict[str, Any]] = field(default_factory=list)
+    ended: dict[UUID, Run] = field(default_factory=dict)
     sessions: list[dict[str, Any]] = field(default_factory=list)
     steps: list[dict[str, Any]] = field(default_factory=list)
     values: dict[ValueKey, bytes] = field(default_factory=dict)
@@ -139,6 +144,7 @@ class Rows:
 
     def end_run(self, run: Run, *, replica: UUID, pending: Mapping[str, Any] | None = None) -> None:
         """The final state of a run of this replica; or that it is nobody's, and what it keeps, while it waits for a person."""
+        self.ended[run.id] = run
         self.ends.append(
             {
                 "id": run.id,
@@ -234,6 +240,9 @@ async def store(db: asyncpg.Connection, rows: Rows) -> list[tuple[UUID, int]] | 
         await db.execute(INTERRUPT, rows.interrupted)
     if rows.jobs:
         await jobs.add_runs(db, rows.jobs)
+    if stored["hooks"]:
+        hooks = zip(stored["hooks"], stored["told"], strict=True)
+        await webhooks.add_of_runs(db, [(hook, rows.ended[run_id]) for hook, run_id in hooks])
     if not stored["budgeted"]:
         return None
     return list(zip(stored["spent_by"] or (), stored["spent_in"] or (), strict=True))

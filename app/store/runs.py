@@ -12,7 +12,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain import JobState, Message, Page, Run, RunStatus, Usage, now
-from app.store import jobs, tables
+from app.store import jobs, tables, webhooks
 from app.store.credentials import is_good
 from app.store.messages import message_of
 from app.store.tables import credentials, idempotency_keys, messages, replicas, runs, sessions, users
@@ -204,7 +204,8 @@ async def request_cancel(db: AsyncConnection, ids: Sequence[UUID]) -> None:
     chosen = update(runs).where(runs.c.id.in_(ids))
     await db.execute(chosen.where(runs.c.status.in_(ACTIVE)).values(cancel_requested=True))
     ended = {"status": RunStatus.CANCELLED, "ended_at": func.now(), "pending": None}
-    await db.execute(chosen.where(runs.c.status == RunStatus.QUEUED).values(**ended))
+    waiting = chosen.where(runs.c.status == RunStatus.QUEUED).values(**ended).returning(runs)
+    await webhooks.tell_of_runs(db, [run_of(row) for row in await db.execute(waiting)])
     await jobs.cancel(db, ids)
 
 

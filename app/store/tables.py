@@ -589,6 +589,65 @@ bench_results = Table(
 )
 """One row an item. `run_id` is that of its run where the bench keeps a journal."""
 
+webhooks = Table(
+    "webhooks",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("user_id", Uuid, ForeignKey("users.id", ondelete="CASCADE"), nullable=False),
+    Column("url", Text, nullable=False),
+    Column("events", ARRAY(Text), nullable=False),
+    Column("runs", Text, CheckConstraint("runs IN ('background', 'all')", name="runs"), nullable=False),
+    Column("secret", LargeBinary, nullable=False),
+    Column("failures", Integer, nullable=False, server_default=text("0")),
+    Column("last_error", Text),
+    _time("last_at", nullable=True),
+    _time("disabled_at", nullable=True),
+    _created(),
+    Index("ix_webhooks_user_id", "user_id", "id"),
+)
+"""Where users want to be told of what has ended. `failures` are the attempts since the last one that was heard; `last_at` is the last."""
+
+webhook_deliveries = Table(
+    "webhook_deliveries",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("webhook_id", Uuid, ForeignKey("webhooks.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("body", Text, nullable=False),
+    Column("attempts", Integer, nullable=False, server_default=text("0")),
+    _created(),
+    _time("ended_at", nullable=True),
+    Index("ix_webhook_deliveries_ended_at", "ended_at", postgresql_where=text("ended_at IS NOT NULL")),
+)
+"""One event for one webhook, written with what it tells of. Its job has its id, and sends it. It holds ids, and nothing that was said."""
+
+schedules = Table(
+    "schedules",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("user_id", Uuid, ForeignKey("users.id", ondelete="CASCADE"), nullable=False),
+    Column("credential_id", Uuid),
+    Column("name", Text, nullable=False),
+    Column("cron", Text, nullable=False),
+    Column("timezone", Text, nullable=False),
+    Column("session_id", Uuid, ForeignKey("sessions.id", ondelete="CASCADE"), index=True),
+    Column("agent_id", Text),
+    Column("agent_params", JSONB, nullable=False),
+    Column("params", JSONB, nullable=False),
+    Column("input", Text, nullable=False),
+    _time("next_at", nullable=True),
+    Column("run_id", Uuid),
+    Column("runs", Integer, nullable=False, server_default=text("0")),
+    _time("last_at", nullable=True),
+    Column("error", JSONB),
+    _created(),
+    CheckConstraint("(session_id IS NULL) <> (agent_id IS NULL)", name="target"),
+    Index("ix_schedules_user_id", "user_id", "id"),
+    Index("ix_schedules_next_at", "next_at", postgresql_where=text("next_at IS NOT NULL")),
+)
+"""What is to be said again and again, to an agent in a session of its own each time, or in one session. Without `next_at` it is paused.
+
+`run_id` is the run that it began last, or is about to begin, for the time `last_at`."""
+
 jobs = Table(
     "jobs",
     metadata,

@@ -440,6 +440,8 @@ async def finish(platform: Platform, ending: FinishRun) -> Finished:
     """Transaction 2. Losing it must never leave a reader waiting."""
     try:
         finished = await patiently(lambda: platform.writer.finish(ending))
+        if platform.spans and finished:
+            platform.spans.put(finished.outcome.run, ending.steps)
         return finished or Finished(await patiently(lambda: _as_stored(platform, ending.run)))
     except Exception as error:
         report(log, f"the end of run {ending.run.id} could not be stored", error)

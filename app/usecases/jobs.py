@@ -21,9 +21,11 @@ WRONG = {"code": "internal", "message": "Something went wrong in the server.", "
 
 
 class Kind(NamedTuple):
-    """What is done for jobs of a kind. `work` gives false when it is left for another time; `give_up` ends what waits for it."""
+    """What is done for jobs of a kind. `work` gives false when it is left for another time, or the seconds until then; `give_up` ends
+    what waits for it.
+    """
 
-    work: Callable[[Platform, UUID], Awaitable[bool | None]]
+    work: Callable[[Platform, UUID], Awaitable[bool | float | None]]
     give_up: Callable[[Platform, UUID], Awaitable[None]]
 
 
@@ -45,29 +47,31 @@ async def perform(kind: Kind, platform: Platform, job: Job) -> None:
 
 
 async def _perform(kind: Kind, platform: Platform, taken: Job) -> None:
-    state, error = await _done(kind, platform, taken)
+    state, error, after = await _done(kind, platform, taken)
     if state is JobState.QUEUED:
-        await patiently(lambda: _hand_back(platform, taken))
+        await patiently(lambda: _hand_back(platform, taken, after))
     else:
         await patiently(lambda: _end(platform, taken, state, error))
 
 
-async def _done(kind: Kind, platform: Platform, job: Job) -> tuple[JobState, Mapping[str, Any] | None]:
-    """What becomes of a job that was taken."""
+async def _done(kind: Kind, platform: Platform, job: Job) -> tuple[JobState, Mapping[str, Any] | None, float | None]:
+    """What becomes of a job that was taken: its state, its error, and after how many seconds it is to be taken again."""
     if job.lost >= jobs.MAX_LOST:
         await kind.give_up(platform, job.subject_id)
-        return JobState.FAILED, jobs.PARKED
+        return JobState.FAILED, jobs.PARKED, None
     try:
-        is_done = await kind.work(platform, job.subject_id)
+        told = await kind.work(platform, job.subject_id)
     except Exception as error:
         if is_passing(error) or isinstance(error, Unavailable):
-            return JobState.QUEUED, None
+            return JobState.QUEUED, None, None
         if await _is_erased(platform, job):
-            return JobState.CANCELLED, None
+            return JobState.CANCELLED, None, None
         report(log, f"a job of kind {job.kind} failed", error)
         await kind.give_up(platform, job.subject_id)
-        return JobState.FAILED, WRONG
-    return (JobState.QUEUED if is_done is False else JobState.COMPLETED), None
+        return JobState.FAILED, WRONG, None
+    if isinstance(told, float):
+        return JobState.QUEUED, None, told
+    return (JobState.QUEUED if told is False else JobState.COMPLETED), None, None
 
 
 async def _is_erased(platform: Platform, job: Job) -> bool:
@@ -81,7 +85,7 @@ async def _end(platform: Platform, job: Job, state: JobState, error: Mapping[str
         await jobs.end(db, job, state, error)
 
 
-async def _hand_back(platform: Platform, job: Job) -> None:
+async def _hand_back(platform: Platform, job: Job, after: float | None) -> None:
     """Leave it to another worker now, or when the reaper issues its ticket: in a moment, for which it takes nobody's place here."""
     async with platform.engine.begin() as db:
-        await jobs.hand_back(db, job, at_once=platform.draining.is_set())
+        await jobs.hand_back(db, job, after=0.0 if after is None and platform.draining.is_set() else after)

@@ -24,8 +24,10 @@ from app.store.milvus import MilvusVectors
 from app.store.redis import Client
 from app.store.reserve import Reserver
 from app.store.runs import Sought
+from app.store.spans import Spans
 from app.store.writer import Writer
 from app.tasks import Tasks
+from app.usecases.courier import Courier
 from app.usecases.live import LiveRun, Seen
 from app.usecases.objects import ObjectStore
 from app.usecases.passwords import Passwords
@@ -83,3 +85,7 @@ class Platform:
     door: Door | None = None
     """Where frameworks inside of a run reach its LLM."""
     metrics: Metrics = field(default_factory=Metrics)
+    courier: Courier = field(default_factory=Courier)
+    """Who sends what webhooks are told."""
+    spans: Spans | None = None
+    """Who is told of runs that have ended."""

@@ -25,6 +25,7 @@ from app.store import (
     queue,
     retention,
     runs,
+    webhooks,
 )
 from app.store.database import is_passing
 
@@ -60,6 +61,7 @@ async def once(engine: AsyncEngine, keeping: Keeping = FOR_EVER) -> None:
         await jobs.sweep(db)
         await memories.sweep(db)
         await queue.sweep(db)
+        await webhooks.sweep(db)
         if keeping.audit:
             await audit.sweep(db, keeping.audit)
     async with engine.begin() as db:

@@ -8,11 +8,16 @@ import re
 import shutil
 import signal
 import sys
+import time
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 
+from app.api.webhooks import Event
 from app.store import beginnings, jobs
+from app.store import webhooks as hooks
+from app.usecases import courier, schedules, webhooks
 from tests.engines import Engines
 from tests.house import ADMIN_KEY, AGENTS, House
 
@@ -71,3 +76,25 @@ def test_the_pages_limits_are_those_of_the_code() -> None:
     assert "100 background messages" in PAGE
     assert "20 messages in one session" in PAGE
     assert "three processes" in PAGE
+    assert (schedules.MAX_SCHEDULES, webhooks.MAX_WEBHOOKS, hooks.KEPT_DAYS) == (100, 20, 30)
+    waits = (5, 5 * 60, 30 * 60, *(hours * 3600 for hours in (2, 5, 10, 14, 20, 24)))
+    assert courier.SEND_SECONDS == 10
+    assert waits == webhooks.RETRY_SECONDS
+    assert (webhooks.FAILING, webhooks.REST_SECONDS, webhooks.RETRIED_SECONDS // 3600) == (5, 60, 75)
+
+
+def test_the_page_names_every_event() -> None:
+    listed = PAGE.partition("`events` are any of")[2].partition("Of runs,")[0]
+    assert set(re.findall(r"`([a-z]+\.[a-z]+)`", listed)) == set(get_args(Event))
+
+
+def test_the_pages_check_of_a_signature_is_right() -> None:
+    (code,) = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    defined: dict[str, Any] = {}
+    exec(code, defined)  # noqa: S102 - the page's own
+    at, body = int(time.time()), '{"x": 1}'
+    headers = {"webhook-id": "1", "webhook-timestamp": str(at)}
+    headers["webhook-signature"] = f"v1,other {courier.signature(b'secret', '1', at, body)}"
+    assert defined["is_ours"](courier.shown_secret(b"secret"), headers, body.encode())
+    assert not defined["is_ours"](courier.shown_secret(b"Secret"), headers, body.encode())
+    assert not defined["is_ours"](courier.shown_secret(b"secret"), headers, b"{}")

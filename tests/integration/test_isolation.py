@@ -32,6 +32,8 @@ NOUNS = (
     "task_id",
     "passage_id",
     "memory_id",
+    "webhook_id",
+    "schedule_id",
 )
 FILTERS = {("after", "query"), ("after", "body"), ("agent_id", "query"), ("file_id", "query")}
 """Of lists of one's own, where an unknown id finds nothing and is no error."""
@@ -152,7 +154,11 @@ async def belongings(house: House, name: str) -> tuple[httpx2.AsyncClient, dict[
     document["memories"] = [entry | {"created_at": moment, "used_at": moment}]
     copy = (await client.post("/api/v1/imports", json=document)).json()["id"]
     memory = (await client.get("/api/v1/memories", params={"session_id": copy})).json()["first_id"]
+    hook = {"url": f"https://{name}.example/hook", "events": ["run.completed"]}
+    timed = {"name": f"secret of {name}", "cron": "0 0 1 1 *", "agent": agent, "input": f"secret of {name}"}
     own = {
+        "webhook_id": (await client.post("/api/v1/webhooks", json=hook)).json()["id"],
+        "schedule_id": (await client.post("/api/v1/schedules", json=timed)).json()["id"],
         "memory_id": memory,
         "passage_id": passage,
         "file_id": file,
@@ -172,6 +178,7 @@ async def everything(client: httpx2.AsyncClient, own: dict[str, str]) -> list[st
     paths += [f"agents/{own['agent_id']}", f"agents/tasks/{own['task_id']}", f"agents/tasks/{own['task_id']}/log"]
     paths += [f"runs/{own['run_id']}", f"users/{own['user_id']}", "messages?q=secret", "knowledge"]
     paths += [f"sessions/{own['session_id']}/export", "memories"]
+    paths += ["webhooks", f"webhooks/{own['webhook_id']}", "schedules", f"schedules/{own['schedule_id']}"]
     answers = [await client.get(f"/api/v1/{path}") for path in paths]
     assert {answer.status_code for answer in answers} == {200}
     return [answer.text for answer in answers]

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from app.journal import genai
+from app.store import spans
 from app.usecases import reruns
 from tests.engines import Engines
 from tests.fakes.upstream import FakeUpstream
@@ -55,3 +57,5 @@ async def test_the_page_prints_what_it_says(
 
 def test_the_pages_limits_are_those_of_the_code() -> None:
     assert reruns.MAX_AT_ONCE == 10
+    assert (spans.MAX_WAITING, spans.SEND_SECONDS, genai.MAX_CONTENT) == (20_000, 10, 16_000)
+    assert genai.SCHEMA.rpartition("/")[2] in PAGE

@@ -1,0 +1,186 @@
+"""Webhooks: whom users want told of what has ended, and what is still to be told.
+
+What is to be told is written in the transaction of the end that it tells of, with its job: there are both or neither. The end of a run
+looks for webhooks in the statement that stores it, so a user without one pays for no statement more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import msgspec
+from sqlalchemy import Row, delete, func, insert, select, text, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.domain import Delivery, Page, Run, Webhook, new_id, now
+from app.store import queue
+from app.store.tables import users, webhook_deliveries, webhooks
+
+KIND = "webhook"
+"""The kind of a delivery's job."""
+KEPT_DAYS = 30
+
+WANTED = "w.disabled_at IS NULL AND ({event}) = ANY(w.events) AND ({background} OR w.runs = 'all')"
+FIND = f"""
+SELECT w.id FROM webhooks w WHERE w.user_id = $1 AND {WANTED.format(event="$2::text", background="$3::boolean")}"""  # noqa: S608 - constants
+ADD = """
+WITH kept AS (SELECT id, user_id FROM webhooks WHERE id = ANY($2::uuid[]) FOR KEY SHARE),
+     added AS (INSERT INTO webhook_deliveries (id, webhook_id, body)
+       SELECT d.id, d.webhook_id, d.body FROM unnest($1::uuid[], $2::uuid[], $3::text[]) AS d(id, webhook_id, body)
+       JOIN kept ON kept.id = d.webhook_id RETURNING id, webhook_id)
+INSERT INTO jobs (id, kind, owner_id, subject_id, state)
+SELECT added.id, 'webhook', kept.user_id, added.id, 'queued' FROM added JOIN kept ON kept.id = added.webhook_id RETURNING id"""
+"""One that is deleted meanwhile is told nothing."""
+
+
+# What is told
+
+
+def _body(event: str, data: Mapping[str, Any]) -> str:
+    """An event in the form that Standard Webhooks recommends ("Payload structure")."""
+    return msgspec.json.encode({"type": event, "timestamp": now(), "data": data}).decode()
+
+
+def _of_run(run: Run) -> str:
+    """The end of a run: which one it is, and not what was said in it."""
+    data = {
+        "id": run.id,
+        "session_id": run.session_id,
+        "message_id": run.message_id,
+        "agent_id": run.agent_id,
+        "status": run.status,
+        "kind": run.kind,
+        "background": run.background,
+        "error": run.error.get("code") if run.error else None,
+    }
+    return _body(f"run.{run.status}", data)
+
+
+async def add_of_runs(db: asyncpg.Connection, wanted: Sequence[tuple[UUID, Run]]) -> None:
+    """Have these webhooks told of these runs. In the writer's transaction."""
+    added = await db.fetch(ADD, *_columns([(id, _of_run(run)) for id, run in wanted]))
+    await queue.issue(db, [KIND] * len(added), [row["id"] for row in added])
+
+
+async def tell_of_runs(db: AsyncConnection, ended: Sequence[Run]) -> None:
+    """Have their users told of runs that ended before they began."""
+    for run in ended:
+        await _tell(db, run.user_id, f"run.{run.status}", _of_run(run), background=run.background)
+
+
+async def tell(db: AsyncConnection, user_id: UUID, event: str, data: Mapping[str, Any]) -> None:
+    """Have a user told of what was done in the background."""
+    await _tell(db, user_id, event, _body(event, data), background=True)
+
+
+async def _tell(db: AsyncConnection, user_id: UUID, event: str, body: str, *, background: bool) -> None:
+    found = (await db.exec_driver_sql(FIND, (user_id, event, background))).scalars().all()
+    if found:
+        added = (await db.exec_driver_sql(ADD, _columns([(id, body) for id in found]))).scalars().all()
+        await queue.issue_in(db, [KIND] * len(added), added)
+
+
+def _columns(wanted: Sequence[tuple[UUID, str]]) -> tuple[list[UUID], list[UUID], list[str]]:
+    return [new_id() for _ in wanted], [id for id, _ in wanted], [body for _, body in wanted]
+
+
+# Deliveries
+
+
+async def delivery(db: AsyncConnection, id: UUID) -> Delivery | None:
+    """What is to be sent, with its webhook."""
+    at = webhook_deliveries.c
+    query = (
+        select(
+            webhooks,
+            users.c.status,
+            at.body,
+            at.attempts,
+            at.ended_at,
+            at.id.label("delivery_id"),
+            at.created_at.label("told_at"),
+        )
+        .join_from(webhook_deliveries, webhooks, webhooks.c.id == at.webhook_id)
+        .join(users, users.c.id == webhooks.c.user_id)
+        .where(at.id == id)
+    )
+    row = (await db.execute(query)).first()
+    if row is None:
+        return None
+    is_wanted = row.status == "active" and row.disabled_at is None and row.ended_at is None
+    return Delivery(row.delivery_id, _webhook(row), row.body, row.secret, row.attempts, is_wanted, row.told_at)
+
+
+async def attempted(db: AsyncConnection, sent: Delivery, *, error: str | None, ended: bool, disable: bool) -> None:
+    """Note an attempt and what came of it; with `ended`, the last one."""
+    hook = update(webhooks).where(webhooks.c.id == sent.webhook.id)
+    failures = webhooks.c.failures + 1 if error else 0
+    disabled = {"disabled_at": func.now()} if disable else {}
+    await db.execute(hook.values(failures=failures, last_error=error, last_at=func.now(), **disabled))
+    done = {"ended_at": func.now()} if ended else {}
+    statement = update(webhook_deliveries).where(webhook_deliveries.c.id == sent.id)
+    await db.execute(statement.values(attempts=webhook_deliveries.c.attempts + 1, **done))
+
+
+async def end(db: AsyncConnection, id: UUID) -> None:
+    """Send a delivery no more."""
+    await db.execute(update(webhook_deliveries).where(webhook_deliveries.c.id == id).values(ended_at=func.now()))
+
+
+async def sweep(db: AsyncConnection) -> None:
+    """Forget deliveries that ended long ago."""
+    old = webhook_deliveries.c.ended_at < func.now() - text(f"interval '{KEPT_DAYS} days'")
+    await db.execute(delete(webhook_deliveries).where(old))
+
+
+# Webhooks
+
+
+def _webhook(row: Row[Any]) -> Webhook:
+    return Webhook(
+        row.id,
+        row.user_id,
+        row.url,
+        tuple(row.events),
+        row.runs,
+        row.failures,
+        row.last_error,
+        row.last_at,
+        row.disabled_at,
+        row.created_at,
+    )
+
+
+async def add(db: AsyncConnection, hook: Webhook, secret: bytes) -> None:
+    """Insert a webhook, with what its deliveries are signed with."""
+    row = {name: getattr(hook, name) for name in ("id", "user_id", "url", "runs", "created_at")}
+    await db.execute(insert(webhooks).values(**row, events=list(hook.events), secret=secret))
+
+
+async def get(db: AsyncConnection, id: UUID, *, owner: UUID | None) -> Webhook | None:
+    """A webhook of `owner`, or of anybody when that is None."""
+    query = select(webhooks).where(webhooks.c.id == id)
+    row = (await db.execute(query.where(webhooks.c.user_id == owner) if owner else query)).first()
+    return _webhook(row) if row else None
+
+
+async def list_page(db: AsyncConnection, *, owner: UUID | None, after: UUID | None, limit: int) -> Page[Webhook]:
+    """Webhooks, in the order they were made."""
+    query = select(webhooks).order_by(webhooks.c.id).limit(limit + 1)
+    query = query.where(webhooks.c.user_id == owner) if owner else query
+    rows = (await db.execute(query.where(webhooks.c.id > after) if after else query)).all()
+    return Page([_webhook(row) for row in rows[:limit]], len(rows) > limit)
+
+
+async def count(db: AsyncConnection, user_id: UUID) -> int:
+    """How many webhooks a user has."""
+    query = select(func.count()).select_from(webhooks).where(webhooks.c.user_id == user_id)
+    return int((await db.execute(query)).scalar_one())
+
+
+async def erase(db: AsyncConnection, id: UUID) -> None:
+    """Delete a webhook, with what it was still to be told."""
+    await db.execute(delete(webhooks).where(webhooks.c.id == id))
