@@ -312,6 +312,16 @@ creations = Table(
 )
 """Which session, user, API key or group a caller's `Idempotency-Key` has made, for a day."""
 
+imports = Table(
+    "imports",
+    metadata,
+    Column("owner_id", Uuid, ForeignKey("users.id", ondelete="CASCADE"), primary_key=True),
+    Column("digest", LargeBinary, primary_key=True),
+    Column("session_id", Uuid, ForeignKey("sessions.id", ondelete="CASCADE"), nullable=False, index=True),
+    _created(),
+)
+"""Which session a chat of another platform has become; `digest` is of the platform's name and the chat's id there."""
+
 steps = Table(
     "steps",
     metadata,

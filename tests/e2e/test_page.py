@@ -63,7 +63,7 @@ def endpoint(upstream: str) -> str:
     return f'endpoints = [{{ base_url = "{upstream}", model = "fake" }}]'
 
 
-@pytest.mark.parametrize("name", ["walk", "answers", "everybody", "administrators", "traces"])
+@pytest.mark.parametrize("name", ["walk", "answers", "everybody", "administrators", "traces", "people"])
 def test_the_page_works_in_a_browser(name: str, chromium: str, server: Serve, tmp_path: Path) -> None:
     python = environment("browser") / "python"
     env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONUTF8": "1", "CHROMIUM": chromium, "AXE": str(AXE)}
