@@ -279,6 +279,16 @@ class Message(Struct, frozen=True, dict=True):
         return body
 
 
+TITLE_LENGTH = 60
+
+
+def first_words(content: str) -> str | None:
+    """What a session is called that nobody has named: the first line of its first message, or its beginning."""
+    line = next((line for line in content[:2000].splitlines() if line.strip()), "")
+    words = " ".join("".join(each if each.isprintable() else " " for each in line).split())
+    return (words if len(words) <= TITLE_LENGTH else f"{words[: TITLE_LENGTH - 1].rstrip()}…") or None
+
+
 def canonical(value: object) -> bytes:
     """A value as JSON with sorted keys: equal values have equal bytes. `ValueError` or `TypeError` for what JSON cannot express."""
     return msgspec.json.encode(value, order="sorted")

@@ -19,7 +19,7 @@ from starlette.responses import Response
 
 from app.api.callers import Here, StrictRoute
 from app.api.fields import Name, Secret
-from app.api.models import In
+from app.api.models import In, Out
 from app.errors import Conflict, InvalidInput, NotAllowed, NotAuthenticated
 from app.usecases import logins
 
@@ -47,6 +47,18 @@ def secret_of(headers: Headers) -> str:
 
 def _mark(secret: str) -> str:
     return sha256(f"mark {secret}".encode()).hexdigest()[:32]
+
+
+class PageOut(Out):
+    """How one may log in: by the names that an identity provider gives, besides name and password, and keys."""
+
+    provider: bool
+
+
+@router.get("")
+async def show_login(request: Request) -> PageOut:
+    """What the web page's login offers."""
+    return PageOut(provider=request.app.state.oidc is not None)
 
 
 @router.post("", status_code=204)

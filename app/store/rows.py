@@ -15,7 +15,7 @@ from uuid import UUID
 import asyncpg
 import msgspec
 
-from app.domain import Message, Run, Step, Value
+from app.domain import Message, Run, Step, Value, first_words
 from app.store import jobs, memories, search
 from app.store.runs import usage_columns
 
@@ -49,7 +49,8 @@ WITH new_messages AS (INSERT INTO messages ({_MESSAGE}) SELECT {_MESSAGE}
           CASE e.status WHEN 'queued' THEN r.pending ELSE e.pending END, CASE WHEN e.status <> 'waiting' THEN r.replica END)
        FROM json_populate_recordset(NULL::runs, $3) e
        WHERE r.id = e.id AND r.replica = e.replica AND r.status IN ('running', 'waiting') RETURNING r.id),
-     advanced AS (UPDATE sessions s SET next_seq = a.next_seq, leaf_id = a.leaf_id, updated_at = a.updated_at
+     advanced AS (UPDATE sessions s SET next_seq = a.next_seq, leaf_id = a.leaf_id, updated_at = a.updated_at,
+         title = coalesce(s.title, a.title)
        FROM json_populate_recordset(NULL::sessions, $4) a WHERE s.id = a.id),
      new_steps AS (INSERT INTO steps ({_STEP}) SELECT {_STEP}
        FROM json_populate_recordset(NULL::steps, $5) ON CONFLICT DO NOTHING),
@@ -152,9 +153,18 @@ class Rows:
             }
         )
 
-    def advance(self, session_id: UUID, next_seq: int, leaf_id: UUID | None, at: datetime | None) -> None:
-        """Where a session's next message goes."""
-        self.sessions.append({"id": session_id, "next_seq": next_seq, "leaf_id": leaf_id, "updated_at": at})
+    def advance(
+        self,
+        session_id: UUID,
+        next_seq: int,
+        leaf_id: UUID | None,
+        at: datetime | None,
+        begins_with: Message | None = None,
+    ) -> None:
+        """Where a session's next message goes; and the message that it begins with, which names it if nothing else does."""
+        title = first_words(begins_with.content) if begins_with and begins_with.parent_id is None else None
+        moved = {"id": session_id, "next_seq": next_seq, "leaf_id": leaf_id, "updated_at": at, "title": title}
+        self.sessions.append(moved)
 
     def add_step(self, run: Run, step: Step) -> None:
         """A step with its values."""

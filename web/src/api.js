@@ -73,10 +73,10 @@ export const del = (path) => call("DELETE", path);
 
 export const PROVIDER = "api/v1/auth/oidc";
 
-/** Whether one may log in by an identity provider: whoever asks is sent there. */
+/** Whether one may log in by an identity provider. */
 export async function hasProvider() {
-  const answer = await fetch(PROVIDER, { redirect: "manual" }).catch(() => null);
-  return answer?.type === "opaqueredirect";
+  const answer = await fetch("api/v1/auth/page").catch(() => null);
+  return answer?.ok ? (await answer.json()).provider : false;
 }
 
 export async function logIn(credentials) {
