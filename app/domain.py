@@ -110,6 +110,19 @@ class Group(Struct, frozen=True):
     agents: Sequence[str] = ()
 
 
+class Invite(Struct, frozen=True):
+    """A link for whoever is to have a new account, or a new password of the account `user_id`. Without a `name` he chooses one."""
+
+    id: UUID
+    created_by: UUID
+    expires_at: datetime
+    user_id: UUID | None = None
+    name: str | None = None
+    role: Role = Role.USER
+    groups: Sequence[UUID] = ()
+    created_at: datetime | None = None
+
+
 class Act(Struct, frozen=True):
     """What an administrator did, and to what."""
 

@@ -110,6 +110,22 @@ async def test_a_conversation_goes_on_over_several_calls(here: House) -> None:
         await out("chat")
 
 
+async def test_links_for_people_are_printed_with_the_address_that_people_have(
+    here: House, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = (await out("users", "invite", "ann", "--role", "admin")).strip()
+    assert link.startswith(f"{here.url}/#/invite/ci_")
+    monkeypatch.setenv("PUBLIC_URL", "https://chat.example.org")
+    body = {"secret": link.rpartition("/")[2], "password": "correct horse battery"}
+    assert (await (await here.client()).post("/api/v1/auth/invite", json=body)).json()["role"] == "admin"
+    assert (await out("users", "reset", "ann")).startswith("https://chat.example.org/#/invite/ci_")
+    (folder / "people.csv").write_text("name,role\nbob,user\ncarl,user\n")
+    rows = json.loads(await out("users", "import", "people.csv", "--json"))["data"]
+    assert [row["name"] for row in rows] == ["bob", "carl"]
+    wrong = (await run("users", "import", "-", input="name\nbob\n")).exception
+    assert "Line 2, column name" in str(wrong)
+
+
 async def test_chats_of_other_platforms_are_imported_from_files_in_pieces(
     here: House, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
