@@ -10,7 +10,7 @@ const DAY = 86_400_000;
 const DAYS = 30;
 const MOST_DAYS = 120;
 const SHOWN = 5; // models with a colour of their own
-const WIDTH = 720;
+const WIDEST = 720;
 const HEIGHT = 180;
 const dayOf = (time) => new Date(time).toISOString().slice(0, 10);
 
@@ -35,7 +35,8 @@ function Plot({ from, measure, found }) {
   const most = Math.max(...sums);
   const shown = measure === "cost" ? money : number;
   if (!(most > 0)) return html`<${Empty}>${t("empty")}<//>`;
-  const step = WIDTH / days.length;
+  const width = Math.min(WIDEST, innerWidth - 80); // so that what is written in it keeps its size
+  const step = width / days.length;
   const bars = days.map((day, at) => {
     let top = HEIGHT;
     return html`
@@ -50,11 +51,11 @@ function Plot({ from, measure, found }) {
   const total = sums.reduce((sum, each) => sum + each, 0);
   return html`
     <figure class="plot">
-      <svg viewBox="0 0 ${WIDTH} ${HEIGHT + 20}" role="img" aria-label=${t("plotOf", { total: shown(total), from: days[0], to: days.at(-1), most: shown(most) })}>
-        <line x1="0" x2=${WIDTH} y1=${HEIGHT} y2=${HEIGHT} /><line x1="0" x2=${WIDTH} y1="0.5" y2="0.5" class="most" />
+      <svg viewBox="0 0 ${width} ${HEIGHT + 20}" role="img" aria-label=${t("plotOf", { total: shown(total), from: days[0], to: days.at(-1), most: shown(most) })}>
+        <line x1="0" x2=${width} y1=${HEIGHT} y2=${HEIGHT} /><line x1="0" x2=${width} y1="0.5" y2="0.5" class="most" />
         <text x="0" y="14" class="halo">${shown(most)}</text>
         ${bars}
-        <text x="0" y=${HEIGHT + 16}>${days[0]}</text><text x=${WIDTH} y=${HEIGHT + 16} text-anchor="end">${days.at(-1)}</text>
+        <text x="0" y=${HEIGHT + 16}>${days[0]}</text><text x=${width} y=${HEIGHT + 16} text-anchor="end">${days.at(-1)}</text>
       </svg>
       <figcaption><ul>${found.map((model, index) => html`<li><span class="swatch series-${index}" aria-hidden="true" />${model.name}</li>`)}</ul></figcaption>
     </figure>`;
