@@ -1,4 +1,4 @@
-"""What people bring along: conversations from elsewhere."""
+"""What people bring along, conversations from elsewhere; and what conversations are called, and where they are kept."""
 
 from __future__ import annotations
 
@@ -63,3 +63,29 @@ def test_a_file_that_is_none_is_said_in_the_language_of_the_page(
     dialog.get_by_role("button", name="导入", exact=True).click()
     expect(dialog.locator(".error")).to_have_text(re.compile("conversations.json"))
     visit.close()
+
+
+def test_a_conversation_is_named_and_renamed_in_the_list_as_it_goes(visit: Visit, person: Person) -> None:
+    page = visit.log_in(person)
+    visit.begin("guide", "count 60")
+    expect(page.locator(".session a")).to_have_text("count 60")
+    expect(visit.live).to_contain_text("w5")
+    expect(page.locator(".session a")).to_have_text(
+        "You said: Person: count 60", timeout=20_000
+    )  # by the model `title`
+    expect(page.get_by_role("heading", level=1)).to_have_text(re.compile("^You said: Person"))
+
+
+def test_an_archived_conversation_is_shown_when_it_is_asked_for(visit: Visit, person: Person) -> None:
+    person.call("POST", "/api/v1/sessions", {"agent": {"id": "guide"}, "title": "Put away"})
+    page = visit.log_in(person)
+    row = page.locator(".session", has_text="Put away")
+    row.get_by_role("button", name="More").click()
+    page.get_by_role("menuitem", name="Archive").click()
+    expect(row).to_have_count(0)
+    page.get_by_role("button", name="Archived").click()
+    row.get_by_role("button", name="More").click()
+    page.get_by_role("menuitem", name="Take from the archive").click()
+    expect(row).to_have_count(0)
+    page.get_by_role("button", name="Archived").click()
+    expect(row).to_have_count(1)

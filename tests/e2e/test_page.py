@@ -51,7 +51,9 @@ def server(tmp_path_factory: pytest.TempPathFactory, page: Path, upstream: str) 
     folder = tmp_path_factory.mktemp("server")
     models = folder / "models.toml"
     price = "price = { prompt = 0.15, completion = 0.60 }"
-    models.write_text("".join(f"[models.{alias}]\n{price}\n{endpoint(upstream)}\n" for alias in ("default", "big")))
+    models.write_text(
+        "".join(f"[models.{alias}]\n{price}\n{endpoint(upstream)}\n" for alias in ("default", "big", "title"))
+    )
     agents = folder / "agents"
     shutil.copytree(ROOT / "agents", agents, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(BROWSER / "agents" / "guide.py", agents)
