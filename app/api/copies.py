@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from functools import partial
@@ -112,7 +113,7 @@ async def import_session(
 ) -> SessionOut | ImportOut:
     """A new session from the document of an export; or one of each chat in an export of ChatGPT or Open WebUI, once. With new ids."""
     body = await request.body()
-    if form == "chattable" or (form is None and imports.is_session(body)):
+    if form == "chattable" or (form is None and await asyncio.to_thread(imports.is_session, body)):
         return SessionOut.of(await copies.take(here, caller, body, key=idempotency_key))
     name, found = await imports.take(here, caller, body, agent=agent, form=form)
     data = [ImportedOut.model_validate(each) for each in found]
