@@ -110,6 +110,19 @@ class Group(Struct, frozen=True):
     agents: Sequence[str] = ()
 
 
+class Invite(Struct, frozen=True):
+    """A link for whoever is to have a new account, or a new password of the account `user_id`. Without a `name` he chooses one."""
+
+    id: UUID
+    created_by: UUID
+    expires_at: datetime
+    user_id: UUID | None = None
+    name: str | None = None
+    role: Role = Role.USER
+    groups: Sequence[UUID] = ()
+    created_at: datetime | None = None
+
+
 class Act(Struct, frozen=True):
     """What an administrator did, and to what."""
 
@@ -277,6 +290,16 @@ class Message(Struct, frozen=True, dict=True):
         if beside := {"assistant": "tool_calls", "tool": "tool_call_id"}.get(self.role):
             body |= {beside: self.additional_kwargs[beside]} if self.additional_kwargs.get(beside) else {}
         return body
+
+
+TITLE_LENGTH = 60
+
+
+def first_words(content: str) -> str | None:
+    """What a session is called that nobody has named: the first line of its first message, or its beginning."""
+    line = next((line for line in content[:2000].splitlines() if line.strip()), "")
+    words = " ".join("".join(each if each.isprintable() else " " for each in line).split())
+    return (words if len(words) <= TITLE_LENGTH else f"{words[: TITLE_LENGTH - 1].rstrip()}…") or None
 
 
 def canonical(value: object) -> bytes:

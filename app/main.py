@@ -60,6 +60,7 @@ from app.api import (
     webhooks,
 )
 from app.api import files as files_api
+from app.api import invites as invites_api
 from app.api import metrics as metrics_api
 from app.api.door import RunDoor
 from app.api.gate import Gate, uploads
@@ -161,6 +162,7 @@ def routes() -> list[BaseRoute]:
         metrics_api.router,
         audit_api.router,
         accounts_api.router,
+        invites_api.router,
         oidc.router,
         benches_api.router,
         cookies.router,

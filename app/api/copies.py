@@ -1,28 +1,30 @@
-"""REST: a session as a document, and a session from one."""
+"""REST: a session as a document, a session from one, and sessions from what other platforms export."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from functools import partial
-from typing import Any
+from typing import Annotated, Any, Literal
+from uuid import UUID
 
 import msgspec
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from app.api.callers import Chat, Here, StrictRoute
-from app.api.fields import Id, Key
+from app.api.fields import AgentId, Id, Key
 from app.api.gate import Allowance
-from app.api.models import SessionOut
+from app.api.models import Out, SessionOut
 from app.errors import TooLarge
-from app.usecases import copies, session_form
+from app.usecases import copies, imports, session_form
 
 IMPORT_PATH = "/api/v1/imports"
 ALLOWANCES = {
     IMPORT_PATH: Allowance(
-        copies.MAX_BYTES, partial(TooLarge, f"A session's document may have at most {copies.MAX_BYTES} bytes.")
+        copies.MAX_BYTES, partial(TooLarge, f"What is imported may have at most {copies.MAX_BYTES} bytes at once.")
     )
 }
 """How large the bodies of these routes may be."""
@@ -54,6 +56,8 @@ def _schema() -> dict[str, Any]:
 
 
 DOCUMENT = {"application/json": {"schema": _schema(), "example": EXAMPLE}}
+CHATS = {"type": "array", "items": {"type": "object"}, "description": "chats, as the other platform exports them"}
+BODY = {"application/json": {"schema": {"anyOf": [DOCUMENT["application/json"]["schema"], CHATS]}, "example": EXAMPLE}}
 RESPONSES: dict[int | str, dict[str, Any]] = {200: {"content": DOCUMENT}}
 
 router = APIRouter(route_class=StrictRoute, tags=["sessions"])
@@ -67,10 +71,53 @@ async def export_session(here: Here, caller: Chat, session_id: Id) -> Response:
     return _Pieces(first, pieces, f'attachment; filename="session-{session_id}.json"')
 
 
-@router.post(IMPORT_PATH, status_code=201, openapi_extra={"requestBody": {"required": True, "content": DOCUMENT}})
-async def import_session(here: Here, caller: Chat, request: Request, idempotency_key: Key = None) -> SessionOut:
-    """A new session of the caller from the document of an export, with new ids. Requests with one `Idempotency-Key` make one."""
-    return SessionOut.of(await copies.take(here, caller, await request.body(), key=idempotency_key))
+class ImportedOut(Out):
+    """What became of a chat: a session is `made`; or it was imported before, is empty, or is refused for an `error` at `param`."""
+
+    index: int
+    status: Literal["made", "known", "empty", "refused"]
+    title: str | None
+    session_id: UUID | None
+    left_out: int
+    error: str | None
+    param: str | None
+
+
+class ImportOut(Out):
+    """What became of the chats of an export, in its order."""
+
+    object: Literal["import"] = "import"
+    format: Literal["chatgpt", "open-webui"]
+    made: int
+    known: int
+    empty: int
+    refused: int
+    data: list[ImportedOut]
+
+
+Agent = Annotated[AgentId | None, Query(description="who goes on with the chats of another platform")]
+Form = Annotated[
+    Literal["chattable", "chatgpt", "open-webui"] | None,
+    Query(alias="format", description="what the body is; recognised by default"),
+]
+
+
+@router.post(IMPORT_PATH, status_code=201, openapi_extra={"requestBody": {"required": True, "content": BODY}})
+async def import_session(
+    here: Here,
+    caller: Chat,
+    request: Request,
+    agent: Agent = None,
+    form: Form = None,
+    idempotency_key: Key = None,
+) -> SessionOut | ImportOut:
+    """A new session from the document of an export; or one of each chat in an export of ChatGPT or Open WebUI, once. With new ids."""
+    body = await request.body()
+    if form == "chattable" or (form is None and await asyncio.to_thread(imports.is_session, body)):
+        return SessionOut.of(await copies.take(here, caller, body, key=idempotency_key))
+    name, found = await imports.take(here, caller, body, agent=agent, form=form)
+    data = [ImportedOut.model_validate(each) for each in found]
+    return ImportOut(format=name, **imports.tally(found), data=data)
 
 
 class _Pieces(StreamingResponse):

@@ -46,6 +46,8 @@ PUBLIC = frozenset(
         "/api/v1/auth/refresh",
         "/api/v1/auth/oidc",
         "/api/v1/auth/oidc/callback",
+        "/api/v1/auth/invite",
+        "/api/v1/auth/invite/look",
         "/api/v1/auth/page",
         "/api/v1/auth/page/refresh",
         "/docs",

@@ -69,7 +69,13 @@ async def _get_model_info(here: Platform, caller: Principal, params: Json) -> An
         return info
     model = here.catalog().get(named)
     price = {name: str(getattr(model.price, name)) for name in ("prompt", "completion", "cached")}
-    beside = {"context": model.context, "price": price, "fallback": model.fallback, "cascade": model.cascade}
+    beside = {
+        "context": model.context,
+        "price": price,
+        "fallback": model.fallback,
+        "cascade": model.cascade,
+        "away": here.is_away(model),
+    }
     return info | beside
 
 

@@ -139,7 +139,7 @@ def possible(path: str, method: str, operation: Json) -> set[type[AppError]]:
         return found
     found |= {errors.InvalidInput, errors.NotAuthenticated, errors.RateLimited, errors.Unavailable}
     if path in PUBLIC:
-        return found | ({errors.NotFound} if "/oidc" in path else {errors.NotAllowed} if "/page" in path else set())
+        return found | _for_strangers(path)
     found.add(errors.NotAllowed)
     if "parameters" in operation or "requestBody" in operation:
         found.add(errors.NotFound)
@@ -148,6 +148,13 @@ def possible(path: str, method: str, operation: Json) -> set[type[AppError]]:
     if _works(method, operation):
         found |= {errors.AgentFailed, errors.AgentTimeout, errors.LLMRejected, errors.LLMUnavailable}
     return found
+
+
+def _for_strangers(path: str) -> set[type[AppError]]:
+    """What else a stranger can be told: of an identity provider, a link, or the page's login."""
+    if "/invite" in path:
+        return {errors.NotFound, errors.Conflict}
+    return {errors.NotFound} if "/oidc" in path else {errors.NotAllowed} if "/page" in path else set()
 
 
 def _works(method: str, operation: Json) -> bool:

@@ -16,6 +16,7 @@ from app.cli.chat import chat
 from app.cli.config import show_config
 from app.cli.db import db
 from app.cli.doctor import examine
+from app.cli.importing import import_chats
 from app.cli.models import models
 from app.cli.output import AsJson, show_one
 from app.cli.runs import runs
@@ -42,6 +43,7 @@ commands.add_typer(batch, name="batch")
 commands.command("usage")(show_usage)
 commands.command("audit")(show_audit)
 commands.command("chat")(chat)
+commands.command("import")(import_chats)
 commands.command("config")(show_config)
 commands.command("doctor")(examine)
 

@@ -102,6 +102,54 @@ def change_user(
     show_one(changed, f"The user {changed['name']} is changed.", as_json=as_json)
 
 
+Days = Annotated[int, typer.Option(min=1, max=30, help="How long a link can be used.")]
+
+
+@users.command("invite")
+def invite_user(
+    name: Annotated[str | None, typer.Argument(help="The account's name; without it, its user chooses one.")] = None,
+    role: Annotated[Role, typer.Option(help="What he may do.")] = Role.USER,
+    group: Annotated[list[str] | None, typer.Option(help="A group to be in; may be repeated.")] = None,
+    days: Days = 7,
+    url: Url = None,
+    key: ApiKey = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print a link by which somebody makes an account. It works once."""
+    body = {"name": name, "role": role.value, "groups": group or [], "days": days}
+    with server(url, key) as here:
+        made = here.ask("POST", "/api/v1/invites", json=body)
+        _show_link(made, here.page, as_json=as_json)
+
+
+@users.command("reset")
+def reset_user(who: Who, days: Days = 7, url: Url = None, key: ApiKey = None, as_json: AsJson = False) -> None:
+    """Print a link by which a user sets a new password. It works once."""
+    with server(url, key) as here:
+        made = here.ask("POST", "/api/v1/invites", json={"user_id": here.user(who)["id"], "days": days})
+        _show_link(made, here.page, as_json=as_json)
+
+
+def _show_link(made: dict[str, Any], page: str, *, as_json: bool) -> None:
+    link = page + made["path"]
+    show_one(made | {"link": link}, link, as_json=as_json)
+
+
+@users.command("import")
+def import_users(
+    file: Annotated[typer.FileText, typer.Argument(help="CSV with the columns name, role, groups; - is the input.")],
+    days: Days = 7,
+    url: Url = None,
+    key: ApiKey = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make the accounts of a table, all or none, and print a link for each, by which its user sets a password."""
+    with server(url, key) as here:
+        made = here.ask("POST", "/api/v1/users/import", json={"csv": file.read(), "days": days}, timeout=600)["data"]
+        rows = [row | {"link": here.page + row["path"]} for row in made]
+    show(rows, ("name", "role", "link"), as_json=as_json)
+
+
 @users.command("delete")
 def delete_user(
     who: Who,

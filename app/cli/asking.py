@@ -27,9 +27,11 @@ ApiKey = Annotated[
 class Server:
     """A server and the client to ask it. What it refuses is an `AppError` in its words."""
 
-    def __init__(self, client: Client, url: str) -> None:
+    def __init__(self, client: Client, url: str, page: str) -> None:
         self.client = client
         self.url = url
+        self.page = page
+        """Where people find it, by `PUBLIC_URL` when it is the server of this machine."""
 
     def ask(self, method: str, path: str, **options: Any) -> Any:
         """The decoded answer, None where there is none."""
@@ -86,9 +88,11 @@ def server(url: str | None = None, key: str | None = None) -> Iterator[Server]:
     from app.cli.banner import address
     from app.settings import load
 
+    page = url
     if url is None or key is None:
         settings = load()
         if url is None:
+            page = settings.public_url
             url = address(settings.host, settings.port)
             given = settings.admin_api_key
             key = key or (given.get_secret_value() if given else _kept_key(settings.data_dir / "admin.key"))
@@ -97,7 +101,7 @@ def server(url: str | None = None, key: str | None = None) -> Iterator[Server]:
     url = url.rstrip("/")
     headers = {"authorization": f"Bearer {key}"}
     with httpx2.Client(base_url=url, headers=headers, timeout=60, trust_env=False) as client:
-        yield Server(client, url)
+        yield Server(client, url, (page or url).rstrip("/"))
 
 
 def part(text: str) -> str:

@@ -141,6 +141,18 @@ async def add_member(db: AsyncConnection, group_id: UUID, user_id: UUID) -> None
     await db.execute(upsert(group_members).values(group_id=group_id, user_id=user_id).on_conflict_do_nothing())
 
 
+async def add_to_groups(db: AsyncConnection, user_id: UUID, ids: Sequence[UUID]) -> None:
+    """Put a user into those of these groups that there are."""
+    chosen = select(groups.c.id, literal(user_id)).where(groups.c.id.in_(ids))
+    await db.execute(upsert(group_members).from_select(["group_id", "user_id"], chosen).on_conflict_do_nothing())
+
+
+async def group_ids(db: AsyncConnection, names: Sequence[str]) -> Mapping[str, UUID]:
+    """The ids of the groups of these names, of those there are."""
+    rows = await db.execute(select(groups.c.name, groups.c.id).where(groups.c.name.in_(names)))
+    return {row.name: row.id for row in rows}
+
+
 async def remove_member(db: AsyncConnection, group_id: UUID, user_id: UUID) -> bool:
     """Take a user out of a group; false when he was not in it."""
     chosen = and_(group_members.c.group_id == group_id, group_members.c.user_id == user_id)

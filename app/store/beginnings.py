@@ -260,7 +260,8 @@ def _store(
         new = [] if op.again else placed
         for message in new:
             rows.add_message(session["user_id"], message, is_found=not session["ephemeral"])
-        rows.advance(op.session_id, session["next_seq"] + len(new), placed[-1].id, now())
+        begins_with = None if session["ephemeral"] else placed[-1]
+        rows.advance(op.session_id, session["next_seq"] + len(new), placed[-1].id, now(), begins_with)
     credential_id = op.principal.credential_id
     rows.add_run(run, replica=replica, credential_id=credential_id, pending=waiting, echo=op.echo)
     if op.key:

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain import Bench, BenchProgress, BenchResult, BenchStatus, Page, Run, RunStatus, Step
 from app.store import budgets, webhooks
-from app.store.rows import Rows, store
+from app.store.charges import charge
 from app.store.runs import DEAD_AFTER_SECONDS, usage_columns, usage_of
 from app.store.tables import bench_blocks, bench_results, benches, messages
 
@@ -221,15 +221,8 @@ def _told(held: Mapping[int, int]) -> str:
 
 async def _charge(db: AsyncConnection, bench: Bench, asked: Sequence[Asked]) -> None:
     """What the calls cost, whatever becomes of their results."""
-    rows = Rows()
-    for each in asked:
-        run = Run(each.run_id, bench.id, bench.user_id, each.agent_id, each.run_id, RunStatus.COMPLETED)
-        for call in each.calls:
-            rows.charge(run, call, bench.credential_id)
-    raw: Any = (await db.get_raw_connection()).driver_connection
-    spent = await store(raw, rows)
-    if spent is not None:
-        await budgets.charge(raw, spent, [each.run_id for each in asked])
+    runs = [Run(each.run_id, bench.id, bench.user_id, each.agent_id, each.run_id) for each in asked]
+    await charge(db, [(run, each.calls) for run, each in zip(runs, asked, strict=True)], bench.credential_id)
 
 
 def _row(bench_id: UUID, result: BenchResult) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from uuid import UUID
 import asyncpg
 import msgspec
 
-from app.domain import Message, Run, Step, Value
+from app.domain import Message, Run, Step, Value, first_words
 from app.store import jobs, memories, search, webhooks
 from app.store.runs import usage_columns
 
@@ -52,7 +52,8 @@ WITH new_messages AS (INSERT INTO messages ({_MESSAGE}) SELECT {_MESSAGE}
        RETURNING r.id, r.user_id, r.status, r.background),
      hooks AS (SELECT w.id, e.id AS run_id FROM ended_runs e JOIN webhooks w ON w.user_id = e.user_id
        WHERE {webhooks.WANTED.format(event="'run.' || e.status", background="e.background")}),
-     advanced AS (UPDATE sessions s SET next_seq = a.next_seq, leaf_id = a.leaf_id, updated_at = a.updated_at
+     advanced AS (UPDATE sessions s SET next_seq = a.next_seq, leaf_id = a.leaf_id, updated_at = a.updated_at,
+          title = coalesce(s.title, a.title)
        FROM json_populate_recordset(NULL::sessions, $4) a WHERE s.id = a.id),
      new_steps AS (INSERT INTO steps ({_STEP}) SELECT {_STEP}
        FROM json_populate_recordset(NULL::steps, $5) ON CONFLICT DO NOTHING),
@@ -158,9 +159,18 @@ class Rows:
             }
         )
 
-    def advance(self, session_id: UUID, next_seq: int, leaf_id: UUID | None, at: datetime | None) -> None:
-        """Where a session's next message goes."""
-        self.sessions.append({"id": session_id, "next_seq": next_seq, "leaf_id": leaf_id, "updated_at": at})
+    def advance(
+        self,
+        session_id: UUID,
+        next_seq: int,
+        leaf_id: UUID | None,
+        at: datetime | None,
+        begins_with: Message | None = None,
+    ) -> None:
+        """Where a session's next message goes; and the message that it begins with, which names it if nothing else does."""
+        title = first_words(begins_with.content) if begins_with and begins_with.parent_id is None else None
+        moved = {"id": session_id, "next_seq": next_seq, "leaf_id": leaf_id, "updated_at": at, "title": title}
+        self.sessions.append(moved)
 
     def add_step(self, run: Run, step: Step) -> None:
         """A step with its values."""

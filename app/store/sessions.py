@@ -114,6 +114,12 @@ async def change(db: AsyncConnection, id: UUID, changes: Mapping[str, Any]) -> N
     await db.execute(update(sessions).where(sessions.c.id == id).values(**changes))
 
 
+async def entitle(db: AsyncConnection, id: UUID, title: str, *, instead_of: str | None) -> None:
+    """Give a session another title than the one it was given by itself; one that has another by now keeps that."""
+    chosen = sessions.c.id == id, sessions.c.title.is_not_distinct_from(instead_of)
+    await db.execute(update(sessions).where(*chosen).values(title=title))
+
+
 async def erase(
     db: AsyncConnection,
     *,

@@ -134,6 +134,22 @@ identities = Table(
 )
 """Whom an OpenID Connect provider knows under `subject`, and whose account that is."""
 
+invites = Table(
+    "invites",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("digest", LargeBinary, nullable=False, unique=True),
+    Column("created_by", Uuid, ForeignKey("users.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("user_id", Uuid, ForeignKey("users.id", ondelete="CASCADE"), index=True),
+    Column("name", Text),
+    Column("role", Text, CheckConstraint("role IN ('admin', 'user')", name="role"), nullable=False),
+    Column("groups", ARRAY(Uuid), nullable=False),
+    _created(),
+    _time("expires_at"),
+    Index("ix_invites_expires_at", "expires_at"),
+)
+"""Links that make an account, or set the password of `user_id`, once: by the SHA-256 of their secret, and gone when they were used."""
+
 login_failures = Table(
     "login_failures",
     metadata,
@@ -311,6 +327,16 @@ creations = Table(
     _created(),
 )
 """Which session, user, API key or group a caller's `Idempotency-Key` has made, for a day."""
+
+imports = Table(
+    "imports",
+    metadata,
+    Column("owner_id", Uuid, ForeignKey("users.id", ondelete="CASCADE"), primary_key=True),
+    Column("digest", LargeBinary, primary_key=True),
+    Column("session_id", Uuid, ForeignKey("sessions.id", ondelete="CASCADE"), nullable=False, index=True),
+    _created(),
+)
+"""Which session a chat of another platform has become; `digest` is of the platform's name and the chat's id there."""
 
 steps = Table(
     "steps",

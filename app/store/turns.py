@@ -92,7 +92,8 @@ async def _begin(db: asyncpg.Connection, replica: UUID, queued: Sequence[asyncpg
         new = [] if message.id in known else [*before[begun.run.id], message]
         for each in new:
             rows.add_message(session["user_id"], each, is_found=not session["ephemeral"])
-        rows.advance(begun.session.id, session["next_seq"] + len(new), message.id, now())
+        begins_with = None if session["ephemeral"] else message
+        rows.advance(begun.session.id, session["next_seq"] + len(new), message.id, now(), begins_with)
     await store(db, rows)
     return {begun.session.id: begun for id, begun in turns.items() if id in taken}
 

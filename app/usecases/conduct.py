@@ -34,7 +34,7 @@ from app.reports import report
 from app.store import journal, memories, messages, runs
 from app.store.database import is_passing
 from app.store.operations import AnswerRun, Begun, Finished, FinishRun, RecordSteps
-from app.usecases import agents, summaries
+from app.usecases import agents, summaries, titles
 from app.usecases.calls import called, names_of, paired
 from app.usecases.knowledge import UserPassages
 from app.usecases.live import LiveRun
@@ -92,6 +92,8 @@ async def _conduct(platform: Platform, begun: Begun, live: LiveRun, work: Work) 
         run_ended(platform.metrics, finished.outcome.run, live.recorder.steps)
         if live.history and finished.outcome.messages and not begun.ephemeral:
             platform.windows.put(live.run.session_id, [*live.history, *finished.outcome.messages])
+        if titles.is_wanted(platform, begun, finished):
+            platform.tasks.start(titles.give(platform, begun, finished, caller_of(begun)), name="title")
     finally:
         platform.live.pop(live.run.id, None)
         live.log.close(finished.outcome if finished else _broken(live.run, AppError(WRONG)))

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 import msgspec
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.agent.request import tokens_of
 from app.domain import Principal, Session, SessionParams, Summary, new_id, now
@@ -41,7 +42,9 @@ MAX_BYTES = 32_000_000
 NOBODY = UUID(int=0)
 
 
-class _Rows(NamedTuple):
+class Rows(NamedTuple):
+    """What is to be stored of a session beside itself."""
+
     messages: Sequence[Mapping[str, Any]]
     memories: Sequence[Mapping[str, Any]]
     leaf_id: UUID | None
@@ -133,18 +136,23 @@ async def take(platform: Platform, principal: Principal, body: bytes, *, key: st
         metadata=given.metadata,
         preset_id=chosen.preset_id,
     )
-    rows = await asyncio.to_thread(_rows, document, session, moment)
+    rows = await asyncio.to_thread(rows_of, document, session, moment)
     async with platform.engine.begin() as db:
         made = await claim(db, user.id, key, session.id, "import", sha256(body).hexdigest())
         if made == session.id:
-            await sessions.add(db, session, params_row(chosen.params))
-            await copies.add(db, rows.messages, rows.memories)
-            last = {"leaf_id": rows.leaf_id, "next_seq": len(rows.messages) + 1, "updated_at": moment}
-            await sessions.change(db, session.id, last | {"archived_at": session.archived_at})
+            await add(db, session, rows)
         stored = await sessions.get(db, made, owner=user.id)
     if stored is None:
         raise NotFound("session", param="idempotency-key")
     return stored
+
+
+async def add(db: AsyncConnection, session: Session, rows: Rows) -> None:
+    """Write a new session with what it has; for the transaction of the caller."""
+    await sessions.add(db, session, params_row(session.params))
+    await copies.add(db, rows.messages, rows.memories)
+    last = {"leaf_id": rows.leaf_id, "next_seq": len(rows.messages) + 1, "updated_at": session.updated_at}
+    await sessions.change(db, session.id, last | {"archived_at": session.archived_at})
 
 
 async def _choose(platform: Platform, principal: Principal, agent: AgentPart, params: SessionParams) -> agents.Choice:
@@ -155,7 +163,7 @@ async def _choose(platform: Platform, principal: Principal, agent: AgentPart, pa
     return await agents.choose(platform, principal.user, id, agent.params, params, sees_all=viewer is None)
 
 
-def _rows(document: Document, session: Session, moment: datetime) -> _Rows:
+def rows_of(document: Document, session: Session, moment: datetime) -> Rows:
     """What is to be stored, in the order of the document, with new ids."""
     ids = _renamed(message.id for message in document.messages)
     entries = _renamed(memory.id for memory in document.memories)
@@ -186,7 +194,7 @@ def _rows(document: Document, session: Session, moment: datetime) -> _Rows:
         for memory in document.memories
     ]
     leaf_id = document.session.leaf_id
-    return _Rows(messages, memories, leaf_id and ids[leaf_id])
+    return Rows(messages, memories, leaf_id and ids[leaf_id])
 
 
 def _renamed(ids: Iterable[UUID]) -> dict[UUID, UUID]:

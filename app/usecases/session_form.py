@@ -157,7 +157,7 @@ def read(body: bytes) -> Document:
     except RecursionError:
         raise InvalidInput("The body is nested too deep.") from None
     except msgspec.ValidationError as error:
-        raise _sentence(str(error)) from None
+        raise sentence(str(error)) from None
     except (msgspec.MsgspecError, UnicodeError):
         raise InvalidInput("The body is not valid JSON.") from None
     _check(document)
@@ -168,10 +168,10 @@ class _Version(Struct):
     version: int
 
 
-def _sentence(told: str) -> InvalidInput:
-    """What msgspec says, which ends with the place, as the house says it."""
+def sentence(told: str, within: str = "") -> InvalidInput:
+    """What msgspec says, which ends with the place, as the house says it; the place is `within` another."""
     place = _PLACE.search(told)
-    name = (place[1] if place else "") or "body"
+    name = ".".join(part for part in (within, place[1] if place else "") if part) or "body"
     return InvalidInput(f"{name[:200]}: {_PLACE.sub('', told)[:200]}.", param=name[:200])
 
 

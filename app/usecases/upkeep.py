@@ -19,6 +19,7 @@ from app.store import (
     creations,
     credentials,
     ephemeral,
+    invites,
     jobs,
     memories,
     partitions,
@@ -55,6 +56,7 @@ async def once(engine: AsyncEngine, keeping: Keeping = FOR_EVER) -> None:
     async with engine.begin() as db:
         await partitions.ensure(db, now())
         await credentials.sweep(db)
+        await invites.sweep(db)
         await runs.sweep_keys(db)
         await creations.sweep(db)
         await budgets.sweep(db)

@@ -51,7 +51,9 @@ def server(tmp_path_factory: pytest.TempPathFactory, page: Path, upstream: str) 
     folder = tmp_path_factory.mktemp("server")
     models = folder / "models.toml"
     price = "price = { prompt = 0.15, completion = 0.60 }"
-    models.write_text("".join(f"[models.{alias}]\n{price}\n{endpoint(upstream)}\n" for alias in ("default", "big")))
+    models.write_text(
+        "".join(f"[models.{alias}]\n{price}\n{endpoint(upstream)}\n" for alias in ("default", "big", "title"))
+    )
     agents = folder / "agents"
     shutil.copytree(ROOT / "agents", agents, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(BROWSER / "agents" / "guide.py", agents)
@@ -63,7 +65,7 @@ def endpoint(upstream: str) -> str:
     return f'endpoints = [{{ base_url = "{upstream}", model = "fake" }}]'
 
 
-@pytest.mark.parametrize("name", ["walk", "answers", "everybody", "administrators", "traces"])
+@pytest.mark.parametrize("name", ["walk", "answers", "everybody", "administrators", "traces", "people"])
 def test_the_page_works_in_a_browser(name: str, chromium: str, server: Serve, tmp_path: Path) -> None:
     python = environment("browser") / "python"
     env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONUTF8": "1", "CHROMIUM": chromium, "AXE": str(AXE)}

@@ -19,10 +19,11 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from app.cli import commands
+from app.cli import commands, importing
 from app.errors import AppError, SettingsError
 from app.settings import Settings
 from app.store.migrations import HEAD
+from tests import exports
 from tests.house import ADMIN_KEY, AGENTS, House
 
 ROOT = Path(__file__).parents[2]
@@ -132,6 +133,40 @@ async def test_a_conversation_goes_on_over_several_calls(here: House) -> None:
     assert (await run("chat", "-a", "scripted_agent", "think: deep")).stderr == "[thinking] deep\n"
     with pytest.raises(SettingsError, match=r"Name an agent with -a[\s\S]*fake_echo_agent  Repeats what it is told"):
         await out("chat")
+
+
+async def test_links_for_people_are_printed_with_the_address_that_people_have(
+    here: House, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = (await out("users", "invite", "ann", "--role", "admin")).strip()
+    assert link.startswith(f"{here.url}/#/invite/ci_")
+    monkeypatch.setenv("PUBLIC_URL", "https://chat.example.org")
+    body = {"secret": link.rpartition("/")[2], "password": "correct horse battery"}
+    assert (await (await here.client()).post("/api/v1/auth/invite", json=body)).json()["role"] == "admin"
+    assert (await out("users", "reset", "ann")).startswith("https://chat.example.org/#/invite/ci_")
+    (folder / "people.csv").write_text("name,role\nbob,user\ncarl,user\n")
+    rows = json.loads(await out("users", "import", "people.csv", "--json"))["data"]
+    assert [row["name"] for row in rows] == ["bob", "carl"]
+    wrong = (await run("users", "import", "-", input="name\nbob\n")).exception
+    assert "Line 2, column name" in str(wrong)
+
+
+async def test_chats_of_other_platforms_are_imported_from_files_in_pieces(
+    here: House, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importing, "CHATS", 2)
+    (folder / "conversations.json").write_text(json.dumps([exports.chatgpt(str(at)) for at in range(5)] + [{}]))
+    (folder / "chats.json").write_text(json.dumps([exports.open_webui()]))
+    ran = await run("import", "conversations.json", "chats.json", "-a", "scripted_agent", "--json")
+    rows = json.loads(ran.stdout)["data"]
+    assert ran.exit_code == 1
+    assert [row["status"] for row in rows] == ["made"] * 5 + ["refused", "made"]
+    assert [row["index"] for row in rows] == [*range(6), 0]
+    assert "1 known" in (await run("import", "chats.json", "-a", "scripted_agent")).output
+    document = (await here.admin.get(f"/api/v1/sessions/{rows[0]['session_id']}/export")).text
+    assert json.loads(await out("import", "-", "--json", input=document))["data"][0]["status"] == "made"
+    for arguments in (("chats.json",), ("nowhere.json", "-a", "scripted_agent")):
+        assert isinstance((await run("import", *arguments)).exception, AppError | SettingsError)
 
 
 class Terminal:

@@ -1,12 +1,15 @@
-// What administrators do: users, groups, agents, models, usage and budgets. Loaded when it is first opened.
+// What administrators do: users, groups, agents, models, usage, budgets and what they did. Loaded when it is first opened.
 import { useEffect, useState } from "preact/hooks";
-import { all, del, download, get, patch, post, put } from "./api.js";
-import { Section, Sheet, small, showSecret, Table, useList } from "./settings.js";
-import { agents, attempt, loadAgents, me, nameOf, note, route } from "./store.js";
+import { all, del, get, post, put } from "./api.js";
+import { Audit } from "./audit.js";
+import { Section, Sheet, small, Table, useList } from "./settings.js";
+import { agents, attempt, loadAgents, nameOf, note, route } from "./store.js";
 import { confirmed, Field, html, Loading } from "./ui.js";
+import { Usage } from "./usage.js";
+import { Users } from "./users.js";
 import { moment, money, number, t } from "./words.js";
 
-const TABS = { users: Users, groups: Groups, agents: Agents, models: Models, usage: Usage, budgets: Budgets };
+const TABS = { users: Users, groups: Groups, agents: Agents, models: Models, usage: Usage, budgets: Budgets, audit: Audit };
 
 export default function Admin() {
   const name = TABS[route.value.id] ? route.value.id : "users";
@@ -16,68 +19,6 @@ export default function Admin() {
       ${Object.keys(TABS).map((each) => html`<a href="#/admin/${each}" aria-current=${each === name ? "page" : null}>${t(each)}</a>`)}
     </nav>`;
   return html`<${Sheet} title=${t("admin")} nav=${nav}><${Tab} key=${name} /><//>`;
-}
-
-const secret = () => btoa(String.fromCharCode(...crypto.getRandomValues(new Uint8Array(12)))).replace(/\+/g, "x").replace(/\//g, "y");
-
-function Users() {
-  const [users, reload] = useList(() => all("api/v1/users"));
-  const change = (user, changes) => attempt(async () => (await patch(`api/v1/users/${user.id}`, changes), await reload()));
-  const invite = async (event) => {
-    event.preventDefault();
-    const form = new FormData(event.target);
-    const name = form.get("name").trim();
-    const password = secret();
-    const made = await attempt(() => post("api/v1/users", { name, role: form.get("role"), password }));
-    if (!made) return;
-    event.target.reset();
-    showSecret(name, t("inviteText", { name }), `${location.origin}${location.pathname}\n${name}\n${password}`);
-    reload();
-  };
-  /** Lines of name and role, the second optional; what was made comes back with passwords, as a file. */
-  const take = async (file) => {
-    const made = [];
-    for (const line of (await file.text()).split(/\r?\n/)) {
-      const [name, role] = line.split(/[,;\t]/).map((cell) => cell.trim().replace(/^"(.*)"$/, "$1"));
-      if (!name || /^(name|user(name)?)$/i.test(name)) continue;
-      const body = { name, role: role || "user", password: secret() };
-      if (await attempt(() => post("api/v1/users", body))) made.push(body);
-    }
-    if (made.length) download("users.csv", ["name,role,password", ...made.map((each) => [`"${each.name}"`, each.role, each.password].join(","))].join("\n"), "text/csv");
-    note(t("imported", { n: number(made.length) }));
-    reload();
-  };
-  const reset = async (user) => {
-    const password = secret();
-    if (await attempt(() => patch(`api/v1/users/${user.id}`, { password }))) showSecret(t("resetPassword", { name: user.name }), t("inviteText", { name: user.name }), password);
-  };
-  const key = async (user) => {
-    const made = await attempt(() => post(`api/v1/users/${user.id}/keys`, { name: "page" }));
-    if (made) showSecret(user.name, t("keyShown"), made.key);
-  };
-  const remove = (user) => confirmed(t("deleteSure", { name: user.name }), t("deleteSessionText"), () => attempt(async () => (await del(`api/v1/users/${user.id}`), await reload())));
-  const actions = (user) => html`
-    <div class="row">
-      ${small(t("newPassword"), () => reset(user))}${small(t("key"), () => key(user))}
-      ${user.id !== me.value.id && small(t(user.status === "active" ? "suspend" : "unsuspend"), () => change(user, { status: user.status === "active" ? "suspended" : "active" }))}
-      ${user.id !== me.value.id && small(t("delete"), () => remove(user), true)}
-    </div>`;
-  const role = (user) => html`
-    <select aria-label="${t("role")}: ${user.name}" value=${user.role} disabled=${user.id === me.value.id} onChange=${(event) => change(user, { role: event.target.value })}>
-      ${["user", "admin"].map((each) => html`<option value=${each}>${t(`role_${each}`)}</option>`)}</select>`;
-  return html`
-    <${Section} title=${t("invite")}>
-      <form class="inline" onSubmit=${invite}>
-        <${Field} label=${t("name")}><input name="name" required maxlength="100" autocomplete="off" /><//>
-        <${Field} label=${t("role")}><select name="role">${["user", "admin"].map((each) => html`<option value=${each}>${t(`role_${each}`)}</option>`)}</select><//>
-        <button class="primary">${t("invite")}</button>
-      </form>
-      <${Field} label=${t("importUsers")} help=${t("importHelp")}><input type="file" accept=".csv,text/csv" onChange=${(event) => (take(event.target.files[0]), (event.target.value = ""))} /><//>
-    <//>
-    <${Section} title=${t("users")}>
-      ${users ? html`<${Table} label=${t("users")} columns=${[t("name"), t("role"), t("status"), t("created"), ""]}
-        rows=${users.map((user) => [user.name, role(user), t(`status_${user.status}`), user.created_at ? moment(user.created_at) : "", actions(user)])} />` : html`<${Loading} />`}
-    <//>`;
 }
 
 function Groups() {
@@ -149,34 +90,13 @@ function Models() {
   return html`
     <${Section} title=${t("health")}>${health && html`<p class=${health.status === "ready" ? "good" : "error"}>${t(states[health.status] ?? "other")}</p>`}<//>
     <${Section} title=${t("models")}>
-      ${models ? html`<${Table} label=${t("models")} columns=${[t("model"), t("description"), t("context"), `${t("prompt")} / M`, `${t("completion")} / M`]}
-        rows=${models.map((model) => [html`<code>${model.id}</code>`, model.description, model.context ? number(model.context) : "", model.price?.prompt, model.price?.completion])} />` : html`<${Loading} />`}
-    <//>`;
-}
-
-function Usage() {
-  const [by, setBy] = useState("day");
-  const [from, setFrom] = useState("");
-  const [report, setReport] = useState(null);
-  useEffect(() => {
-    setReport(null);
-    attempt(async () => setReport(await all("api/v1/usage", { group_by: by, from: from ? `${from}T00:00:00Z` : "" })));
-  }, [by, from]);
-  const most = Math.max(1, ...(report ?? []).map((each) => each.total));
-  const label = (each) => (by === "agent" ? nameOf(each.id) : each.name ?? each.id);
-  return html`
-    <${Section} title=${t("usage")}>
-      <form class="inline">
-        <${Field} label=${t("scope")}><select value=${by} onChange=${(event) => setBy(event.target.value)}>${["day", "user", "agent", "model"].map((each) => html`<option value=${each}>${t(each)}</option>`)}</select><//>
-        <${Field} label=${t("since")}><input type="date" value=${from} onInput=${(event) => setFrom(event.target.value)} /><//>
-      </form>
-      ${report ? html`<${Table} label=${t("usage")} columns=${[t(by), "", t("tokens"), t("calls"), t("cost")]}
-        rows=${report.map((each) => [label(each), html`<span class="bar" aria-hidden="true" style=${{ width: `${Math.max(1, (100 * each.total) / most)}%` }} />`, number(each.total), number(each.calls), money(each.cost)])} />` : html`<${Loading} />`}
+      ${models ? html`<${Table} label=${t("models")} columns=${[t("model"), t("status"), t("description"), t("context"), `${t("prompt")} / M`, `${t("completion")} / M`]}
+        rows=${models.map((model) => [html`<code>${model.id}</code>`, html`<span class=${model.away ? "error" : "good"}>${t(model.away ? "modelAway" : "modelsReady")}</span>`, model.description, model.context ? number(model.context) : "", model.price?.prompt, model.price?.completion])} />` : html`<${Loading} />`}
     <//>`;
 }
 
 const SCOPES = ["user", "group", "agent", "session", "key"];
-const PERIODS = ["day", "month", "total"];
+const PERIODS = ["hour", "day", "month", "total"];
 
 function Budgets() {
   const [budgets, reload] = useList(() => all("api/v1/budgets"));

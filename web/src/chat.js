@@ -12,7 +12,6 @@ import { Empty, html, Icon, IconButton, Loading, Menu } from "./ui.js";
 import { money, number, t, told } from "./words.js";
 import { Windowed } from "./windowed.js";
 
-const TITLE = 60; // characters of the first message that name a session
 let firstMessage = null; // what a new session is to be told as soon as it is open
 
 const guess = (item) => (item.kind === "message" ? 90 + Math.min(4000, Math.ceil(item.message.content.length / 75) * 25) : 160);
@@ -119,9 +118,7 @@ export function NewChat() {
   };
   const begin = async (content, extra) => {
     try {
-      const line = [...content.slice(0, extra?.typed ?? content.length).trim().split("\n")[0]];
-      const title = line.length > TITLE ? `${line.slice(0, TITLE - 1).join("")}…` : line.join("");
-      const session = await create(agent.id, params, title);
+      const session = await create(agent.id, params);
       firstMessage = { id: session.id, content, extra };
       listed(session, { first: true });
       go(`s/${session.id}`);

@@ -7,6 +7,7 @@ import { t, told } from "./words.js";
 const FINAL = new Set(["completed", "partial", "failed", "cancelled"]);
 export const ANSWER = new Set(["text", "code", "result"]);
 const PATIENCE = [500, 1000, 2000, 4000, 8000, 15000]; // milliseconds between two tries
+const NAMED = [1000, 2000, 4000, 8000, 15000]; // milliseconds between two looks for a better name
 const SPOKEN = 1500; // characters of an answer that a screen reader is told
 
 const pause = (milliseconds, signal) =>
@@ -198,6 +199,7 @@ export class Conversation {
         this.show(live);
       });
       this.follow(live, heard);
+      if (!this.session.value.title) this.rename();
       return true;
     } catch (error) {
       complain(error);
@@ -307,6 +309,25 @@ export class Conversation {
     await attempt(() => this.patiently(() => this.refresh()));
     if (this.live.value === live) this.live.value = null;
     await attempt(() => this.look(live.runId));
+    if (this.branch.value.length <= 2) this.named();
+  }
+
+  /** Looks what the conversation is called now; gives whether that is something else. */
+  async rename() {
+    const before = this.session.value?.title;
+    const session = await get(`api/v1/sessions/${this.id}`).catch(() => null);
+    if (!session || session.title === before || this.session.value.title !== before) return false;
+    this.session.value = { ...this.session.value, title: session.title };
+    listed(session);
+    return true;
+  }
+
+  /** After the first answer a model may find a better name than the first words. */
+  async named() {
+    for (const milliseconds of NAMED) {
+      await pause(milliseconds, this.closed.signal);
+      if (this.closed.signal.aborted || (await this.rename())) return;
+    }
   }
 
   async answer(value) {
@@ -374,4 +395,4 @@ export class Conversation {
 
 const key = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 
-export const create = (agent, params, title) => post("api/v1/sessions", { agent: { id: agent, params }, title }, { headers: { "idempotency-key": key() } });
+export const create = (agent, params) => post("api/v1/sessions", { agent: { id: agent, params } }, { headers: { "idempotency-key": key() } });

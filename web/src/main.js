@@ -13,6 +13,7 @@ import { language, t, told } from "./words.js";
 import "./style.css";
 
 const Admin = lazily(() => import("./admin.js"));
+const Invitation = lazily(() => import("./invite.js"));
 
 /** Finds out who is logged in, and loads what everything needs. */
 export async function enter() {
@@ -38,6 +39,7 @@ function Page() {
 }
 
 function App() {
+  if (route.value.name === "invite") return html`<${Invitation} key=${`${language.value} ${route.value.id}`} /><${Notes} />`;
   if (me.value === undefined) return html`<${Loading} />`;
   if (me.value === null) return html`<${Login} key=${language.value} /><${Notes} />`;
   return html`

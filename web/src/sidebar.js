@@ -2,13 +2,15 @@
 import { useEffect, useRef } from "preact/hooks";
 import { logOut } from "./api.js";
 import { exported } from "./export.js";
+import { lazily } from "./lazily.js";
 import {
-  archived, attempt, changeSession, deleteSession, go, hits, isAdmin, loadSessions, me, moreSessions, note, route, sessions, sidebarOpen, sought, titleOf,
+  archived, attempt, changeSession, deleteSession, dialog, go, hits, isAdmin, loadSessions, me, moreSessions, note, route, sessions, sidebarOpen, sought, titleOf,
 } from "./store.js";
 import { asked, confirmed, Empty, html, Icon, IconButton, Loading, Menu } from "./ui.js";
 import { t } from "./words.js";
 
 const DAY = 86_400_000;
+const Importing = lazily(() => import("./importing.js"));
 
 function age(session) {
   const then = new Date(session.updated_at).setHours(0, 0, 0, 0);
@@ -105,6 +107,7 @@ export function Sidebar() {
       <div class="sessions" tabindex="0" role="region" aria-label=${t("sessions")}><${Sessions} /></div>
       <footer>
         <button type="button" class="quiet" aria-pressed=${archived.value} onClick=${showArchived}><${Icon} name="archive" size=${16} />${t("showArchived")}</button>
+        <${IconButton} icon="upload" size=${16} label=${t("importChats")} onClick=${() => (dialog.value = { title: t("importChats"), body: Importing })} />
         <${Menu} class="upward" label="${t("menu")}: ${me.value.name}" items=${[
           { icon: "settings", label: t("settings"), action: () => go("settings") },
           isAdmin.value && { icon: "user", label: t("admin"), action: () => go("admin") },

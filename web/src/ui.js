@@ -26,6 +26,7 @@ const PATHS = {
   attach: "M8 12.500l6-6a3 3 0 0 1 4.300 4.300l-8 8a5 5 0 0 1-7-7l7.500-7.500",
   archive: "M4 5h16v4H4zM6 9v10h12V9M10 13h4",
   download: "M12 4v11M7 11l5 5 5-5M5 20h14",
+  upload: "M12 15V4M7 8l5-5 5 5M5 20h14",
   trash: "M5 7h14M10 7V4h4v3M7 7l1 13h8l1-13",
   file: "M7 3h7l4 4v14H7zM14 3v4h4",
   tree: "M5 5h6M5 5v14M5 12h8M5 19h8M17 5h2M17 12h2M17 19h2",

@@ -1,0 +1,189 @@
+"""Chats that ChatGPT and Open WebUI have exported become sessions, each once, with their branches."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from datetime import timedelta
+from typing import Any
+
+import httpx2
+import pytest
+from sqlalchemy import text
+
+from app.domain import now
+from app.usecases import upkeep
+from app.usecases.upkeep import Keeping
+from tests import exports
+from tests.exports import chatgpt, entry, open_webui
+from tests.house import House, send
+
+
+@pytest.fixture
+async def ann(house: House) -> httpx2.AsyncClient:
+    return await house.user("ann")
+
+
+async def imported(client: httpx2.AsyncClient, chats: Any, **query: str) -> dict[str, Any]:
+    answer = await client.post("/api/v1/imports", json=chats, params={"agent": "scripted_agent", **query})
+    assert answer.status_code == 201, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+async def messages(client: httpx2.AsyncClient, id: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = (await client.get(f"/api/v1/sessions/{id}/messages")).json()["data"]
+    return found
+
+
+async def test_a_chat_of_chatgpt_keeps_its_branches_times_and_what_stood_beside(ann: httpx2.AsyncClient) -> None:
+    made = await imported(ann, [chatgpt()])
+    assert (made["format"], made["made"], made["data"][0]["left_out"]) == ("chatgpt", 1, 1)
+    session = (await ann.get(f"/api/v1/sessions/{made['data'][0]['session_id']}")).json()
+    assert (session["title"], session["updated_at"]) == ("Six by seven", "2023-11-14T22:13:25Z")
+    rows = await messages(ann, session["id"])
+    ids = {row["content"]: row["id"] for row in rows}
+    ask = "What is six\n\n by seven?"
+    shape = [(row["role"], row["content"], row["agent_id"]) for row in rows]
+    assert shape == [
+        ("user", ask, None),
+        ("assistant", "41", "gpt-4o"),
+        ("assistant", "It is 42.", "o3"),
+        ("user", "And this?", None),
+        ("assistant", "A cat.", "o3"),
+    ]
+    parents = [row["parent_id"] for row in rows]
+    assert parents == [None, ids[ask], ids[ask], ids["It is 42."], ids["And this?"]]
+    assert session["leaf_id"] == ids["A cat."]
+    assert rows[2]["additional_kwargs"]["asides"] == [
+        {"content_type": "thinking", "content": "Let me see."},
+        {"content_type": "tool_call", "content": '{"name":"python","arguments":{"input":"```\\n6 * 7\\n```"}}'},
+        {"content_type": "tool_result", "content": "42"},
+    ]
+    assert (rows[0]["created_at"], rows[3]["created_at"]) == ("2023-11-14T22:13:20Z", "2023-11-14T22:13:22Z")
+
+
+async def test_a_chat_of_open_webui_keeps_its_models_pictures_and_thumbs(ann: httpx2.AsyncClient) -> None:
+    made = await imported(ann, [open_webui()])
+    assert (made["format"], made["data"][0]["left_out"]) == ("open-webui", 1)
+    rows = await messages(ann, made["data"][0]["session_id"])
+    assert [(row["content"], row["agent_id"], row["rating"]) for row in rows] == [
+        ("When?", None, None),
+        ("At noon.", "a", None),
+        ("Sure?", None, None),
+        ("Yes.", "a", None),
+        ("Never.", "b", -1),
+    ]
+    kinds = [(aside["content_type"], aside["content"]) for aside in rows[1]["additional_kwargs"]["asides"]]
+    assert kinds[0] == ("thinking", "Hm.")
+    assert (kinds[1][0], json.loads(kinds[1][1])["name"], kinds[2]) == ("tool_call", "clock", ("tool_result", '"noon"'))
+    document = (await ann.get(f"/api/v1/sessions/{made['data'][0]['session_id']}/export")).json()
+    assert document["messages"][0]["parts"][1]["image_url"]["url"].startswith("data:image/png")
+
+
+async def test_an_older_chat_of_open_webui_is_a_line(ann: httpx2.AsyncClient) -> None:
+    rows = [entry("1", None, "user", "Hello"), entry("2", None, "assistant", "Hi"), entry("3", None, "user", "Bye")]
+    made = await imported(ann, {"chat": {"messages": rows, "title": "Old"}})
+    found = await messages(ann, made["data"][0]["session_id"])
+    assert [row["parent_id"] for row in found] == [None, found[0]["id"], found[1]["id"]]
+
+
+async def test_the_agent_goes_on_with_an_imported_chat(ann: httpx2.AsyncClient) -> None:
+    made = await imported(ann, [open_webui()])
+    id = made["data"][0]["session_id"]
+    assert (await send(ann, id, "count")).json()["content"] == "5"  # those of the active branch, and itself
+    assert [hit["content"] for hit in (await ann.get("/api/v1/messages", params={"q": "noon"})).json()["data"]]
+
+
+async def test_a_chat_is_imported_once_for_each_owner_even_at_once(ann: httpx2.AsyncClient, house: House) -> None:
+    bob = await house.user("bob")
+    several = await asyncio.gather(*(imported(ann, [chatgpt(), chatgpt("two")]) for _ in range(4)))
+    assert sum(each["made"] for each in several) == 2
+    assert len({row["session_id"] for each in several for row in each["data"]}) == 2
+    assert (await imported(bob, [chatgpt()]))["made"] == 1
+    id = several[0]["data"][0]["session_id"]
+    await ann.delete(f"/api/v1/sessions/{id}")
+    again = await imported(ann, [chatgpt(), chatgpt("two")])
+    assert [row["status"] for row in again["data"]] == ["made", "known"]
+    assert len((await ann.get("/api/v1/sessions")).json()["data"]) == 2
+
+
+async def test_what_was_erased_leaves_no_trace_of_the_import(ann: httpx2.AsyncClient, house: House) -> None:
+    await imported(ann, [chatgpt()])
+    assert (await house.admin.delete(f"/api/v1/users/{ann.headers['x-test-user']}")).status_code == 204
+    async with house.platform.engine.connect() as db:
+        assert (await db.execute(text("SELECT count(*) FROM imports"))).scalar_one() == 0
+
+
+async def test_an_import_is_a_use_of_an_old_session(ann: httpx2.AsyncClient, house: House) -> None:
+    await imported(ann, [chatgpt(), chatgpt("two")])
+    async with house.platform.engine.begin() as db:
+        old = (
+            "UPDATE imports SET created_at = :then WHERE session_id = (SELECT min(session_id::text)::uuid FROM imports)"
+        )
+        await db.execute(text(old), {"then": now() - timedelta(days=40)})
+    await upkeep.once(house.platform.engine, Keeping(sessions=30))
+    assert len((await ann.get("/api/v1/sessions")).json()["data"]) == 1
+
+
+def with_node(**fields: Any) -> dict[str, Any]:
+    chat = chatgpt("broken")
+    chat["mapping"]["ask"] |= fields
+    return chat
+
+
+REFUSED = [
+    (chatgpt() | {"mapping": []}, "[1].mapping"),
+    (chatgpt() | {"title": 5}, "[1].title"),
+    (with_node(message={"author": {"role": 5}}), "[1].mapping[...].message.author.role"),
+    (with_node(message=exports.place(None, "user", "x" * 9_000_000)["message"]), "[1]"),
+    ("a chat", "[1]"),
+]
+
+
+@pytest.mark.parametrize(("given", "param"), REFUSED, ids=[param for _, param in REFUSED])
+async def test_a_chat_that_cannot_be_read_is_named_and_holds_up_no_other(
+    ann: httpx2.AsyncClient, given: Any, param: str
+) -> None:
+    made = await imported(ann, [chatgpt(), given, chatgpt("two")])
+    assert [row["status"] for row in made["data"]] == ["made", "refused", "made"]
+    assert made["data"][1]["param"] == param
+    assert made["data"][1]["error"].startswith(param)
+
+
+async def test_trees_that_are_none_are_taken_as_far_as_they_go(ann: httpx2.AsyncClient) -> None:
+    chat = chatgpt()
+    chat["mapping"]["ask"]["parent"] = "nowhere"
+    chat["mapping"]["look"]["parent"] = "reply"  # a circle
+    chat["create_time"] = 1e300
+    chat["mapping"]["ask"]["message"]["content"]["parts"] = ["a\x00b", None, 5, {"text": "spoken"}]
+    made = await imported(ann, [chat, {"mapping": {}}, {"mapping": {"a": {"message": None, "parent": "a"}}}])
+    assert [row["status"] for row in made["data"]] == ["made", "empty", "empty"]
+    rows = await messages(ann, made["data"][0]["session_id"])
+    assert [row["content"] for row in rows] == ["ab\n\nspoken", "41", "It is 42."]
+    session = (await ann.get(f"/api/v1/sessions/{made['data'][0]['session_id']}")).json()
+    assert session["leaf_id"] == rows[-1]["id"]
+
+
+async def test_a_long_chain_of_tools_before_many_answers_is_bounded(ann: httpx2.AsyncClient) -> None:
+    chat = chatgpt("deep")
+    chat["mapping"] = {"0": exports.place(None, "user", "go")}
+    for at in range(1, 3000):
+        chat["mapping"][str(at)] = exports.place(str(at - 1), "tool", "x" * 500)
+    for at in range(3000):
+        chat["mapping"][f"answer {at}"] = exports.place("2999", "assistant", "done")
+    made = await imported(ann, [chat])
+    assert made["data"][0]["status"] == "refused"
+
+
+async def test_what_is_no_export_is_refused(ann: httpx2.AsyncClient) -> None:
+    for body, param in (([], "body"), ([{}], "body"), ([5], "[0]"), ([{}] * 1001, "body")):
+        answer = await ann.post("/api/v1/imports", json=body, params={"agent": "scripted_agent"})
+        assert (answer.status_code, answer.json().get("param")) == (400, param), body[:1]
+    nobody = await ann.post("/api/v1/imports", json=[chatgpt()])
+    assert (nobody.status_code, nobody.json()["param"]) == (400, "agent")
+    unknown = await ann.post("/api/v1/imports", json=[chatgpt()], params={"agent": "nobody"})
+    assert unknown.status_code == 404
+    wrong = await imported(ann, [chatgpt()], format="open-webui")
+    assert wrong["data"][0]["param"] == "[0]"
+    assert (await ann.get("/api/v1/sessions")).json()["data"] == []
