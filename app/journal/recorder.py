@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from decimal import Decimal
 from hashlib import sha256
@@ -57,6 +57,8 @@ class OpenStep(Step, kw_only=True):
     """
 
     prices: tuple[Decimal, Decimal] = (Decimal(0), Decimal(0))
+    owes_nothing: Callable[[], bool] = bool
+    """Whether it is another process that will pay for what goes on, should this one die."""
     served: bytes | None = None
     failure: Exception | None = None
     """What it failed with before, which is raised at its end."""
@@ -174,7 +176,8 @@ class Recorder:
             Bill(
                 step.seq,
                 step.name,
-                sum(len(part.body) for part in step.parts) // BYTES_PER_TOKEN + 1,
+                0 if step.owes_nothing() else sum(len(part.body) for part in step.parts) // BYTES_PER_TOKEN + 1,
+                ended=step.owes_nothing(),
                 prices=step.prices,
             )
             for step in going

@@ -107,7 +107,7 @@ def _admit(op: BeginRun, session: asyncpg.Record, check: asyncpg.Record) -> None
 
 
 def _is_background(op: BeginRun, session: asyncpg.Record) -> bool:
-    return session["params"].get("mode") == "background" if op.background is None else op.background
+    return session["params"].get("mode") in ("background", "batch") if op.background is None else op.background
 
 
 async def _crowd(
@@ -188,6 +188,7 @@ def _begin(
         op.ephemeral and op.echo is None,
         op.request,
         gives_way=op.principal.gives_way,
+        batch=op.batch,
     )
 
 

@@ -31,13 +31,15 @@ async def send(
     at_leaf: bool = True,
     key: str | None = None,
     background: bool | None = None,
+    batch: bool | None = None,
 ) -> LiveRun | Run:
     """Store a message and begin to answer it. When this returns both are on disk.
 
     A message follows the active branch's last one. With `at_leaf` false it follows `parent_id` instead (None: it begins the
     conversation anew), which is how a message is edited: its new version becomes a sibling.
 
-    A `background` message, or one in a session of that mode, is left to a job.
+    A `background` message, or one in a session of that mode, is left to a job; with `batch` so that its calls of language models are in
+    mode batch.
 
     Gives the run that is conducted here; or one to follow, which waits its turn in a busy session or for a worker, or which the
     idempotency `key` stands for already.
@@ -45,7 +47,9 @@ async def send(
     extra = additional_kwargs or {}
     message = Message.user(content, id=new_id(), parent_id=parent_id, tokens=count(content), additional_kwargs=extra)
     ids = platform.agents.ids
-    wanted = BeginRun(principal, session_id, new_id(), message, ids, at_leaf=at_leaf, background=background)
+    wanted = BeginRun(
+        principal, session_id, new_id(), message, ids, at_leaf=at_leaf, background=background, batch=batch
+    )
     if key is not None:
         wanted = replace(wanted, key=IdempotencyKey(key, _fingerprint(wanted)))
     return await begin(platform, wanted)

@@ -20,6 +20,7 @@ from app.store import (
     credentials,
     ephemeral,
     jobs,
+    llm_batches,
     memories,
     partitions,
     queue,
@@ -58,6 +59,7 @@ async def once(engine: AsyncEngine, keeping: Keeping = FOR_EVER) -> None:
         await creations.sweep(db)
         await budgets.sweep(db)
         await jobs.sweep(db)
+        await llm_batches.sweep(db)
         await memories.sweep(db)
         await queue.sweep(db)
         if keeping.audit:
