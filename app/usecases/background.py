@@ -24,7 +24,7 @@ async def conduct(platform: Platform, job: Job) -> None:
 async def _place_taken(platform: Platform, live: LiveRun) -> None:
     """Until a run has ended, or waits for a call in mode batch: from then on it needs no place among the jobs."""
     ended = platform.tasks.start(live.log.ended(), name="end of a background run")
-    if live.waits is None or len(platform.live) >= platform.max_runs:
+    if live.waits is None or len(platform.live) >= platform.max_runs // 2:
         await ended
         return
     waits = platform.tasks.start(live.waits.begun.wait(), name="batch of a background run")

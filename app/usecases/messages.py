@@ -86,7 +86,7 @@ async def begin(platform: Platform, wanted: BeginRun, work: conduct.Work | None 
     """Store the beginning of a run, and begin to answer it; as `send`. `work` is what there is to do, if not an agent's."""
     if platform.draining.is_set():
         raise Unavailable("The server is shutting down.", retry_after=1)
-    if len(platform.live) >= platform.max_runs:
+    if len(platform.live) >= (platform.max_runs // 2 if wanted.principal.gives_way else platform.max_runs):
         raise Unavailable("The server is answering as many messages as it can.", retry_after=1)
     begun = await platform.writer.begin(wanted)
     if isinstance(begun, Asks):
