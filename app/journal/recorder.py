@@ -172,16 +172,7 @@ class Recorder:
             if step.kind == "llm" and step.status != "replayed"
         ]
         going = [step for step in self._open.values() if step.kind == "llm" and step.served is None]
-        return ended + [
-            Bill(
-                step.seq,
-                step.name,
-                0 if step.owes_nothing() else sum(len(part.body) for part in step.parts) // BYTES_PER_TOKEN + 1,
-                ended=step.owes_nothing(),
-                prices=step.prices,
-            )
-            for step in going
-        ]
+        return ended + [_bill_so_far(step) for step in going]
 
     def begin(self, step: OpenStep) -> None:
         """From now on it is billed as one that goes on."""
@@ -236,6 +227,13 @@ class _Recording:
             self._recorder.end(self._step)
         if self._how == "redo":
             self._recorder.redone(self._step)
+
+
+def _bill_so_far(step: OpenStep) -> Bill:
+    if step.owes_nothing():
+        return Bill(step.seq, step.name, 0, estimated=False, ended=True)
+    tokens = sum(len(part.body) for part in step.parts) // BYTES_PER_TOKEN + 1
+    return Bill(step.seq, step.name, tokens, prices=step.prices)
 
 
 def _counts(usage: Usage) -> tuple[int, int, int, int, bool]:

@@ -154,6 +154,9 @@ class Batching:
         self._gathering: dict[tuple[str, int | None], _Gathering] = {}
         self._waiting: dict[UUID, _Waiter] = {}
         self._driven: set[UUID] = set()
+        self._taken: list[UUID] = []
+        """Calls that were given their answers, to be erased in a while."""
+        self._forgets = False
 
     @property
     def leaves(self) -> bool:
@@ -181,7 +184,10 @@ class Batching:
             finally:
                 del self._waiting[id]
             if not result.unsent:
-                self._tasks.start(self._forget(id), name="an answered call of a batch")
+                self._taken.append(id)
+                if not self._forgets:
+                    self._forgets = True
+                    self._tasks.start(self._forget(), name="answered calls of batches")
                 return _judged(result)
 
     # Gathering
@@ -248,9 +254,14 @@ class Batching:
         """Its caller was cancelled."""
         await (self._store.release([id]) if self.leaves else self._store.forget([id]))
 
-    async def _forget(self, id: UUID) -> None:
-        await asyncio.sleep(self._pace.kept)
-        await self._store.forget([id])
+    async def _forget(self) -> None:
+        try:
+            while some := self._taken[:]:
+                await asyncio.sleep(self._pace.kept)
+                del self._taken[: len(some)]
+                await self._store.forget(some)
+        finally:
+            self._forgets = False
 
     def _tell(self, batch_id: UUID, result: _Result) -> None:
         for waiter in self._waiting.values():

@@ -127,8 +127,13 @@ async def release(db: AsyncConnection, ids: Collection[UUID], replica: UUID) -> 
 
 async def forget(db: AsyncConnection, ids: Collection[UUID]) -> None:
     """Erase calls, and with the last call of a batch that is over the batch."""
-    gone = delete(llm_batch_calls).where(llm_batch_calls.c.id.in_(ids)).returning(llm_batch_calls.c.batch_id)
-    await _forget_empty(db, (await db.execute(gone)).scalars().all())
+    of = select(llm_batch_calls.c.batch_id).where(llm_batch_calls.c.id.in_(ids))
+    held = select(llm_batches.c.id).where(llm_batches.c.id.in_(of)).order_by(llm_batches.c.id).with_for_update()
+    batches = (
+        (await db.execute(held)).scalars().all()
+    )  # locked, so that of two who erase the last calls one sees none left
+    await db.execute(delete(llm_batch_calls).where(llm_batch_calls.c.id.in_(ids)))
+    await _forget_empty(db, batches)
 
 
 async def sweep(db: AsyncConnection) -> None:
