@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
@@ -27,6 +28,7 @@ from tests.fakes.upstream import FakeUpstream
 from tests.house import House, send, session
 from tests.paths import model
 
+ROOT = Path(__file__).parents[2]
 PRICE = "{ prompt = 1000, completion = 1000, batch = 0.5 }"
 
 
@@ -74,20 +76,40 @@ async def test_a_call_a_message_and_a_session_in_mode_batch_are_one_batch_and_co
     assert (await now_too).json()["content"] == "at once"
     assert fake.hits == 1
     costs = await rows(house, "SELECT cost FROM ledger ORDER BY cost")
-    assert [float(cost) for (cost,) in costs] == [0.0025] * 4 + [0.004]
-    steps = (await house.admin.get(f"/api/v1/runs/{by_message.json()['run_id']}/steps?values=true")).text
-    assert "batch" in steps
+    assert [float(cost) for (cost,) in costs] == [0.0025] * 4 + [0.005]
+    output = await house.admin.get(f"/api/v1/runs/{by_message.json()['run_id']}/steps/1/output")
+    assert "batch" in output.text
+
+
+async def test_the_page_about_models_shows_an_agent_and_a_file_that_work(
+    house: House, fake: FakeUpstream, tmp_path: Path
+) -> None:
+    page = (ROOT / "docs/models.md").read_text(encoding="utf-8")
+    section = page[page.index("## Batches") : page.index("## Cache")]
+    (agent,), (models,) = (re.findall(rf"^```{kind}\n(.*?)^```$", section, re.M | re.S) for kind in ("python", "toml"))
+    models = models.replace("https://api.openai.com/v1", fake.base_url).replace('api_key_env = "OPENAI_API_KEY", ', "")
+    (tmp_path / "models.toml").write_text(models)
+    (tmp_path / "agents/translator.py").write_text(agent)
+
+    async def is_loaded() -> bool:
+        deadline = house.platform.catalog().models["default"].endpoints[0].batch_deadline
+        return "translator" in house.platform.agents.ids and deadline == 43_200
+
+    await until(is_loaded)
+    answer = await send(house.admin, await session(house.admin, "translator"), "hello")
+    assert answer.json()["content"] == "hello in French, in good style"
+    assert (fake.hits, [line["model"] for line in fake.batches.lines]) == (0, ["gpt-4o-mini"] * 2)
 
 
 async def test_a_task_of_a_session_in_mode_batch(house: House, fake: FakeUpstream) -> None:
-    body = {"name": "one", "content": json.dumps({"say": "say done"}), "agent": {"id": "calling"}}
-    made = await house.admin.post("/api/v1/tasks", json=body | {"session_params": {"mode": "batch"}})
-    assert made.status_code < 300, made.text
-    id = made.json()["id"]
-    assert (await house.admin.post(f"/api/v1/tasks/{id}/execute")).status_code < 300
+    path, params = "/api/v1/agents/tasks", {"mode": "batch"}
+    body = {"name": "one", "input": json.dumps({"say": "say done"}), "agent": {"id": "calling"}}
+    made = await house.admin.post(path, json=body | {"session_params": params})
+    assert made.status_code == 201, made.text
+    assert (await house.admin.post(f"{path}/{made.json()['id']}/execute")).status_code == 202
 
     async def is_done() -> bool:
-        return bool((await house.admin.get(f"/api/v1/tasks/{id}")).json()["status"] == "completed")
+        return bool((await house.admin.get(f"{path}/{made.json()['id']}")).json()["status"] == "completed")
 
     await until(is_done)
     assert (fake.hits, len(fake.batches.lines)) == (0, 1)
@@ -128,7 +150,7 @@ async def test_a_bench_in_mode_batch_is_the_same_bench(house: House, fake: FakeU
     given = {
         "name": "b",
         "dataset": {"path": "rows.jsonl"},
-        "agents": [{"id": "model"}],
+        "agents": [{"id": "default"}],
         "scorers": [{"kind": "exact"}],
     }
     given |= {"journal": journal, "limits": {"concurrency": 40, "seconds": 1}}
@@ -159,7 +181,8 @@ async def test_who_is_erased_leaves_nothing_in_a_batch(house: House, fake: FakeU
         return (
             len(
                 await rows(
-                    house, "SELECT FROM llm_batch_calls JOIN llm_batches b ON b.id = batch_id WHERE provider_id <> ''"
+                    house,
+                    "SELECT key FROM llm_batch_calls JOIN llm_batches b ON b.id = batch_id WHERE provider_id <> ''",
                 )
             )
             == 3
@@ -172,7 +195,7 @@ async def test_who_is_erased_leaves_nothing_in_a_batch(house: House, fake: FakeU
     assert (await bob.delete(f"/api/v1/sessions/{kept}")).status_code == 204
 
     async def is_over() -> bool:
-        return not await rows(house, "SELECT FROM llm_batches")
+        return not await rows(house, "SELECT id FROM llm_batches")
 
     await until(is_over)
     assert [batch.status for batch in fake.batches.batches.values()] == ["cancelled"]
@@ -211,4 +234,4 @@ async def test_a_call_is_left_to_its_process_and_to_nobody_else(house: House) ->
     await mine.end(batch.id, unsent=True)
     async with engine.begin() as db:
         await llm_batches.sweep(db)
-    assert await rows(house, "SELECT FROM llm_batches") == []
+    assert await rows(house, "SELECT id FROM llm_batches") == []
