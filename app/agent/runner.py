@@ -70,7 +70,8 @@ async def answer(
     stream = Stream(events)
     task = Tasks().start(_outcome(version, binding, message, events, stream), name=f"agent {version.id}")
     try:
-        if not await _in_time(task, timeout, binding.llm.waits if isinstance(binding.llm, RunLLM) else None):
+        waits = binding.llm.waits if isinstance(binding.llm, RunLLM) else None
+        if not await (_ended(task, timeout) if waits is None else _in_time(task, timeout, waits)):
             raise AgentTimeout
     finally:
         stream.close()
@@ -90,10 +91,8 @@ async def answer(
     return outcome
 
 
-async def _in_time(task: asyncio.Task[Any], seconds: float, waits: Waits | None) -> bool:
+async def _in_time(task: asyncio.Task[Any], seconds: float, waits: Waits) -> bool:
     """Whether a task has ended within its time, to which calls in mode batch do not count."""
-    if waits is None:
-        return await _ended(task, seconds)
     began, before, left = time.monotonic(), waits.seconds, seconds
     while not await _ended(task, left):
         left = seconds + waits.seconds - before - (time.monotonic() - began)

@@ -117,6 +117,10 @@ class BatchStore(Protocol):
         """Erase calls that nobody waits for any more."""
 
 
+class _Left(Exception):
+    """The batch is left to another process."""
+
+
 class _Result(NamedTuple):
     status: int | None = None
     answer: bytes = b""
@@ -224,7 +228,9 @@ class Batching:
             report(log, "a batch could not be stored", error)
             self._tell(batch.id, _Result())
             return
-        await self._drive(batch, [gathering.lines[id] for id in ids])
+        lines = [gathering.lines[id] for id in ids]
+        gathering.lines.clear()
+        await self._drive(batch, lines)
 
     # Waiting
 
@@ -270,13 +276,15 @@ class Batching:
 
     # Looking after a batch
 
-    async def _drive(self, batch: Outstanding, lines: Sequence[bytes] = ()) -> None:
-        """See a batch through; without `lines` it is another process's, which may have sent it or not."""
+    async def _drive(self, batch: Outstanding, lines: list[bytes] | None = None) -> None:
+        """See a batch through; without `lines`, which go when they are sent, it is another process's, which may have sent it or not."""
         self._driven.add(batch.id)
         left = _Result()
         try:
             if endpoint := self._endpoints.known(batch.endpoint):
-                left = await self._see_through(BatchApi(endpoint.upstream), batch, lines)
+                left = await self._see_through(BatchApi(endpoint.upstream), batch, lines or [])
+        except _Left:
+            return
         except AppError as error:
             log.warning("a batch gave no answers: %s", error.message)
         except Exception as error:
@@ -288,7 +296,7 @@ class Batching:
         finally:
             self._tell(batch.id, left)
 
-    async def _see_through(self, api: BatchApi, batch: Outstanding, lines: Sequence[bytes]) -> _Result:
+    async def _see_through(self, api: BatchApi, batch: Outstanding, lines: list[bytes]) -> _Result:
         """Send, wait and collect; what is left for calls without an answer."""
         given = await self._submitted(api, batch, lines)
         if given is None:
@@ -300,7 +308,7 @@ class Batching:
         await api.forget([id for id in (given.input_file_id, *given.files) if id])
         return _Result()
 
-    async def _submitted(self, api: BatchApi, batch: Outstanding, lines: Sequence[bytes]) -> Given | None:
+    async def _submitted(self, api: BatchApi, batch: Outstanding, lines: list[bytes]) -> Given | None:
         """The batch at its server, sent once: before a second try, and when a process died of it, it is looked for there."""
         pause, file_id, may_be_there = self._pace.first, "", not lines
         while True:
@@ -315,6 +323,7 @@ class Batching:
                     may_be_there = True
                     given = await api.create(file_id, batch.id.hex)
                 await self._store.submitted(batch.id, given.id)
+                lines.clear()
                 return given
             except (LLMRejected, UpstreamAuth, UpstreamUnknown):
                 raise
@@ -331,6 +340,8 @@ class Batching:
             left = (batch.deadline_at - now()).total_seconds()
             await asyncio.sleep(min(pause, max(left, 0.01)) if gives_up_at is None else pause)
             pause = min(pause * 1.5, self._pace.longest)
+            if self.leaves:
+                raise _Left
             try:
                 given = await api.get(given.id)
                 if given.is_over or gives_up_at is not None:

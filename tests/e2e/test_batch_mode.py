@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
+import aiohttp
 import pytest
 import pytest_asyncio
 
@@ -13,6 +15,7 @@ from tests.e2e.cluster import Caller, Cluster, Server, cluster, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 RUNS = 30
+CHAT = "/v1/chat/completions"
 TWICE_AGENT = '''
 """Asks twice, one after the other, and two questions side by side that are the same."""
 import asyncio
@@ -128,6 +131,46 @@ async def test_a_worker_that_ends_in_order_leaves_its_batch_to_the_next(made: tu
     assert len(await lines_of(it)) == before + 15
     jobs = await it.rows("SELECT attempt, lost FROM jobs WHERE subject_id = ANY($1::uuid[])", runs)
     assert {(job["attempt"], job["lost"]) for job in jobs} == {(2, 0)}
+
+
+async def test_our_own_batch_whose_worker_is_killed_sends_no_line_twice(made: tuple[Cluster, Server]) -> None:
+    it, server = made
+    caller = await it.user(server, "ordering")
+    before = await it.fake.stats()
+    await let(it, seconds=12)
+    lines = [
+        {
+            "custom_id": str(n),
+            "method": "POST",
+            "url": CHAT,
+            "body": {"model": "default", "messages": [{"role": "user", "content": f"say line {n}"}]},
+        }
+        for n in range(10)
+    ]
+    form = aiohttp.FormData({"purpose": "batch"})
+    form.add_field("file", "\n".join(map(json.dumps, lines)), filename="in.jsonl")
+    headers = {"authorization": f"Bearer {caller.key}"}
+    async with it.http.post(f"{server.url}/v1/files", data=form, headers=headers) as answer:
+        file = await answer.json()
+    wanted = {"input_file_id": file["id"], "endpoint": CHAT, "completion_window": "24h"}
+    batch = await caller.post(server, "/v1/batches", wanted)
+
+    async def are_sent() -> bool:
+        return len(await lines_of(it)) == len(before["lines"]) + 10
+
+    await until(are_sent, 60, "the lines are in a batch")
+    (worker,) = [worker for worker in it.workers if worker.popen.poll() is None]
+    worker.kill()
+    await let(it, seconds=0.5)
+    await it.worker(3)
+
+    async def is_over() -> bool:
+        batch.update(await caller.get(server, f"/v1/batches/{batch['id']}"))
+        return batch["status"] == "completed"
+
+    await until(is_over, 120, "the end of the batch")
+    assert (batch["request_counts"]["completed"], len(await lines_of(it))) == (10, len(before["lines"]) + 10)
+    assert (await it.fake.stats())["hits"] == before["hits"]
 
 
 async def test_people_are_answered_at_once_while_batches_wait(made: tuple[Cluster, Server]) -> None:
