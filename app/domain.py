@@ -314,8 +314,9 @@ class SessionParams(Struct, frozen=True):
     temperature: float | None = None
     busy: Literal["reject", "queue", "interrupt"] | None = None
     """What a message does that comes while another is being answered: refused (by default), queued, or in its place."""
-    mode: Literal["realtime", "background"] | None = None
-    """Whether messages are answered at once (by default), or by a job, while nobody waits."""
+    mode: Literal["realtime", "background", "batch"] | None = None
+    """Whether messages are answered at once (by default), or by a job, while nobody waits; in `batch` with calls of language models in
+    that mode."""
     summary: bool | None = None
     """Whether turns that no longer fit into the history are summarised; as the agent has it by default."""
 

@@ -68,6 +68,7 @@ from app.domain import FileLimits, new_id
 from app.errors import SettingsError
 from app.jobs.consumer import Consumer
 from app.jobs.kinds import kinds
+from app.llm.batching import Batching
 from app.llm.cache import FLUSH_SECONDS, Cache
 from app.llm.call import CallPath
 from app.llm.catalog import Catalog
@@ -91,6 +92,7 @@ from app.tasks import Tasks
 from app.usecases import accounts, clock, files, logins, measuring, openid, replicas, runs, upkeep, vectors
 from app.usecases.courier import Courier
 from app.usecases.live import LiveRun
+from app.usecases.llm_batches import StoredBatches
 from app.usecases.objects import ObjectStore
 from app.usecases.platform import Platform
 from app.usecases.rates import Rates
@@ -298,6 +300,8 @@ async def opened(settings: Settings, database_url: str, metrics: Metrics | None 
         writer = Writer(connecting, new_id())
         take = partial(slices.take, client, writer.replica) if client else None
         models = _Models(settings, Slices(take, replicas=settings.workers) if take else None)
+        draining = asyncio.Event()
+        batching = Batching(StoredBatches(engine, writer.replica), models.endpoints, tasks, draining)
         stack.push_async_callback(models.endpoints.close)
         cache = Cache(RedisCache(client) if client else None)
         stack.push_async_callback(cache.close)
@@ -315,7 +319,7 @@ async def opened(settings: Settings, database_url: str, metrics: Metrics | None 
             engine=engine,
             writer=writer,
             agents=agents,
-            calls=models.call_path(cache, reserver, _secret(settings)),
+            calls=models.call_path(cache, reserver, _secret(settings), batching),
             catalog=models.current,
             relay=Relay(client, live, partial(runs.load, engine)),
             reserver=reserver,
@@ -330,6 +334,7 @@ async def opened(settings: Settings, database_url: str, metrics: Metrics | None 
             max_passages=settings.user_max_passages,
             is_away=models.endpoints.is_away,
             tasks=tasks,
+            draining=draining,
             live=live,
             toolboxes=servers,
             door=door,
@@ -438,9 +443,9 @@ class _Models:
         self._file = models_file(settings, self._own.load, strict=False)
         self.endpoints.apply(self._file.catalog)
 
-    def call_path(self, cache: Cache, reserver: Reserver, secret: bytes) -> CallPath:
+    def call_path(self, cache: Cache, reserver: Reserver, secret: bytes, batching: Batching) -> CallPath:
         """The call path over them."""
-        router = Router(self.endpoints, self._own)
+        router = Router(self.endpoints, self._own, batching)
         return CallPath(self.current, router, cache=cache, reservations=reserver, secret=secret)
 
     def current(self) -> Catalog:

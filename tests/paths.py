@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 from uuid import uuid4
 
 from app.journal.recorder import Recorder
+from app.llm.batching import Batching
 from app.llm.cache import Cache
 from app.llm.call import CallPath
 from app.llm.catalog import Catalog
@@ -45,11 +46,12 @@ async def open_models(
     cache: Cache | None = None,
     reservations: Reservations | None = None,
     deadlines: Deadlines | None = None,
+    batching: Callable[[Endpoints], Batching] | None = None,
 ) -> AsyncIterator[Models]:
     """A call path over a catalog that may change; its connections are closed with the block."""
     models, own = Models(catalog, Endpoints(deadlines=deadlines)), OwnLLMs()
     own.load(catalog)
-    router = Router(models.endpoints, own)
+    router = Router(models.endpoints, own, batching(models.endpoints) if batching else None)
     models.path = CallPath(models.current, router, cache=cache, reservations=reservations)
     try:
         yield models

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from inspect import isasyncgenfunction, isawaitable, iscoroutinefunction
@@ -24,6 +25,7 @@ from app.journal.log import Log
 from app.llm.bridge import wait
 from app.llm.llm import Completion, Reply
 from app.llm.run import RunLLM
+from app.llm.waits import Waits
 from app.tasks import Tasks
 
 log = logging.getLogger(__name__)
@@ -32,6 +34,8 @@ FINISHES = ("length", "tool_calls", "content_filter", "cut")
 """How an answer may end besides `stop`; other words of language models stand for that."""
 GRACE = 2.0
 """Seconds an agent has to end after it was cancelled."""
+SHORT = 0.01
+"""Seconds that are as good as none."""
 MAX_STATE = 1_000_000
 """The largest state, in characters of JSON."""
 
@@ -66,7 +70,8 @@ async def answer(
     stream = Stream(events)
     task = Tasks().start(_outcome(version, binding, message, events, stream), name=f"agent {version.id}")
     try:
-        if not await _ended(task, timeout):
+        waits = binding.llm.waits if isinstance(binding.llm, RunLLM) else None
+        if not await (_ended(task, timeout) if waits is None else _in_time(task, timeout, waits)):
             raise AgentTimeout
     finally:
         stream.close()
@@ -84,6 +89,16 @@ async def answer(
     if isinstance(outcome, BaseException):
         raise _fault(version, outcome)
     return outcome
+
+
+async def _in_time(task: asyncio.Task[Any], seconds: float, waits: Waits) -> bool:
+    """Whether a task has ended within its time, to which calls in mode batch do not count."""
+    began, before, left = time.monotonic(), waits.seconds, seconds
+    while not await _ended(task, left):
+        left = seconds + waits.seconds - before - (time.monotonic() - began)
+        if left < SHORT:
+            return False
+    return True
 
 
 async def _ended(task: asyncio.Task[Any], seconds: float) -> bool:

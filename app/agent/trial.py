@@ -159,7 +159,7 @@ class Journaled(LLM):
     def _open(self, messages: Messages, options: dict[str, Any]) -> Reply:
         if self._calls.closed:
             raise asyncio.CancelledError("the run is over")
-        kept = {name: value for name, value in options.items() if name not in ("cache", "accept")}
+        kept = {name: value for name, value in options.items() if name not in ("cache", "accept", "mode")}
         reply = Reply(self._items(Prompt.of(messages).messages(), {**self._llm._defaults, **kept}))
         self._calls.open.append(reply)
         return reply

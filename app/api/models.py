@@ -167,7 +167,7 @@ class GroupOut(Out):
 
 # Sessions and messages
 
-Mode = Literal["realtime", "background"]
+Mode = Literal["realtime", "background", "batch"]
 
 
 class SessionParamsIn(In):
@@ -286,12 +286,20 @@ class SendIn(In):
     stream: bool = False
     additional_kwargs: JsonObject = Field(default_factory=dict)
     parent_id: Id | None = None
-    mode: Mode | None = Field(None, description="`background` leaves it to a job; the session's mode by default")
+    mode: Mode | None = Field(
+        None,
+        description="`background` leaves it to a job, `batch` too, with batches of language models; the session's by default",
+    )
 
     @property
     def background(self) -> bool | None:
         """Whether a job is to answer; None leaves it to the session."""
-        return None if self.mode is None else self.mode == "background"
+        return None if self.mode is None else self.mode != "realtime"
+
+    @property
+    def batch(self) -> bool | None:
+        """Whether calls of language models are in mode batch; None leaves it to the session."""
+        return None if self.mode is None else self.mode == "batch"
 
 
 class RegenerateIn(In):

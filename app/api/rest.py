@@ -92,6 +92,7 @@ async def send_message(here: Here, caller: Chat, session_id: Id, body: SendIn, i
         at_leaf="parent_id" not in body.model_fields_set,
         key=idempotency_key,
         background=body.background,
+        batch=body.batch,
     )
     return await wire.respond(here, live, stream=body.stream)
 

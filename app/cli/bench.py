@@ -256,7 +256,7 @@ async def _worked(platform: Platform, found: Bench, suite: Suite, folder: Path) 
 
     from app.usecases.bench_work import Work
 
-    found = replace(found, suite={**found.suite, "limits": suite.limits.model_dump()})
+    found = replace(found, suite={**found.suite, "limits": suite.limits.model_dump(), "mode": suite.mode})
     if found.status != "running":
         return found
     work = Work(platform, found, folder)

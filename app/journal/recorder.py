@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from decimal import Decimal
 from hashlib import sha256
@@ -57,6 +57,8 @@ class OpenStep(Step, kw_only=True):
     """
 
     prices: tuple[Decimal, Decimal] = (Decimal(0), Decimal(0))
+    owes_nothing: Callable[[], bool] = bool
+    """Whether it is another process that will pay for what goes on, should this one die."""
     served: bytes | None = None
     failure: Exception | None = None
     """What it failed with before, which is raised at its end."""
@@ -170,15 +172,7 @@ class Recorder:
             if step.kind == "llm" and step.status != "replayed"
         ]
         going = [step for step in self._open.values() if step.kind == "llm" and step.served is None]
-        return ended + [
-            Bill(
-                step.seq,
-                step.name,
-                sum(len(part.body) for part in step.parts) // BYTES_PER_TOKEN + 1,
-                prices=step.prices,
-            )
-            for step in going
-        ]
+        return ended + [_bill_so_far(step) for step in going]
 
     def begin(self, step: OpenStep) -> None:
         """From now on it is billed as one that goes on."""
@@ -233,6 +227,13 @@ class _Recording:
             self._recorder.end(self._step)
         if self._how == "redo":
             self._recorder.redone(self._step)
+
+
+def _bill_so_far(step: OpenStep) -> Bill:
+    if step.owes_nothing():
+        return Bill(step.seq, step.name, 0, estimated=False, ended=True)
+    tokens = sum(len(part.body) for part in step.parts) // BYTES_PER_TOKEN + 1
+    return Bill(step.seq, step.name, tokens, prices=step.prices)
 
 
 def _counts(usage: Usage) -> tuple[int, int, int, int, bool]:

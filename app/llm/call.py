@@ -11,7 +11,9 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mappi
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from dataclasses import dataclass, field
 from decimal import Decimal
+from hashlib import sha256
 from typing import Any
+from uuid import UUID
 
 import msgspec
 from msgspec.structs import replace
@@ -19,6 +21,7 @@ from msgspec.structs import replace
 from app.domain import ANSWER_TYPES, Chunk, Usage
 from app.errors import LLMError
 from app.journal.recorder import OpenStep, Recorder
+from app.llm.batching import Missed, Sought
 from app.llm.cache import Cache, Flight
 from app.llm.catalog import DEFAULT, FREE, Catalog, Model, Price
 from app.llm.embed import embed
@@ -48,6 +51,7 @@ class _Output(msgspec.Struct, omit_defaults=True):
     tool_calls: list[str] = []
     accepted: bool | None = None
     failures: list[Any] = []
+    mode: str = ""
 
 
 @dataclass(slots=True)
@@ -60,6 +64,9 @@ class _Call:
     recorder: Recorder
     cache: str | None = None
     accept: Accept | None = None
+    batch: bool = False
+    """Whether it is in mode batch."""
+    sought: Sought | None = None
     dearer: Price | None = None
     """What the last model of a cascade costs, against which this one saves."""
     chunks: list[Chunk] = field(default_factory=list)
@@ -106,6 +113,14 @@ class _Call:
         assert self.finish is not None  # noqa: S101 - a stream that does not raise ends with its finish
         return replace(self.finish, usage=replace(self.finish.usage, cost=cost))
 
+    def seek(self, asked: bytes, step: OpenStep) -> None:
+        """Let it be found in a batch by what it asks. Where another process takes up its work, that one pays for the answer too."""
+        caller = self.caller
+        session = UUID(caller.session) if caller.session else None
+        self.sought = Sought(sha256(asked).digest(), UUID(caller.owner), session, caller.run_id)
+        if caller.batch:
+            step.owes_nothing = lambda: self.request is not None and self.request.in_batch
+
     @property
     def estimate(self) -> int:
         """About how many tokens the prompt is, with all that is given to the model beside the messages."""
@@ -129,7 +144,7 @@ class _Call:
             usage = Usage()
         if self.request and self.request.lost.total:
             usage += self.request.lost
-        cost = price.cost(usage)
+        cost = price.cost(usage, batch=self.request is not None and self.request.in_batch)
         return replace(usage, cost=cost, saved=self._saved(usage, cost))
 
     def _saved(self, usage: Usage, cost: Decimal) -> Decimal:
@@ -164,8 +179,11 @@ class CallPath:
         model: str | None = None,
         cache: str | None = None,
         accept: Accept | None = None,
+        batch: bool = False,
     ) -> AsyncGenerator[Items, None]:
         """The chunks of the answer, then its `Finish`. Every model that is asked is a step of kind `llm`, however it ends.
+
+        With `batch` it goes into a batch of the model's server, if that has any, or else waits for room that nobody else wants.
 
         A cascade, and a call with `accept` whose model has a fallback, gives the first answer that is accepted, whole; its last model
         is asked without condition, and streams.
@@ -175,10 +193,14 @@ class CallPath:
         if asked.cascade:
             options = {**asked.defaults, **options}
         *first, last = _levels(catalog, asked, accept)
-        answer = self._answered(chain(last, catalog.models), _Call(prompt, options, caller, recorder, cache))
+        answer = self._answered(
+            chain(last, catalog.models), _Call(prompt, options, caller, recorder, cache, None, batch)
+        )
         if not first:
             return answer
-        calls = [_Call(prompt, options, caller, recorder, cache, accept or bool, last.price) for _ in first]
+        calls = [
+            _Call(prompt, options, caller, recorder, cache, accept or bool, batch, dearer=last.price) for _ in first
+        ]
         return self._cascaded(list(zip(first, calls, strict=True)), answer)
 
     async def embed(
@@ -223,6 +245,8 @@ class CallPath:
                 model, options = models[0], {**models[0].defaults, **call.options}
             step.model = model.name
             step.prices = model.price.prompt, model.price.completion
+            if call.batch:
+                call.seek(asked, step)
             try:
                 async with self._flight(model, options, call, asked) as flight:
                     if flight and isinstance(flight.entry, CachedAnswer):
@@ -300,11 +324,15 @@ class _Sending:
             price = _dearest(model.price for model in models)
             self._reservation = await self._stages.reserve(caller, estimate, wanted, price)
         tokens = estimate + min(wanted, TYPICAL)
-        call.request = Request(call.prompt, call.options, caller.owner, tokens, batch=caller.batch)
+        call.request = Request(
+            call.prompt, call.options, caller.owner, tokens, batch=caller.batch or call.batch, sought=call.sought
+        )
         if self._reservation is not None:
             call.request.max_tokens = self._reservation.max_tokens
         try:
-            self._attempt = await self._stages.router.begin(models, call.request)
+            router = self._stages.router
+            begin = router.begin_patiently if call.batch else router.begin
+            self._attempt = await begin(models, call.request)
         except BaseException as error:
             self._settle(error)
             raise
@@ -382,6 +410,7 @@ def _record(step: OpenStep, call: _Call, models: Sequence[Model]) -> None:
         [chunk.content for chunk in call.chunks if chunk.content_type == "tool_call"],
         call.accepted if call.accept else None,
         list(call.request.failures) if call.request else [],
+        "batch" if call.request and call.batch and Missed.code not in call.request.failures else "",
     )
     if call.request:
         if call.request.spec:

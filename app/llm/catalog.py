@@ -32,7 +32,15 @@ _COST = Decimal("1e-9")
 """The ledger keeps money as NUMERIC(18, 9), and rounds as PostgreSQL does: half away from zero."""
 FREE = Decimal(0)
 _LLM = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
-_RANGES = {"weight": 1000, "max_concurrency": 10_000, "rpm": 10_000_000, "tpm": 10_000_000_000}
+WINDOW_SECONDS = 86_400
+"""How long a batch may take: OpenAI's protocol has one window, of 24 hours."""
+_RANGES = {
+    "weight": 1000,
+    "max_concurrency": 10_000,
+    "rpm": 10_000_000,
+    "tpm": 10_000_000_000,
+    "batch_deadline": WINDOW_SECONDS,
+}
 
 
 class CatalogError(SettingsError):
@@ -67,16 +75,27 @@ class Secret:
 
 @dataclass(frozen=True, slots=True, init=False)
 class Price:
-    """Money per million tokens, 0 to 1,000,000 each. `cached` is for prompt tokens that the server had in its own cache."""
+    """Money per million tokens, 0 to 1,000,000 each. `cached` is for prompt tokens that the server had in its own cache.
+
+    `batch` is the share of all this, 0 to 1, that is paid for what the server answers in a batch.
+    """
 
     prompt: Decimal
     completion: Decimal
     cached: Decimal
+    batch: Decimal
 
     def __init__(
-        self, prompt: Decimal = Decimal(0), completion: Decimal = Decimal(0), cached: Decimal | None = None
+        self,
+        prompt: Decimal = Decimal(0),
+        completion: Decimal = Decimal(0),
+        cached: Decimal | None = None,
+        batch: Decimal = Decimal(1),
     ) -> None:
         """Without `cached` such tokens cost what others do."""
+        if not (batch.is_finite() and 0 <= batch <= 1):
+            raise InvalidInput("batch must be a number from 0 to 1: the share that is paid in a batch.", param="batch")
+        object.__setattr__(self, "batch", batch)
         cached = prompt if cached is None else cached
         for name, value in (("prompt", prompt), ("completion", completion), ("cached", cached)):
             if not (value.is_finite() and 0 <= value <= MAX_PRICE):
@@ -88,8 +107,8 @@ class Price:
         """Whether nothing costs anything."""
         return not (self.prompt or self.completion or self.cached)
 
-    def cost(self, usage: Usage) -> Decimal:
-        """What `usage` costs, exact to nine decimal places. Reasoning tokens are part of the completion's."""
+    def cost(self, usage: Usage, *, batch: bool = False) -> Decimal:
+        """What `usage` costs, in a batch or not, exact to nine decimal places. Reasoning tokens are part of the completion's."""
         if self.is_free:
             return FREE
         cached = min(usage.cached, usage.prompt)
@@ -97,6 +116,8 @@ class Price:
             millionths = (
                 (usage.prompt - cached) * self.prompt + cached * self.cached + usage.completion * self.completion
             )
+            if batch:
+                millionths *= self.batch
             return millionths.scaleb(-6).quantize(_COST, ROUND_HALF_UP)
 
 
@@ -113,6 +134,10 @@ class EndpointSpec:
     max_concurrency: int | None = None
     rpm: int | None = None
     tpm: int | None = None
+    batch: bool = False
+    """Whether the server has OpenAI's Files and Batches: then calls of mode batch go there."""
+    batch_deadline: int | None = None
+    """Seconds after which what a batch has not answered is asked at once; `WINDOW_SECONDS` by default."""
     id: str = ""
     """The same in every process: made of `base_url`, `model` and the name of the key's variable, never of the key."""
 
@@ -123,6 +148,10 @@ class EndpointSpec:
             value = getattr(self, name)
             if not (_is_count(value, most) or (value is None and name != "weight")):
                 raise InvalidInput(f"{name} must be an integer from 1 to {most}.", param=name)
+        if not isinstance(self.batch, bool):
+            raise InvalidInput("batch must be true or false.", param="batch")
+        if self.batch_deadline is not None and not self.batch:
+            raise InvalidInput("batch_deadline needs batch = true beside it.", param="batch_deadline")
         if not self.id:
             said = "\0".join((self.base_url, self.model, self.api_key_env or ""))
             object.__setattr__(self, "id", sha256(said.encode()).hexdigest()[:16])

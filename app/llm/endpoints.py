@@ -109,6 +109,10 @@ class Endpoints:
         """The endpoint of a spec of the applied catalog."""
         return self._known[spec.id]
 
+    def known(self, id: str) -> Endpoint | None:
+        """The endpoint of that id, if there was ever one in this process."""
+        return self._known.get(id)
+
     def choose(self, model: Model, tried: Collection[str]) -> Choice | None:
         """The next endpoint of a model that was not `tried`: by weight in turn, those first that would not have to wait.
 

@@ -20,8 +20,8 @@ MOST = 100
 _ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,199}")
 _MODEL = ("endpoints", "fallback", "cascade", "llm", "context", "price", "defaults", "discover")
-_ENDPOINT = ("base_url", "model", "api_key_env", "weight", "max_concurrency", "rpm", "tpm")
-_PRICE = ("prompt", "completion", "cached")
+_ENDPOINT = ("base_url", "model", "api_key_env", "weight", "max_concurrency", "rpm", "tpm", "batch", "batch_deadline")
+_PRICE = ("prompt", "completion", "cached", "batch")
 _LIMITS = ("max_concurrency", "rpm", "tpm")
 
 
@@ -89,7 +89,8 @@ def _price(keys: Keys, given: object) -> Price:
     values = table(keys, given, _PRICE, needed=("prompt", "completion"))
     for name, value in values.items():
         if not isinstance(value, int | float) or isinstance(value, bool):
-            raise CatalogError((*keys, name), "must be a number: money per million tokens.")
+            what = "the share that is paid in a batch" if name == "batch" else "money per million tokens"
+            raise CatalogError((*keys, name), f"must be a number: {what}.")
     with _at(keys):
         # A float's shortest text is the number as it was written.
         return Price(**{name: Decimal(str(value)) for name, value in values.items()})

@@ -8,16 +8,19 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakValueDictionary
 
 from app.domain import Usage
 from app.errors import AppError, LLMError, LLMRejected
-from app.llm.catalog import EndpointSpec, Model
+from app.llm.answer import Answer
+from app.llm.batching import Batching, Sought
+from app.llm.catalog import WINDOW_SECONDS, EndpointSpec, Model
 from app.llm.endpoints import Choice, Endpoints, OwnLLMs
 from app.llm.lease import Lease
 from app.llm.llm import LLM, Finish, Items
 from app.llm.messages import Prompt
 from app.llm.refusals import EmptyAnswer, UpstreamBusy, UpstreamLate, UpstreamUnknown
-from app.llm.upstream import Upstream
+from app.llm.upstream import Upstream, whole_chat
 from app.reports import report
 
 log = logging.getLogger(__name__)
@@ -32,6 +35,10 @@ PATIENCE = 600.0
 """Seconds in which a call must have begun to be answered, waiting for its turn and for repetitions included."""
 
 
+LANE = 400
+"""How many calls of a user that are in mode batch stand in the lines of endpoints at once; less than `lease.MAX_WAITING_PER_OWNER`."""
+MAX_ANSWER = 64_000_000
+"""The longest answer out of a batch, in bytes."""
 NOTHING = Usage()
 
 
@@ -45,6 +52,12 @@ class Request:
     tokens: int
     """Of prompt and answer, estimated, for the limits by the minute."""
     batch: bool = False
+    sought: Sought | None = None
+    """What is known of a call in mode batch while it waits in one; None for every other call."""
+    patience: float = PATIENCE
+    """Seconds in which it must have begun to be answered, once it is not, or no longer, in a batch."""
+    in_batch: bool = False
+    """Whether a server's batch has it, or has answered it."""
     texts: Sequence[str] = ()
     """To be embedded, instead of messages to be answered."""
     max_tokens: int | None = None
@@ -65,13 +78,16 @@ class Request:
 class Router:
     """Sends requests to endpoints, and to the operator's own LLMs."""
 
-    def __init__(self, endpoints: Endpoints, own: OwnLLMs) -> None:
+    def __init__(self, endpoints: Endpoints, own: OwnLLMs, batching: Batching | None = None) -> None:
+        """Without `batching` calls of mode batch wait for room at the endpoints, as they do where a server has no batches."""
         self._endpoints = endpoints
         self._own = own
+        self._batching = batching
+        self._lanes: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
     async def begin(self, models: Sequence[Model], request: Request) -> Attempt:
         """The first of `models` that begins to answer; those that failed a moment ago are asked last. From then on nobody else is."""
-        deadline = asyncio.get_running_loop().time() + PATIENCE
+        deadline = asyncio.get_running_loop().time() + request.patience
         pause = FIRST_PAUSE
         gone = set[str]()
         while True:
@@ -122,6 +138,37 @@ class Router:
         limiter = choice.endpoint.limiter
         lease = limiter.lease(request.owner, tokens=request.tokens, deadline=deadline, batch=request.batch)
         return Attempt(request, model, _answer(choice.endpoint.upstream, choice.spec, model, request), choice, lease)
+
+    async def begin_patiently(self, models: Sequence[Model], request: Request) -> Attempt:
+        """For calls in mode batch: let a batch answer; else wait for room at the endpoints as long as it takes.
+
+        Not too many of one user at once, for others stand in that line too.
+        """
+        if attempt := await self._in_batch(models[0], request):
+            return attempt
+        request.patience = WINDOW_SECONDS
+        lane = self._lanes.get(request.owner)
+        if lane is None:
+            lane = self._lanes[request.owner] = asyncio.Semaphore(LANE)
+        async with lane:
+            return await self.begin(models, request)
+
+    async def _in_batch(self, model: Model, request: Request) -> Attempt | None:
+        """The request as a server's batch has answered it; None where no server of the model has any, or the batch had no answer."""
+        spec = next((spec for spec in model.endpoints if spec.batch), None)
+        if self._batching is None or spec is None:
+            return None
+        request.in_batch = True
+        choice = Choice(spec, self._endpoints.of(spec))
+        attempt = Attempt(request, model, _batched(self._batching, spec, model, request), choice)
+        try:
+            await attempt.begin()
+        except (LLMRejected, EmptyAnswer):
+            raise
+        except LLMError:
+            request.in_batch, request.hits = False, 0
+            return None
+        return attempt
 
     async def _ask_own(self, model: Model, name: str, request: Request) -> AsyncGenerator[Items, None]:
         llm = self._own.get(name)
@@ -220,13 +267,32 @@ class Attempt:
 def _answer(upstream: Upstream, spec: EndpointSpec, model: Model, request: Request) -> AsyncGenerator[Items, None]:
     if request.texts:
         return _vectors(upstream, spec, request)
+    return upstream.stream(_body(spec, model, request))
+
+
+def _body(spec: EndpointSpec, model: Model, request: Request) -> dict[str, Any]:
     # The messages come first, so that what a conversation sends begins with what it sent before, whatever the options.
-    body = {"model": spec.model, "messages": request.prompt.raw, **model.defaults, **request.options}
+    body: dict[str, Any] = {"model": spec.model, "messages": request.prompt.raw, **model.defaults, **request.options}
     if request.max_tokens is not None:  # under one name only, or a server may heed the other
         newer = body.pop("max_completion_tokens", None)
         body.pop("max_tokens", None)
         body["max_completion_tokens" if newer else "max_tokens"] = request.max_tokens
-    return upstream.stream(body)
+    return body
+
+
+async def _batched(
+    batching: Batching, spec: EndpointSpec, model: Model, request: Request
+) -> AsyncGenerator[Items, None]:
+    assert request.sought is not None  # noqa: S101 - or it would not be in a batch
+    body = _body(spec, model, request)
+    try:
+        found = await batching.answer(spec, request.sought, whole_chat(body))
+    except asyncio.CancelledError:
+        request.is_open = not batching.leaves  # else it is paid for by whoever gets the answer
+        raise
+    answer = Answer(body["messages"], body.get("tools", ()), max_bytes=MAX_ANSWER, max_line=MAX_ANSWER)
+    chunks = [*answer.feed(found), *answer.end()]
+    yield [*chunks, answer.finish()]
 
 
 async def _vectors(upstream: Upstream, spec: EndpointSpec, request: Request) -> AsyncGenerator[Items, None]:

@@ -15,8 +15,10 @@ from app.llm.llm import CLOSE_SECONDS, LLM, Endpoint, Reply
 from app.llm.messages import Messages, Prompt
 from app.llm.options import checked
 from app.llm.stages import Caller
+from app.llm.waits import Waits
 
-MODES = (None, "on", "off", "refresh")
+CACHES = (None, "on", "off", "refresh")
+MODES = ("realtime", "batch")
 
 
 class Door(Protocol):
@@ -30,7 +32,7 @@ class Door(Protocol):
 
 
 class RunLLM(LLM):
-    """An LLM of one run. Besides the options of the protocol a call takes `cache` and `accept`."""
+    """An LLM of one run. Besides the options of the protocol a call takes `cache`, `accept` and `mode`."""
 
     def __init__(
         self,
@@ -41,9 +43,16 @@ class RunLLM(LLM):
         model: str | None = None,
         temperature: float | None = None,
         cache: str | None = None,
+        mode: str = "realtime",
         door: Door | None = None,
+        waits: Waits | None = None,
     ) -> None:
-        """Made on the run's event loop. `model`, `temperature` and `cache` hold where a call gives none."""
+        """Made on the run's event loop. `model`, `temperature`, `cache` and `mode` hold where a call gives none.
+
+        `waits` are told of calls in mode batch, where that is no time of the run's.
+        """
+        self.waits = waits
+        self._mode = mode
         self._door = door
         self._path = path
         self._recorder = recorder
@@ -94,16 +103,21 @@ class RunLLM(LLM):
     def _open(self, messages: Messages, options: dict[str, Any]) -> Reply:
         self._check_open()
         cache, accept = options.pop("cache", self._cache), options.pop("accept", None)
-        if cache not in MODES:
+        mode = options.pop("mode", None) or self._mode
+        if mode not in MODES:
+            raise InvalidInput("mode must be realtime or batch.", param="mode")
+        if cache not in CACHES:
             raise InvalidInput("cache must be on, off or refresh.", param="cache")
         if accept is not None and not callable(accept):
             raise InvalidInput("accept must be a function that takes a text.", param="accept")
         options = checked(options)
         model = options.pop("model", None)
         to_whom = self._caller, self._recorder
-        reply = Reply(
-            self._path.stream(Prompt.of(messages), options, *to_whom, model=model, cache=cache, accept=accept)
+        batch = mode == "batch"
+        answer = self._path.stream(
+            Prompt.of(messages), options, *to_whom, model=model, cache=cache, accept=accept, batch=batch
         )
+        reply = Reply(self.waits.over(answer) if batch and self.waits else answer)
         self._calls.open = [*(reply for reply in self._calls.open if not reply.ended), reply]
         return reply
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -26,6 +26,8 @@ MAX_ERROR_BODY = 64_000
 """How much of a refusal is read, in bytes."""
 MAX_LIST = 4_000_000
 """How much of a list of models is read, in bytes."""
+TRANSFER_SECONDS = 600.0
+"""How long one request about a file may take, its content included."""
 END_SECONDS = 0.2
 """How long an answered call waits for the end of its HTTP response, so that the connection can be used again."""
 
@@ -145,6 +147,26 @@ class Upstream:
         if len(vectors) != len(texts):
             raise LLMError("The language model's server sent fewer embeddings than it was given texts.")
         return vectors, found.usage.prompt_tokens if found.usage else None
+
+    @asynccontextmanager
+    async def sent(
+        self, method: str, path: str, data: bytes | aiohttp.FormData | None = None
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """The answer to any other request of the protocol, JSON if it has bytes; errors as of `stream`, while it is read too."""
+        session = await self._session()
+        body = aiohttp.BytesPayload(data, content_type="application/json") if isinstance(data, bytes) else data
+        limits = aiohttp.ClientTimeout(
+            total=TRANSFER_SECONDS, sock_connect=self._deadlines.connect, sock_read=self._deadlines.idle
+        )
+        try:
+            async with session.request(
+                method, f"{self._base_url}{path}", data=body, allow_redirects=False, timeout=limits
+            ) as response:
+                if response.status != 200:
+                    raise await _refused(response)
+                yield response
+        except (aiohttp.ClientError, OSError) as error:
+            raise LLMUnavailable(_sentence(error)) from error
 
     async def models(self) -> list[str]:
         """The names of the models that the server lists; `LLMUnavailable` when it does not."""
@@ -326,6 +348,11 @@ def _sentence(error: Exception) -> str:
 
 def _encode_chat(body: Mapping[str, Any]) -> bytes:
     return _encode({**body, "stream": True, "stream_options": {"include_usage": True}})
+
+
+def whole_chat(body: Mapping[str, Any]) -> bytes:
+    """A chat completion request, as JSON, whose answer does not stream."""
+    return _encode(body)
 
 
 def _encode(body: Mapping[str, Any]) -> bytes:

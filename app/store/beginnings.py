@@ -107,7 +107,12 @@ def _admit(op: BeginRun, session: asyncpg.Record, check: asyncpg.Record) -> None
 
 
 def _is_background(op: BeginRun, session: asyncpg.Record) -> bool:
-    return session["params"].get("mode") == "background" if op.background is None else op.background
+    return session["params"].get("mode") in ("background", "batch") if op.background is None else op.background
+
+
+def _is_in_batch(op: BeginRun) -> bool | None:
+    """Whether its calls are in mode batch; None leaves it to the session. One that is to be answered at once is not, if people ask."""
+    return op.principal.gives_way if op.batch is None and op.background is False else op.batch
 
 
 async def _crowd(
@@ -188,6 +193,7 @@ def _begin(
         op.ephemeral and op.echo is None,
         op.request,
         gives_way=op.principal.gives_way,
+        batch=_is_in_batch(op),
     )
 
 

@@ -15,7 +15,7 @@ from app.domain import Bench, BenchProgress, BenchResult, BenchStatus, Page, Run
 from app.store import budgets, webhooks
 from app.store.charges import charge
 from app.store.runs import DEAD_AFTER_SECONDS, usage_columns, usage_of
-from app.store.tables import bench_blocks, bench_results, benches, messages
+from app.store.tables import bench_blocks, bench_results, benches, llm_batch_calls, messages
 
 OPEN = (BenchStatus.LOADING, BenchStatus.RUNNING)
 
@@ -101,7 +101,10 @@ async def erase(db: AsyncConnection, id: UUID, *, owner: UUID | None, status: Be
     statement = delete(benches).where(_owned(id, owner))
     if status:
         statement = statement.where(benches.c.status == status)
-    return (await db.execute(statement.returning(benches.c.id))).first() is not None
+    if (await db.execute(statement.returning(benches.c.id))).first() is None:
+        return False
+    await db.execute(delete(llm_batch_calls).where(llm_batch_calls.c.session_id == id))
+    return True
 
 
 # Blocks

@@ -47,6 +47,8 @@ class BeginRun(Struct, frozen=True):
     """The number of its step that is done anew."""
     background: bool | None = None
     """Whether a job conducts the run; None leaves it to the session."""
+    batch: bool | None = None
+    """Whether its calls of language models are in mode batch; None leaves it to the session, and to who asks."""
 
 
 class IdempotencyKey(Struct, frozen=True):
@@ -77,6 +79,12 @@ class Begun(Struct, frozen=True):
     """What it had said before it asked a person: content types and texts."""
     gives_way: bool = False
     """Whether its calls may wait while others are answered."""
+    batch: bool | None = None
+
+    @property
+    def in_batch(self) -> bool:
+        """Whether its calls of language models are in mode batch."""
+        return self.gives_way or self.session.params.mode == "batch" if self.batch is None else self.batch
 
 
 class Repeated(Struct, frozen=True):

@@ -14,7 +14,7 @@ from app.domain import Message, Page, Role, Session, SessionParams, Usage, User,
 from app.store import messages
 from app.store.messages import chained
 from app.store.runs import usage_of
-from app.store.tables import jobs, runs, sessions, step_values, steps, users
+from app.store.tables import jobs, llm_batch_calls, runs, sessions, step_values, steps, users
 
 _USER = [users.c.name, users.c.role, users.c.status]
 
@@ -135,6 +135,7 @@ async def erase(
     await db.execute(delete(jobs).where(jobs.c.subject_id.in_(of_run)))
     await db.execute(delete(steps).where(steps.c.run_id.in_(of_run)))
     await db.execute(delete(step_values).where(step_values.c.scope_id.in_(scope)))
+    await db.execute(delete(llm_batch_calls).where(llm_batch_calls.c.session_id.in_(scope)))
     await db.execute(delete(sessions).where(chosen))
 
 

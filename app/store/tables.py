@@ -549,6 +549,36 @@ batch_items = Table(
 )
 """The requests of batches, and each one's answer with its HTTP status, until they are in the batch's files."""
 
+llm_batches = Table(
+    "llm_batches",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("endpoint", Text, nullable=False),
+    Column("provider_id", Text),
+    Column("replica", Uuid),
+    _time("deadline_at"),
+    _created(),
+    _time("ended_at", nullable=True),
+    Index("ix_llm_batches_created_at", "created_at"),
+)
+"""Batches at the servers of language models, each looked after by a process; without a `provider_id` it may have been sent or not."""
+
+llm_batch_calls = Table(
+    "llm_batch_calls",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("batch_id", Uuid, ForeignKey("llm_batches.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("owner_id", Uuid, ForeignKey("users.id", ondelete="CASCADE"), nullable=False),
+    Column("session_id", Uuid, index=True),
+    Column("run_id", Uuid, nullable=False),
+    Column("key", LargeBinary, nullable=False),
+    Column("replica", Uuid),
+    Column("status", SmallInteger),
+    Column("answer", LargeBinary),
+    Index("ix_llm_batch_calls_owner_id", "owner_id", "key"),
+)
+"""The calls in them until those who wait for them have their answers, with HTTP status and body; the line's `custom_id` is the id."""
+
 benches = Table(
     "benches",
     metadata,

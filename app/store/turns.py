@@ -83,6 +83,7 @@ async def _begin(db: asyncpg.Connection, replica: UUID, queued: Sequence[asyncpg
                 request=waiting.get("request"),
                 attempt=waiting.get("attempt", 1),
                 said=waiting.get("said", ()),
+                batch=waiting.get("batch"),
             )
     ids = [begun.run.message_id for begun in turns.values()]
     taken = {row["id"] for row in await db.fetch(PROMOTE, replica, list(turns), ids)}  # one may be cancelled meanwhile
@@ -112,6 +113,7 @@ def pending(op: BeginRun) -> dict[str, Any]:
         "again": op.again,
         "before": [_packed(message) for message in op.before],
         "request": op.request,
+        "batch": op.batch,
     }
 
 

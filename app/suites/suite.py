@@ -182,6 +182,8 @@ class Suite(Part):
     """Whether equal calls of language models are answered from the cache; repeats never share an answer."""
     journal: bool = False
     """Whether each item is a run with its steps, to be looked at and taken again; it costs about three times the work."""
+    mode: Literal["realtime", "batch"] = "realtime"
+    """Whether calls of language models are in mode batch; it may be changed between two starts, for it changes no answer."""
     limits: Limits = Field(default_factory=Limits)
 
     @model_validator(mode="after")
@@ -200,9 +202,9 @@ class Suite(Part):
         return max(1, BLOCK // (self.repeats * len(cells_of(self))))
 
     def identity(self) -> bytes:
-        """What makes two starts the same bench, as JSON: all but the limits, and where the rows are, for which their digest stands."""
+        """What makes two starts the same bench, as JSON: all but limits and mode, and where the rows are, for which their digest stands."""
         kept = self.model_dump(
-            mode="json", by_alias=True, exclude={"limits": True, "dataset": {"path", "rows", "file_id"}}
+            mode="json", by_alias=True, exclude={"limits": True, "mode": True, "dataset": {"path", "rows", "file_id"}}
         )
         return canonical(kept)
 

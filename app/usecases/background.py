@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from app.domain import Job, RunStatus
 from app.store import runs
 from app.usecases.conduct import start
+from app.usecases.live import LiveRun
 from app.usecases.platform import Platform
 
 
@@ -15,4 +18,18 @@ async def conduct(platform: Platform, job: Job) -> None:
     if run is None or run.status is not RunStatus.QUEUED or run.id in platform.live or platform.draining.is_set():
         return
     if begun := await platform.writer.promote(run.session_id, job.id):
-        await start(platform, begun).log.ended()
+        await _place_taken(platform, start(platform, begun))
+
+
+async def _place_taken(platform: Platform, live: LiveRun) -> None:
+    """Until a run has ended, or waits for a call in mode batch: from then on it needs no place among the jobs."""
+    ended = platform.tasks.start(live.log.ended(), name="end of a background run")
+    if live.waits is None or len(platform.live) >= platform.max_runs // 2:
+        await ended
+        return
+    waits = platform.tasks.start(live.waits.begun.wait(), name="batch of a background run")
+    try:
+        await asyncio.wait({ended, waits}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        waits.cancel()
+        ended.cancel()

@@ -30,7 +30,10 @@ from app.usecases.platform import Platform
 SHARD = 200
 """How many requests one job answers."""
 AT_ONCE = 32
-"""How many requests of a shard are under way at once; the endpoints of language models have limits of their own."""
+"""How many requests of a shard are under way at once; the endpoints of language models have limits of their own. All are where a model's
+server has batches, in which they wait together."""
+LAST_SECONDS = 600.0
+"""How long what is under way may go on when the batch was cancelled (OpenAI: "up to 10 minutes")."""
 PART = 20
 """How many requests are stored, or written, together, ..."""
 PART_BYTES = 1_000_000
@@ -144,6 +147,7 @@ class _Shard:
         self._over = asyncio.Event()
         self._turn_ends = time.monotonic() + TURN_SECONDS
         self._large = asyncio.Semaphore(LARGE_AT_ONCE)
+        self._workers: list[asyncio.Task[None]] = []
 
     @property
     def leaves_off(self) -> bool:
@@ -163,10 +167,11 @@ class _Shard:
                         return
                     await self._answer(principal, line)
 
+        has_batches = any(spec.batch for model in self._platform.catalog().models.values() for spec in model.endpoints)
         async with asyncio.TaskGroup() as group:
             watching = group.create_task(self._watch())
-            workers = [group.create_task(work()) for _ in range(AT_ONCE)]
-            await asyncio.wait(workers)
+            self._workers = [group.create_task(work()) for _ in range(SHARD if has_batches else AT_ONCE)]
+            await asyncio.wait(self._workers)
             watching.cancel()
 
     async def _watch(self) -> None:
@@ -174,8 +179,13 @@ class _Shard:
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             batch = await _open(self._platform, self._batch.id, BatchStatus.IN_PROGRESS)
-            if batch is None or now() > batch.expires_at or self.leaves_off:
+            is_over = batch is None or now() > batch.expires_at
+            if is_over or self.leaves_off:
                 self._over.set()
+            if is_over:
+                await asyncio.sleep(LAST_SECONDS)
+                for worker in self._workers:
+                    worker.cancel()
 
     async def _answer(self, principal: Principal, line: int) -> None:
         """Answer one request; where there is no room for it now, later."""

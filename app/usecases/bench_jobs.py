@@ -76,7 +76,9 @@ async def work_on(platform: Platform, id: UUID) -> bool:
     if bench is None or bench.status is not BenchStatus.RUNNING:
         return True
     try:
-        work = Work(platform, bench, None, at_once=min(AT_ONCE, suite_of(bench).limits.concurrency))
+        suite = suite_of(bench)
+        most = suite.limits.concurrency if suite.mode == "batch" else AT_ONCE
+        work = Work(platform, bench, None, at_once=min(most, suite.limits.concurrency))
         bench = await work.run(wait=False, until=time.monotonic() + TURN_SECONDS)
     except AppError as error:
         await _fail(platform, id, error.message)

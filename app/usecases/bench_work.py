@@ -46,6 +46,7 @@ from app.journal.recorder import Recorder
 from app.llm.catalog import DEFAULT
 from app.llm.run import RunLLM
 from app.llm.stages import Caller
+from app.llm.waits import Waits
 from app.store import accounts, benches
 from app.store.benches import Asked, Block
 from app.store.operations import BeginRun
@@ -239,7 +240,9 @@ class Work:
             )
         if result.status != "failed":
             result = await self._scored(
-                item.row, result, RunLLM(self._platform.calls, recorder, caller, cache=self.suite.cache)
+                item.row,
+                result,
+                RunLLM(self._platform.calls, recorder, caller, cache=self.suite.cache, mode=self.suite.mode),
             )
         usage = recorder.usage + (result.usage if self.suite.journal or item.before else blank.usage)
         result = replace(result, usage=usage)
@@ -264,7 +267,7 @@ class Work:
     async def _answered(
         self, subject: _Subject, recorder: Recorder, caller: Caller, said: Any, blank: BenchResult
     ) -> BenchResult:
-        history = asked(said)
+        history, waits = asked(said), Waits()
         began = time.monotonic()
         for number in range(1, TRIES + 1):
             llm = RunLLM(
@@ -274,6 +277,8 @@ class Work:
                 model=subject.cell.model,
                 temperature=subject.cell.temperature,
                 cache=self.suite.cache,
+                mode=self.suite.mode,
+                waits=waits,
             )
             binding = Binding(
                 session=subject.session,
@@ -336,6 +341,7 @@ class Work:
             ephemeral=True,
             preset=preset,
             request={"body": body, "headers": {}},
+            batch=self.suite.mode == "batch",
         )
         began = time.monotonic()
         try:

@@ -29,6 +29,7 @@ from app.journal.replay import Done, Replay
 from app.llm.run import RunLLM
 from app.llm.stages import Caller
 from app.llm.tokens import count
+from app.llm.waits import Waits
 from app.logs import run_id
 from app.reports import report
 from app.store import journal, memories, messages, runs
@@ -63,7 +64,8 @@ Work = Callable[[Platform, Begun, LiveRun], Awaitable[Answer]]
 def start(platform: Platform, begun: Begun, work: Work | None = None) -> LiveRun:
     """Begin to answer, in a task that belongs to the platform and not to the caller. Without other `work`, the agent answers."""
     recorder = Recorder(steps_before(begun.attempt))
-    live = LiveRun(begun.run, Log(begun.run.id), recorder, begun.credential_id, begun.attempt)
+    waits = Waits() if begun.gives_way or begun.run.background else None
+    live = LiveRun(begun.run, Log(begun.run.id), recorder, begun.credential_id, begun.attempt, waits)
     live.log.begin_with(Chunk(content, content_type) for content_type, content in begun.said)
     live.shown = live.log.position
     platform.live[begun.run.id] = live
@@ -197,7 +199,9 @@ async def _bound(
             dataclasses.replace(caller_of(begun, version.digest, version.shares_cache), agent=version.id),
             model=session.params.model,
             temperature=session.params.temperature,
+            mode="batch" if begun.in_batch else "realtime",
             door=platform.door,
+            waits=live.waits,
         ),
         recorder=live.recorder,
         toolboxes=platform.toolboxes,
@@ -351,6 +355,7 @@ def _waiting(live: LiveRun, begun: Begun, asked: Suspended) -> FinishRun:
         "stored": True,
         "again": begun.again,
         "request": begun.request,
+        "batch": begun.batch,
         "attempt": begun.attempt + 1,
         "ask": question | {"seq": asked.seq},
         "said": [(chunk.content_type, chunk.content) for chunk in chunks],

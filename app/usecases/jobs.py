@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple
@@ -17,6 +18,8 @@ from app.usecases.platform import Platform
 
 log = logging.getLogger(__name__)
 
+PLACE_SECONDS = 120.0
+"""Longer than the turn of any kind of job, after which it begins nothing new."""
 WRONG = {"code": "internal", "message": "Something went wrong in the server.", "status": 500}
 
 
@@ -32,11 +35,19 @@ class Kind(NamedTuple):
 async def perform(kind: Kind, platform: Platform, job: Job) -> None:
     """Do a job, if this worker gets it. Its subject's state tells what is still to do, so it may be begun again.
 
+    After `PLACE_SECONDS` it goes on without a place among the jobs: it waits for batches of language models, which others need not.
     The reaper queues again what this replica has taken and does not do: the end of such a job, or its beginning, was not heard of.
     """
     if job.id in platform.jobs:  # an attempt that was taken for lost goes on
         return
     platform.jobs.add(job.id)
+    working = platform.tasks.start(_attempt(kind, platform, job), name="a job's work")
+    await asyncio.wait({working}, timeout=PLACE_SECONDS)
+    if working.done():
+        await working
+
+
+async def _attempt(kind: Kind, platform: Platform, job: Job) -> None:
     try:
         async with platform.engine.begin() as db:
             taken = await jobs.take(db, job.id, platform.writer.replica)

@@ -12,6 +12,7 @@ from uuid import UUID
 from app.domain import Message, Run
 from app.journal.log import Log
 from app.journal.recorder import Recorder
+from app.llm.waits import Waits
 
 YOUNG_SECONDS = 0.3
 """How old a run is when its log is first copied: most end before."""
@@ -41,6 +42,8 @@ class LiveRun:
     recorder: Recorder = field(default_factory=Recorder)
     credential_id: UUID | None = None
     attempt: int = 1
+    waits: Waits | None = None
+    """How long it has waited for calls in mode batch, where that is no time of its own."""
     history: Sequence[Message] = ()
     tools: frozenset[str] = frozenset()
     """The tools of the request, whose calls are for its sender."""

@@ -31,13 +31,15 @@ async def send(
     at_leaf: bool = True,
     key: str | None = None,
     background: bool | None = None,
+    batch: bool | None = None,
 ) -> LiveRun | Run:
     """Store a message and begin to answer it. When this returns both are on disk.
 
     A message follows the active branch's last one. With `at_leaf` false it follows `parent_id` instead (None: it begins the
     conversation anew), which is how a message is edited: its new version becomes a sibling.
 
-    A `background` message, or one in a session of that mode, is left to a job.
+    A `background` message, or one in a session of that mode, is left to a job; with `batch` so that its calls of language models are in
+    mode batch.
 
     Gives the run that is conducted here; or one to follow, which waits its turn in a busy session or for a worker, or which the
     idempotency `key` stands for already.
@@ -45,7 +47,9 @@ async def send(
     extra = additional_kwargs or {}
     message = Message.user(content, id=new_id(), parent_id=parent_id, tokens=count(content), additional_kwargs=extra)
     ids = platform.agents.ids
-    wanted = BeginRun(principal, session_id, new_id(), message, ids, at_leaf=at_leaf, background=background)
+    wanted = BeginRun(
+        principal, session_id, new_id(), message, ids, at_leaf=at_leaf, background=background, batch=batch
+    )
     if key is not None:
         wanted = replace(wanted, key=IdempotencyKey(key, _fingerprint(wanted)))
     return await begin(platform, wanted)
@@ -82,7 +86,7 @@ async def begin(platform: Platform, wanted: BeginRun, work: conduct.Work | None 
     """Store the beginning of a run, and begin to answer it; as `send`. `work` is what there is to do, if not an agent's."""
     if platform.draining.is_set():
         raise Unavailable("The server is shutting down.", retry_after=1)
-    if len(platform.live) >= platform.max_runs:
+    if len(platform.live) >= (platform.max_runs // 2 if wanted.principal.gives_way else platform.max_runs):
         raise Unavailable("The server is answering as many messages as it can.", retry_after=1)
     begun = await platform.writer.begin(wanted)
     if isinstance(begun, Asks):

@@ -44,7 +44,7 @@ class ParamsPart(Struct, forbid_unknown_fields=True, omit_defaults=True):
     model: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     busy: Literal["reject", "queue", "interrupt"] | None = None
-    mode: Literal["realtime", "background"] | None = None
+    mode: Literal["realtime", "background", "batch"] | None = None
     summary: bool | None = None
 
 

@@ -21,6 +21,7 @@ from app.store import (
     ephemeral,
     invites,
     jobs,
+    llm_batches,
     memories,
     partitions,
     queue,
@@ -61,6 +62,7 @@ async def once(engine: AsyncEngine, keeping: Keeping = FOR_EVER) -> None:
         await creations.sweep(db)
         await budgets.sweep(db)
         await jobs.sweep(db)
+        await llm_batches.sweep(db)
         await memories.sweep(db)
         await queue.sweep(db)
         await webhooks.sweep(db)

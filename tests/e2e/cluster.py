@@ -324,6 +324,7 @@ class Caller:
     def __init__(self, http: aiohttp.ClientSession, key: str, user_id: str = "") -> None:
         self._http = http
         self.user_id = user_id
+        self.key = key
         self._headers = {"authorization": f"Bearer {key}"}
 
     async def call(self, server: Server, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:

@@ -6,7 +6,7 @@ said` the first message of the user, anything else `You said: …`. `call NAME {
 tools, if the request has any; the answer to a tool's message is `The tool said: …`; other tools and formats are followed
 as `tests/fakes/rules.py` has it. Tokens are words: the prompt's are
 all messages', the answer's no more than `max_tokens`. `/v1/embeddings` gives equal texts equal vectors; `/v1/models` lists
-`models`.
+`models`. `/v1/files` and `/v1/batches` are those of `tests/fakes/batches.py`, set by `POST /_batches {"seconds": 0.5, "fault": "never"}`.
 
 A fault is `NAME key=value …`, chosen by the model name (`fault:NAME:key=value`), by `[[fault: NAME key=value]]` in the
 last message, or for the next requests by `POST /_faults {"fault": "NAME …", "times": 1, "headers": {}}`.
@@ -47,6 +47,7 @@ from itertools import islice
 from typing import Any
 
 from app.tasks import Tasks
+from tests.fakes.batches import Batches
 from tests.fakes.rules import DIRECTIVE, answer, text_of, tool_calls, vector, words
 
 CREATED = 1_700_000_000
@@ -105,6 +106,7 @@ class FakeUpstream:
         self.connections = 0
         self.connected = 0
         self.tasks = Tasks()
+        self.batches = Batches(self._line)
         self.transports: set[asyncio.Transport] = set()
         self._fault: Fault | None = None
         self._times = 0
@@ -137,7 +139,15 @@ class FakeUpstream:
         ]
         counts = {"hits": self.hits, "completed": self.completed, "aborted": self.aborted, "open": self.open}
         counts |= {"most_open": self.most_open, "tokens": self.tokens}
+        counts |= self.batches.stats()
         return {**counts, "connections": self.connections, "connected": self.connected, "requests": requests}
+
+    def _line(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        """The status and body for a line of a batch."""
+        fault = self.fault_of(body)
+        if fault.name.isdigit():
+            return int(fault.name), {"error": {"message": "Something is wrong."}}
+        return 200, completion(body, fault)
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait for `condition` to hold; ten seconds are always enough."""
@@ -207,6 +217,23 @@ def _reason(body: dict[str, Any], text: str) -> str:
     return "length" if most and len(text.split()) >= most else "stop"
 
 
+def completion(body: dict[str, Any], fault: Fault) -> dict[str, Any]:
+    """A whole answer."""
+    calls = tool_calls(body)
+    text = "" if calls else "".join(_pieces(body, fault))
+    message: dict[str, Any] = {"role": "assistant", "content": text}
+    if calls:
+        message |= {"content": None, "tool_calls": calls}
+    return {
+        "id": "chatcmpl-fake",
+        "object": "chat.completion",
+        "created": CREATED,
+        "model": body.get("model"),
+        "choices": [{"index": 0, "message": message, "finish_reason": "tool_calls" if calls else _reason(body, text)}],
+        "usage": usage(body["messages"], text, fault),
+    }
+
+
 class Connection(asyncio.Protocol):
     """One HTTP/1.1 connection: requests one after another, each answered by a task that ends when the client leaves."""
 
@@ -253,7 +280,8 @@ class Connection(asyncio.Protocol):
             return None
         self._buffer = rest[length:]
         method, path, _ = first.split(" ", 2)
-        return Request(method, path, headers, json.loads(rest[:length]) if length else None, rest[:length])
+        is_json = length and not headers.get("content-type", "").startswith("multipart/")
+        return Request(method, path, headers, json.loads(rest[:length]) if is_json else None, rest[:length])
 
     async def _serve(self, request: Request) -> None:
         await self._route(request)
@@ -271,6 +299,9 @@ class Connection(asyncio.Protocol):
                     request.body["fault"], times=request.body.get("times", 1), headers=request.body.get("headers")
                 )
                 self._json(200, {})
+            case "POST", "/_batches":
+                vars(server.batches).update(request.body)
+                self._json(200, {})
             case "POST", "/v1/chat/completions":
                 await self._chat(request)
             case "POST", "/v1/embeddings":
@@ -281,7 +312,12 @@ class Connection(asyncio.Protocol):
                     data = [{"id": name, "object": "model", "owned_by": "tests"} for name in server.models]
                     self._json(200, {"object": "list", "data": data})
             case _:
-                self._error(404, "There is no such address.")
+                kind = request.headers.get("content-type", "")
+                told = server.batches.serve(request.method, request.path, kind, request.raw)
+                if told is None:
+                    self._error(404, "There is no such address.")
+                elif not self._refuse_key(request):
+                    self._send(*told, "application/json")
 
     async def _chat(self, request: Request) -> None:
         server = self._server
@@ -356,22 +392,8 @@ class Connection(asyncio.Protocol):
         return True
 
     def _whole(self, body: dict[str, Any], fault: Fault) -> None:
-        calls = tool_calls(body)
-        text = "" if calls else "".join(_pieces(body, fault))
-        self._server.tokens += len(text.split())
-        message: dict[str, Any] = {"role": "assistant", "content": text}
-        if calls:
-            message |= {"content": None, "tool_calls": calls}
-        reply = {
-            "id": "chatcmpl-fake",
-            "object": "chat.completion",
-            "created": CREATED,
-            "model": body.get("model"),
-            "choices": [
-                {"index": 0, "message": message, "finish_reason": "tool_calls" if calls else _reason(body, text)}
-            ],
-            "usage": usage(body["messages"], text, fault),
-        }
+        reply = completion(body, fault)
+        self._server.tokens += len((reply["choices"][0]["message"]["content"] or "").split())
         self._json(200, reply)
 
     async def _stream(self, body: dict[str, Any], fault: Fault) -> None:

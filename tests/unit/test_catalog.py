@@ -64,6 +64,17 @@ def test_no_cost_is_negative_or_off_by_more_than_half_a_place(price: Decimal, pr
     assert abs(int(cost.scaleb(9)) * 10**6 - numerator) * 2 <= 10**6
 
 
+def test_a_batch_costs_its_share_and_nothing_else_does() -> None:
+    price, usage = Price(Decimal(3), Decimal(4), batch=Decimal("0.5")), Usage(1_000_000, 1_000_000)
+    assert (price.cost(usage), price.cost(usage, batch=True)) == (7, Decimal("3.5"))
+    assert Price(Decimal(3)).cost(usage, batch=True) == 3
+    for wrong in ("-0.1", "1.01", "NaN"):
+        with pytest.raises(
+            InvalidInput, match=r"^batch must be a number from 0 to 1: the share that is paid in a batch\.$"
+        ):
+            Price(batch=Decimal(wrong))
+
+
 @pytest.mark.parametrize("wrong", ["-1", "NaN", "Infinity", "1000000.01", "-0.000000001"])
 @pytest.mark.parametrize("name", ["prompt", "completion", "cached"])
 def test_a_price_is_a_number_in_its_range(name: str, wrong: str) -> None:
@@ -120,7 +131,7 @@ def test_a_base_url_is_an_address_and_nothing_more(url: str) -> None:
     [
         *(
             (name, value)
-            for name in ("weight", "max_concurrency", "rpm", "tpm")
+            for name in ("weight", "max_concurrency", "rpm", "tpm", "batch_deadline")
             for value in (0, -1, 10**11, True, 1.5)
         ),
         ("weight", None),
@@ -131,7 +142,7 @@ def test_a_base_url_is_an_address_and_nothing_more(url: str) -> None:
 )
 def test_a_bad_value_of_an_endpoint_is_named(name: str, value: object) -> None:
     with pytest.raises(InvalidInput) as caught:
-        replace(SMALL, **{name: value})
+        replace(SMALL, batch=True, **{name: value})
     assert caught.value.param == name
 
 

@@ -135,6 +135,14 @@ endpoints = [
         ("weight = 1.5", 6, "endpoints[1].weight: must be an integer from 1 to 1000."),
         ("max_concurrency = 10_001", 6, "endpoints[1].max_concurrency: must be an integer from 1 to 10000."),
         ("rpm = true", 6, "endpoints[1].rpm: must be an integer from 1 to 10000000."),
+        ("batch = 1", 6, "endpoints[1].batch: must be true or false."),
+        ("batch_deadline = 60", 6, "endpoints[1].batch_deadline: needs batch = true beside it."),
+        (
+            "batch = true, batch_deadline = 86_401",
+            6,
+            "endpoints[1].batch_deadline: must be an integer from 1 to 86400.",
+        ),
+        ("batches = true", 6, "endpoints[1].batches: is not known here; known are base_url, model, api_key_env, "),
         ('tpm = "9"', 6, "endpoints[1].tpm: must be an integer from 1 to 10000000000."),
         (
             'api_key = "sk-canary"',
@@ -428,6 +436,6 @@ def test_every_block_of_the_page_is_a_working_file(path: Path, block: str) -> No
 
 def test_the_page_shows_a_vendor_servers_of_ones_own_and_a_cascade() -> None:
     page = "\n".join(BLOCKS)
-    assert len(BLOCKS) == 4
+    assert len(BLOCKS) == 5
     for word in ("https://api.openai.com/v1", "11434", "vLLM", "llama.cpp", "cascade = ", "llm = ", "discover = true"):
         assert word in page, word

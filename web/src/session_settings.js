@@ -57,7 +57,7 @@ export function SessionSettings({ conversation }) {
         <${Field} label=${t("busy")}><select value=${own.busy ?? ""} onChange=${(event) => set("busy", event.target.value)}>
           <option value="">${t("default")}</option>${["reject", "queue", "interrupt"].map((each) => html`<option value=${each}>${t(`busy_${each}`)}</option>`)}</select><//>
         <${Field} label=${t("mode")}><select value=${own.mode ?? ""} onChange=${(event) => set("mode", event.target.value)}>
-          <option value="">${t("default")}</option>${["realtime", "background"].map((each) => html`<option value=${each}>${t(`mode_${each}`)}</option>`)}</select><//>
+          <option value="">${t("default")}</option>${["realtime", "background", "batch"].map((each) => html`<option value=${each}>${t(`mode_${each}`)}</option>`)}</select><//>
       </div></details>
       <div class="row end"><button type="button" class="quiet" onClick=${asPreset}>${t("saveAsPreset")}</button><button class="primary">${t("save")}</button></div>
     </form>`;
