@@ -281,12 +281,7 @@ async def opened(settings: Settings, database_url: str, metrics: Metrics | None 
         upkeep_in = await upkeep.attempt(engine, keeping)
         tasks = Tasks()
         servers = Servers(mcp_servers(settings, strict=False), tasks)
-        agents = Agents(settings.agents_dir, settings_module.agent_variables(), own=[ModelRelay], servers=servers.names)
-        await agents.load()
-        stack.callback(agents.close)
-        watchdog = Watchdog(asyncio.get_running_loop())
-        watchdog.start()
-        stack.callback(watchdog.stop)
+        agents = await _agents(settings, servers, stack)
         client = redis.connect(settings.redis_url.get_secret_value()) if settings.redis_url else None
         if client:
             stack.push_async_callback(client.aclose)
@@ -352,6 +347,17 @@ async def opened(settings: Settings, database_url: str, metrics: Metrics | None 
         models.keep_going(platform.tasks)
         platform.tasks.start(upkeep.keep(engine, keeping, upkeep_in), name="upkeep")
         yield platform
+
+
+async def _agents(settings: Settings, servers: Servers, stack: AsyncExitStack) -> Agents:
+    """The agents of the folder, and what ends those that hold up all others."""
+    agents = Agents(settings.agents_dir, settings_module.agent_variables(), own=[ModelRelay], servers=servers.names)
+    await agents.load()
+    stack.callback(agents.close)
+    watchdog = Watchdog(asyncio.get_running_loop())
+    watchdog.start()
+    stack.callback(watchdog.stop)
+    return agents
 
 
 def _keep_going(platform: Platform, heart: replicas.Heart) -> None:

@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, Row, and_, delete, exists, func, select, t
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.domain import Bench, BenchProgress, BenchResult, BenchStatus, Page, Run, RunStatus, Step
+from app.domain import Bench, BenchProgress, BenchResult, BenchStatus, Page, Run, Step
 from app.store import budgets, webhooks
 from app.store.charges import charge
 from app.store.runs import DEAD_AFTER_SECONDS, usage_columns, usage_of
