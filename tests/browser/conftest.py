@@ -120,6 +120,8 @@ class Visit:
         self.context.set_default_timeout(SECONDS * 1000)
         self.page: Page = self.context.new_page()
         self.complaints: list[str] = []
+        self.expected = {"401"}
+        """Statuses of refusals that belong to the visit, of which a browser complains when it likes."""
         self.elsewhere: list[str] = []
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("console", lambda said: said.type == "error" and self.complaints.append(said.text))
@@ -180,7 +182,7 @@ class Visit:
 
     def close(self) -> None:
         self.context.close()
-        unexpected = [each for each in self.complaints if "401" not in each]
+        unexpected = [each for each in self.complaints if not any(status in each for status in self.expected)]
         assert not unexpected, unexpected
         assert not self.elsewhere, "something was loaded from elsewhere"
 
