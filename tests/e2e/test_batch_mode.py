@@ -40,6 +40,7 @@ async def made(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[
         endpoint = f'{{ base_url = "{it.fake.base_url}", model = "fake", batch = true }}'
         price = "price = { prompt = 1000, completion = 1000, batch = 0.5 }"
         (folder / "models.toml").write_text(f"[models.default]\nendpoints = [{endpoint}]\n{price}\n")
+        (folder / "data").symlink_to(folder / "server0")  # workers read the files of the server
         yield it, it.servers[0]
 
 
@@ -158,9 +159,11 @@ async def test_our_own_batch_whose_worker_is_killed_sends_no_line_twice(made: tu
     async def are_sent() -> bool:
         return len(await lines_of(it)) == len(before["lines"]) + 10
 
+    if all(worker.popen.poll() is not None for worker in it.workers):
+        await it.worker(3)
     await until(are_sent, 60, "the lines are in a batch")
-    (worker,) = [worker for worker in it.workers if worker.popen.poll() is None]
-    worker.kill()
+    for worker in it.workers:
+        worker.kill()
     await let(it, seconds=0.5)
     await it.worker(3)
 
