@@ -41,7 +41,14 @@ async def made(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[
         price = "price = { prompt = 1000, completion = 1000, batch = 0.5 }"
         (folder / "models.toml").write_text(f"[models.default]\nendpoints = [{endpoint}]\n{price}\n")
         (folder / "data").symlink_to(folder / "server0")  # workers read the files of the server
-        yield it, it.servers[0]
+        server = it.servers[0]
+
+        async def is_loaded() -> bool:
+            listed = await it.admin.post(server, "/ListAgents", {})
+            return "twice_agent" in {agent["id"] for agent in listed["items"]}
+
+        await until(is_loaded, 20, "the agent is loaded")
+        yield it, server
 
 
 async def accepted(caller: Caller, server: Server, content: str) -> str:
