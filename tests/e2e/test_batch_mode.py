@@ -40,7 +40,15 @@ async def made(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[
         endpoint = f'{{ base_url = "{it.fake.base_url}", model = "fake", batch = true }}'
         price = "price = { prompt = 1000, completion = 1000, batch = 0.5 }"
         (folder / "models.toml").write_text(f"[models.default]\nendpoints = [{endpoint}]\n{price}\n")
-        yield it, it.servers[0]
+        (folder / "data").symlink_to(folder / "server0")  # workers read the files of the server
+        server = it.servers[0]
+
+        async def is_loaded() -> bool:
+            listed = await it.admin.post(server, "/ListAgents", {})
+            return "twice_agent" in {agent["id"] for agent in listed["items"]}
+
+        await until(is_loaded, 20, "the agent is loaded")
+        yield it, server
 
 
 async def accepted(caller: Caller, server: Server, content: str) -> str:
@@ -158,9 +166,11 @@ async def test_our_own_batch_whose_worker_is_killed_sends_no_line_twice(made: tu
     async def are_sent() -> bool:
         return len(await lines_of(it)) == len(before["lines"]) + 10
 
+    if all(worker.popen.poll() is not None for worker in it.workers):
+        await it.worker(3)
     await until(are_sent, 60, "the lines are in a batch")
-    (worker,) = [worker for worker in it.workers if worker.popen.poll() is None]
-    worker.kill()
+    for worker in it.workers:
+        worker.kill()
     await let(it, seconds=0.5)
     await it.worker(3)
 
