@@ -10,6 +10,7 @@ import msgspec
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisAway
 
 from app.domain import Chunk
 from app.journal.recorder import Bill
@@ -34,9 +35,32 @@ _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Entry)
 
 
+class _Pool(BlockingConnectionPool):
+    """Connections that end with the pool: redis-py's own would connect again for whoever comes late, and leave that open."""
+
+    _is_closed = False
+
+    async def ensure_connection(self, connection: Any) -> None:
+        """Connect, unless the pool is closed."""
+        if self._is_closed:
+            raise RedisAway("The client is closed.")
+        await super().ensure_connection(connection)
+
+    async def release(self, connection: Any) -> None:
+        """Keep a connection for the next command."""
+        await super().release(connection)
+        if self._is_closed:
+            await connection.disconnect()
+
+    async def aclose(self) -> None:
+        """Close all connections for good."""
+        self._is_closed = True
+        await super().aclose()
+
+
 def connect(url: str) -> Client:
-    """A client whose commands fail after two seconds instead of waiting; it connects again by itself."""
-    pool = BlockingConnectionPool.from_url(
+    """A client whose commands fail after two seconds instead of waiting; it connects again by itself until it is closed."""
+    pool = _Pool.from_url(
         url,
         socket_timeout=TIMEOUT,
         socket_connect_timeout=TIMEOUT,

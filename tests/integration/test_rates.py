@@ -8,6 +8,7 @@ from contextlib import aclosing
 from uuid import uuid4
 
 import pytest
+from redis.exceptions import RedisError
 
 from app.errors import RateLimited
 from app.store import redis
@@ -67,6 +68,18 @@ async def test_replicas_count_together_in_redis(running: Engines, clock: Clock) 
         counted = [rate.counted for n in range(6) if (rate := await pair[n % 2].take(user))]
         assert counted == [1, 2, 3, 4, 5, 6]
         assert [await one.ttl(key) > 60 async for key in one.scan_iter(f"rate:{user}:*")] == [True]
+
+
+async def test_a_client_that_is_closed_connects_no_more(running: Engines) -> None:
+    client = redis.connect(running.redis_url)
+    await client.ping()
+    late = asyncio.create_task(client.brpop("nothing comes", 60))
+    await asyncio.sleep(0.05)
+    await client.aclose()
+    with pytest.raises(RedisError):
+        await late
+    with pytest.raises(RedisError, match="The client is closed"):
+        await client.ping()
 
 
 async def test_without_redis_each_process_counts_for_itself() -> None:
