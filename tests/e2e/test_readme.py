@@ -186,7 +186,7 @@ def test_what_the_readme_says_happens(checkout: Path, upstream: str) -> None:
         messages, sessions, found = map(json.loads, kept.splitlines())
         assert [item["type"] for item in messages["items"]] == ["human", "ai", "human", "ai"]
         assert messages["items"][3]["content"] == "My name is Ada."
-        assert [item["title"] for item in sessions["items"]] == ["First steps", None]
+        assert [item["title"] for item in sessions["items"]] == ["First steps", "Hello"]
         assert len(found["data"]) == 3
 
         assert [row["calls"] for row in json.loads(used)["data"]] == [2]
