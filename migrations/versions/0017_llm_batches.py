@@ -42,8 +42,3 @@ def upgrade() -> None:
     op.create_index("ix_llm_batch_calls_batch_id", "llm_batch_calls", ["batch_id"], unique=False)
     op.create_index("ix_llm_batch_calls_owner_id", "llm_batch_calls", ["owner_id", "key"], unique=False)
     op.create_index("ix_llm_batch_calls_session_id", "llm_batch_calls", ["session_id"], unique=False)
-
-
-def downgrade() -> None:
-    op.drop_table("llm_batch_calls")
-    op.drop_table("llm_batches")

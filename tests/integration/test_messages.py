@@ -34,7 +34,10 @@ async def test_the_system_prompt_and_the_sessions_parameters_are_used(llm_house:
     body = fake.requests[-1].body
     assert body["messages"][0] == {"role": "system", "content": "Be brief."}
     assert (body["model"], body["temperature"]) == ("m7", 0.1)
-    changed = {"agent": {"id": "simple_openai_agent", "params": {"system_prompt": "Be long."}}, "session_params": {}}
+    changed = {
+        "agent": {"id": "simple_openai_agent", "params": {"system_prompt": "Be long."}},
+        "session_params": {"temperature": None},
+    }
     await client.post("/UpdateSession", json={"session_id": id, **changed})
     await send(client, id, "hello")
     body = fake.requests[-1].body
