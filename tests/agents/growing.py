@@ -82,3 +82,30 @@ class Writer(BaseAgent):
         child = self.derive(Writer, depth=1)
         join = child.create_prompt("Join {{a}} {{b}}").update_placeholder(a=first, b=second)
         return await join.acall(query=message.content, is_stream=True, postprocessor=mask)
+
+
+class Plan(BaseModel):
+    done: list[str] = []
+
+
+async def fetch(url: str) -> str:
+    return url
+
+
+class Approval(BaseModel):
+    ok: bool
+
+
+class Researcher(BaseAgent):
+    """State, durable steps, a person, another agent, a check that a larger model answers for."""
+
+    id = "researcher"
+    state: Plan
+
+    async def chat(self, message: Message) -> Reply | str:
+        page = await self.step(fetch, message.content)
+        facts = await self.llm.ainvoke(f"Facts in: {page}", accept=lambda text: "unknown" not in text)
+        if not (await self.ask("Publish?", Approval)).ok:
+            return f"Left unpublished, {self.session.user.name}."
+        self.state.done.append(message.content)
+        return await self.delegate("translator", facts, language="zh")

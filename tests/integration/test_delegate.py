@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,42 +15,20 @@ from sqlalchemy import text
 
 from app.agent import delegating
 from app.usecases import conduct
+from tests.agents import growing
 from tests.conftest import copy
 from tests.engines import Engines
 from tests.fakes.upstream import FakeUpstream
 from tests.house import AGENTS, House, events, open_house, send, session
 
-AGENTS_FILE = '''
+RESEARCHER = "\n\n".join(map(inspect.getsource, (growing.Plan, growing.fetch, growing.Approval, growing.Researcher)))
+AGENTS_FILE = (
+    '''
 import asyncio
 from pydantic import BaseModel
 from app.agent import BaseAgent, Chattable, Message, Reply
 
 CALLS = []
-
-
-class Plan(BaseModel):
-    done: list[str] = []
-
-
-async def fetch(url: str) -> str:
-    return url
-
-
-class Approval(BaseModel):
-    ok: bool
-
-
-class Researcher(BaseAgent):
-    id = "researcher"
-    state: Plan
-
-    async def chat(self, message: Message) -> Reply | str:
-        page = await self.step(fetch, message.content)
-        facts = await self.llm.ainvoke(f"Facts in: {page}", accept=lambda text: "unknown" not in text)
-        if not (await self.ask("Publish?", Approval)).ok:
-            return f"Left unpublished, {self.session.user.name}."
-        self.state.done.append(message.content)
-        return await self.delegate("translator", facts, language="zh")
 
 
 class Count(BaseModel):
@@ -131,6 +110,8 @@ class Caller(Chattable):
         size = int(message.content) if message.content.isdigit() else message.content
         return await self.delegate("tailor", "a coat", size=size)
 '''
+    + RESEARCHER
+)
 
 
 @asynccontextmanager
