@@ -12,6 +12,7 @@ from msgspec import Struct
 from pydantic import BaseModel, ConfigDict
 
 from app.agent.chattable import Chattable
+from app.agent.json_keys import KeysMissing
 from app.agent.plain import plain
 from app.agent.runner import Answer
 from app.agent.samples import sample
@@ -48,17 +49,17 @@ class BrokenPromise(Exception):
 
 
 class Echo(LLM):
-    """Says what it was asked, in pieces of `size` characters, or what fits the schema it was asked for."""
+    """Says what it was asked, in pieces of `size` characters, or what fits the schema it was asked for; with `keys` as JSON."""
 
-    def __init__(self, size: int = 3, *, endless: bool = False) -> None:
-        self._size, self._endless = size, endless
+    def __init__(self, size: int = 3, *, endless: bool = False, keys: Sequence[str] = ()) -> None:
+        self._size, self._endless, self._keys = size, endless, keys
         self.asked: list[list[dict[str, Any]]] = []
         self.begun = asyncio.Event()
 
     async def generate(self, messages: list[dict[str, Any]], **options: Any) -> AsyncGenerator[str, None]:
         """Answer."""
         self.asked.append(messages)
-        text = _said(messages, options.get("response_format") or {})
+        text = _said(messages, options.get("response_format") or {}, self._keys)
         for at in range(0, len(text), self._size):
             yield text[at : at + self._size]
             await asyncio.sleep(0)
@@ -79,6 +80,11 @@ class Contract:
         """Without `params` those that its schema asks for are made up."""
         self._version = version
         self._params = sample(version.params_schema or {}) if params is None else params
+        self._keys: Sequence[str] = ()
+        """What the agent takes out of its model's answers, once it has told."""
+
+    def _echo(self, size: int = 3, *, endless: bool = False) -> Echo:
+        return Echo(size, endless=endless, keys=self._keys)
 
     async def check(self) -> list[Finding]:
         """Every promise in its turn; when the agent does not answer at all, the rest is skipped."""
@@ -100,12 +106,16 @@ class Contract:
 
     async def _answers(self) -> str:
         begin = time.monotonic()
-        await self._run("Hello")
+        try:
+            await self._run("Hello")
+        except KeysMissing as missing:
+            self._keys = missing.keys
+            await self._run("Hello")
         return f"{time.monotonic() - begin:.2f} s"
 
     async def _streams(self) -> str:
         """What a reader sees while it comes is what is kept, and it does not hang on how the model cut its answer."""
-        trial = Trial(self._version, Echo(), params=self._params, person=_person, others=_stand_in)
+        trial = Trial(self._version, self._echo(), params=self._params, person=_person, others=_stand_in)
         work = Tasks().start(trial.answer("Hello, world", timeout=TIMEOUT), name="streamed")
         read: list[Event] = []
         while not work.done():
@@ -117,7 +127,7 @@ class Contract:
         if live != given.text:
             raise BrokenPromise("what was streamed is not what was kept")
         again = (await self._run("Hello, world"))[0].text
-        whole = (await self._run("Hello, world", Echo(1_000_000)))[0].text
+        whole = (await self._run("Hello, world", self._echo(1_000_000)))[0].text
         if again != given.text:
             return "its answers differ from one time to the next, so pieces and whole were not compared"
         if whole != again:
@@ -127,7 +137,7 @@ class Contract:
         return f"{len(read)} pieces"
 
     async def _cancels(self) -> str:
-        llm, tasks = Echo(endless=True), Tasks()
+        llm, tasks = self._echo(endless=True), Tasks()
         trial = Trial(self._version, llm, params=self._params, person=_person, others=_stand_in)
         work = tasks.start(trial.answer("Hello", timeout=TIMEOUT), name="cancelled")
         begun = tasks.start(llm.begun.wait(), name="begun")
@@ -161,7 +171,7 @@ class Contract:
 
     async def _heard(self, word: str) -> str:
         """All that comes of a session in which `word` was said."""
-        llm = Echo()
+        llm = self._echo()
         given, trial = await self._run(f"Keep the word {word}.", llm)
         shown = [event.chunk.content for event in trial.log.events]
         return json.dumps([given.text, "".join(shown), plain(given.state), llm.asked], default=str).casefold()
@@ -178,14 +188,14 @@ class Contract:
             if again is None or plain(again) != plain(given.state):
                 raise BrokenPromise("its state is another one when it is loaded again")
         before = [Message.user("Hello"), Message.assistant(given.text)]
-        await Trial(version, Echo(), params=stored, person=_person, others=_stand_in).answer(
+        await Trial(version, self._echo(), params=stored, person=_person, others=_stand_in).answer(
             "And?", state=given.state, before=before, timeout=TIMEOUT
         )
         has = [name for name, model in (("params", version.params_model), ("state", version.state_model)) if model]
         return ", ".join(has) or "it has neither params nor state"
 
     async def _reports(self) -> str:
-        llm = Echo()
+        llm = self._echo()
         _, trial = await self._run("Hello", llm)
         if not llm.asked:
             return "it asks no language model"
@@ -195,7 +205,7 @@ class Contract:
         return f"{usage.prompt} prompt, {usage.completion} completion"
 
     async def _run(self, text: str, llm: Echo | None = None) -> tuple[Answer, Trial]:
-        trial = Trial(self._version, llm or Echo(), params=self._params, person=_person, others=_stand_in)
+        trial = Trial(self._version, llm or self._echo(), params=self._params, person=_person, others=_stand_in)
         return await trial.answer(text, timeout=TIMEOUT), trial
 
 
@@ -231,9 +241,10 @@ async def _person(_: str, schema: dict[str, Any]) -> Any:
     return sample(schema)
 
 
-def _said(messages: list[dict[str, Any]], wanted: Mapping[str, Any]) -> str:
+def _said(messages: list[dict[str, Any]], wanted: Mapping[str, Any], keys: Sequence[str]) -> str:
     if wanted.get("type") == "json_schema":
         return json.dumps(sample(wanted["json_schema"]["schema"]))
     if wanted.get("type") == "json_object":
         return "{}"
-    return "You said: " + " ".join(str(message.get("content") or "") for message in messages)
+    said = "You said: " + " ".join(str(message.get("content") or "") for message in messages)
+    return json.dumps(dict.fromkeys(keys, said), ensure_ascii=False) if keys else said

@@ -12,6 +12,15 @@ from app.llm.reading import read_json
 
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f"}
 
+
+class KeysMissing(LLMError):
+    """The language model's answer has none of the `keys`."""
+
+    def __init__(self, keys: Sequence[str]) -> None:
+        super().__init__(f"The language model's answer has no JSON with {', '.join(keys)[:200]}.")
+        self.keys = tuple(keys)
+
+
 Part: TypeAlias = Generator[None, str, Any]
 """A part of the reader: it is sent the characters one by one, and returns when it has read its part."""
 
@@ -22,7 +31,7 @@ class JsonKeyExtractorPP(BasePostprocess):
     The text of one key streams: a string is said as it comes, another value as JSON once it is whole. Several keys are
     said at the end as one object. Sentences and fences around the object do not matter, nor does an end that is cut
     off. The first value of a key counts; keys of objects inside the object do not. The answer's `value` is that of the
-    key, or the object. An answer with none of the keys is an `LLMError`.
+    key, or the object. An answer with none of the keys is an `LLMError`, `KeysMissing`.
     """
 
     def __init__(self, target_key: str | None = None, *, target_keys: Sequence[str] | None = None) -> None:
@@ -67,7 +76,7 @@ class _Keys:
         if self._key is not None:
             self._keep("".join(self._read))
         if not self._found:
-            raise LLMError(f"The language model's answer has no JSON with {', '.join(self._keys)[:200]}.")
+            raise KeysMissing(self._keys)
         if self._speaks:
             self.value = self._found[self._keys[0]]
             return "".join(self._said)

@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 from app.cli import commands, requirements
 from app.errors import SettingsError
 from app.settings import Settings
+from tests.agents import growing
 from tests.fakes.upstream import upstream
 
 BROKEN = '''
@@ -161,6 +162,15 @@ async def test_nothing_is_overwritten_and_no_id_given_twice(folder: Path) -> Non
     with pytest.raises(SettingsError, match=r"test_other\.py is there already"):
         await run("new", "other")
     assert not (folder / "agents/other.py").exists()
+
+
+async def test_agents_of_growing_power_keep_every_promise(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also the one that takes JSON out of its model's answers, which it never asked to be JSON."""
+    monkeypatch.setenv("AGENT_FORECASTER_WEATHER_KEY", "k")
+    (folder / "agents/growing.py").write_text(Path(growing.__file__).read_text())
+    found = await checked()
+    assert {"mirror", "words", "mannered", "forecaster", "writer", "researcher"} <= found.keys()
+    assert [told for told in found.values() if {each["status"] for each in told.values()} != {"ok"}] == []
 
 
 async def test_what_breaks_a_promise_is_named_with_the_promise(folder: Path) -> None:
