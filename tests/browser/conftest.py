@@ -37,6 +37,12 @@ WORDS = {
         "delete": "Delete",
         "more": "More",
         "menu": "Conversations",
+        "trace": "Trace",
+        "model": "With another model",
+        "prompt": "With another last message",
+        "rerun": "Do it again",
+        "back": "Back",
+        "tokens": "tokens",
     },
     "zh": {
         "ask": "输入消息",
@@ -55,6 +61,12 @@ WORDS = {
         "delete": "删除",
         "more": "更多",
         "menu": "会话",
+        "trace": "轨迹",
+        "model": "换一个模型",
+        "prompt": "换最后一条消息",
+        "rerun": "重做",
+        "back": "返回",
+        "tokens": "token",
     },
 }
 

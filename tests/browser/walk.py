@@ -1,4 +1,4 @@
-"""A whole walk, from the login to a deleted conversation, in both languages and on both sizes of screen."""
+"""A whole walk, from the login over a trace to a deleted conversation, in both languages and on both sizes of screen."""
 
 from __future__ import annotations
 
@@ -63,8 +63,29 @@ def test_a_conversation_from_its_beginning_to_its_end(
     expect(page.locator(".session")).to_have_count(1)
     page.keyboard.press("Escape")
 
+    follow_the_trace(visit)
     visit.menu("delete")
     page.get_by_role("dialog").get_by_role("button", name=visit.words["delete"], exact=True).click()
     expect(page).to_have_url(re.compile(r"#/$"))
-    assert person.call("GET", "/api/v1/sessions")["data"] == []
+    (left,) = person.call("GET", "/api/v1/sessions")["data"]
+    assert left["title"] == "Counting sheep"
     visit.close()
+
+
+def follow_the_trace(visit: Visit) -> None:
+    """Another conversation, with a model: what its answer was made of, and the same once more with another model."""
+    page = visit.page
+    page.goto(page.url.partition("#")[0])
+    visit.begin("simple_openai_agent", "say Good morning")
+    visit.until_answered("Good morning")
+    expect(page.locator(".usage")).to_contain_text(f"5 {visit.words['tokens']}")
+    visit.click("trace")
+    page.get_by_role("button", name="llm default").click()
+    expect(page.get_by_role("region", name="llm default")).to_contain_text("say Good morning")
+    page.get_by_role("combobox", name=visit.words["model"]).fill("big")
+    page.get_by_role("textbox", name=visit.words["prompt"]).fill("say Good evening")
+    visit.click("rerun")
+    expect(page.locator(".sides mark")).to_have_text(["mor", "eve"])
+    visit.click("back")
+    expect(page.get_by_role("button", name="llm default")).to_be_visible()
+    page.keyboard.press("Escape")
