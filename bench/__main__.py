@@ -17,7 +17,7 @@ from pathlib import Path
 import asyncpg
 import uvloop
 
-from bench import calls, large, measures, suites
+from bench import calls, large, measures, suites, traces
 from bench.completions import completions
 from bench.measures import QUICK, Figures, Measure, Size
 from bench.processes import many_files
@@ -32,7 +32,7 @@ MEASURES: dict[str, Measure] = {
 }
 
 
-LARGE = {**large.MEASURES, **suites.MEASURES}
+LARGE = {**large.MEASURES, **suites.MEASURES, **traces.MEASURES}
 
 
 def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
@@ -44,7 +44,9 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="rounds of all targets (5; 2 when quick)")
     parser.add_argument("--quick", action="store_true", help="small loads, for a look")
     parser.add_argument(
-        "--large", action="store_true", help="also 1,000 streams, 5,000 idle readers and a test bench of 100,000 items"
+        "--large",
+        action="store_true",
+        help="also 1,000 streams, 5,000 idle readers, a test bench of 100,000 items and a million steps",
     )
     parser.add_argument("--tree", type=Path, default=ROOT, help="measure the platform of this source tree")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure to FILE")
