@@ -31,8 +31,14 @@ def others() -> None:
 
 
 def children() -> list[psutil.Process]:
-    found = (child for child in psutil.Process().children() if child.pid not in OTHERS)
-    return [child for child in found if child.status() != psutil.STATUS_ZOMBIE]
+    return [child for child in psutil.Process().children() if child.pid not in OTHERS and lives(child)]
+
+
+def lives(child: psutil.Process) -> bool:
+    try:
+        return bool(child.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:  # between the look at all and the look at this one
+        return False
 
 
 @pytest.mark.parametrize(
