@@ -142,12 +142,16 @@ class _Compiled:
             self.sure: Pattern[str] = regex.compile(text, flags)
         except (regex.error, ValueError) as error:
             raise InvalidInput(f"The pattern is no regular expression: {error}.", param="pattern") from None
+        if self.sure.flags & regex.REVERSE:
+            raise InvalidInput(
+                "The pattern searches backwards, (?r), but an answer is read as it comes.", param="pattern"
+            )
         self.open: Pattern[str] | None = None
         """None where that cannot be told: then the whole text is waited for."""
         with suppress(regex.error):
             self.open = regex.compile(f"(?:{_TOKEN.sub(_or_end, text)}){_END}", flags)
         changed = self.open is not None and any(_or_end(token) != token[0] for token in _TOKEN.finditer(text))
-        if self.sure.flags & regex.REVERSE or _ODD.search(text) or (changed and re.search(r"\(\?<?!", text)):
+        if _ODD.search(text) or (changed and re.search(r"\(\?<?!", text)):
             self.open = None
 
 
