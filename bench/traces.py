@@ -14,19 +14,19 @@ from bench.table import Row, percentile
 from bench.targets import Stage
 
 RUNS, STEPS = 50_000, 20
-AGENTS, MODELS, FAILED = 5, 4, 50
+AGENTS, MODELS, FAILED = 5, 4, 49
 """So many of each; every so many-th run failed."""
 TRIES = 60
 FILL_RUNS = """
 INSERT INTO runs (id, session_id, user_id, agent_id, message_id, kind, status, created_at, ended_at)
-SELECT uuidv7(at - now()), $1, s.user_id, 'agent ' || i % $3, $1, 'chat', CASE WHEN i % $4 = 0 THEN 'failed' ELSE 'completed' END, at, at
+SELECT uuidv7(at - now()), $1, s.user_id, 'agent_' || i % $3, $1, 'chat', CASE WHEN i % $4 = 0 THEN 'failed' ELSE 'completed' END, at, at
 FROM sessions s, generate_series(1, $2::int) i,
   LATERAL (SELECT date_trunc('month', now()) + (now() - date_trunc('month', now())) * (i::float / $2) AS at)
 WHERE s.id = $1"""
 FILL_STEPS = """
 INSERT INTO steps (run_id, seq, started_at, ended_at, scope_id, path, kind, name, model, status)
 SELECT r.id, i, r.created_at, r.created_at, r.session_id, '/call[' || i || ']', 'llm', 'call',
-  'model ' || abs(hashtext(r.id::text)) % $3, 'completed'
+  'model_' || abs(hashtext(r.id::text)) % $3, 'completed'
 FROM runs r, generate_series(1, $2::int) i WHERE r.session_id = $1"""
 
 
@@ -43,7 +43,7 @@ async def traces(stage: Stage, figures: Figures) -> list[Row]:
         await db.close()
     chosen = random.Random(1).sample(some, TRIES)  # noqa: S311 - no secret
     pages = [f"/api/v1/runs/{row['id']}/steps" for row in chosen]
-    filters = "agent=agent%20{}&model=model%20{}&status=failed&since={:%Y-%m-%dT%H:%M:%SZ}"
+    filters = "agent=agent_{}&model=model_{}&status=failed&since={:%Y-%m-%dT%H:%M:%SZ}"
     lists = [
         f"/api/v1/runs?{filters.format(at % AGENTS, at % MODELS, row['created_at'])}" for at, row in enumerate(chosen)
     ]
