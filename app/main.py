@@ -304,10 +304,7 @@ async def opened(settings: Settings, database_url: str, metrics: Metrics | None 
         store = objects(settings)
         stack.push_async_callback(store.close)
         metrics = metrics or Metrics()
-        spans = spans_of(settings, metrics)
-        if spans:
-            stack.push_async_callback(spans.close)
-            tasks.start(spans.run(), name="spans")
+        spans = _spans(settings, metrics, tasks, stack)
         courier = Courier(private=settings.webhooks_private)
         stack.push_async_callback(courier.close)
         platform = Platform(
@@ -378,6 +375,15 @@ def _keep_going(platform: Platform, heart: replicas.Heart) -> None:
 def vectors_of(settings: Settings) -> MilvusVectors | None:
     """Where passages are searched by their vectors, if not in PostgreSQL."""
     return MilvusVectors(f"http://{settings.milvus_host}:{settings.milvus_port}") if settings.milvus_host else None
+
+
+def _spans(settings: Settings, counted: Metrics, tasks: Tasks, stack: AsyncExitStack) -> Spans | None:
+    """Who is told of runs that have ended, if anybody."""
+    spans = spans_of(settings, counted)
+    if spans:
+        stack.push_async_callback(spans.close)
+        tasks.start(spans.run(), name="spans")
+    return spans
 
 
 def spans_of(settings: Settings, counted: Metrics) -> Spans | None:

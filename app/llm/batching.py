@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
-from typing import NamedTuple, Protocol
+from datetime import timedelta
+from typing import NamedTuple
 from uuid import UUID
 
 from app.domain import new_id, now
@@ -19,6 +19,7 @@ from app.errors import AppError, LLMError, LLMRejected, LLMUnavailable
 from app.llm.batch_api import BatchApi, Given, line_of
 from app.llm.catalog import WINDOW_SECONDS, EndpointSpec
 from app.llm.endpoints import Endpoints
+from app.llm.outstanding import BatchStore, Item, Outstanding, Sought
 from app.llm.refusals import UpstreamAuth, UpstreamUnknown, refusal
 from app.reports import report
 from app.tasks import Tasks
@@ -53,68 +54,6 @@ class Missed(LLMUnavailable):
     """The batch did not answer this call: it is asked at once instead."""
 
     code = "batch_missed"
-
-
-class Sought(NamedTuple):
-    """What a call asks (`key` is a digest of all that can change the answer), and for whom."""
-
-    key: bytes
-    owner_id: UUID
-    session_id: UUID | None
-    run_id: UUID
-
-
-class Outstanding(NamedTuple):
-    """A batch that was, or is being, sent to the server of an endpoint."""
-
-    id: UUID
-    endpoint: str
-    deadline_at: datetime
-    provider_id: str | None = None
-
-
-class Item(NamedTuple):
-    """A call of a batch: the HTTP status and body of its answer, when it has one. `is_over`: it will have none."""
-
-    id: UUID
-    batch_id: UUID
-    status: int | None = None
-    answer: bytes | None = None
-    is_over: bool = False
-
-
-class BatchStore(Protocol):
-    """Where outstanding batches are known, to all processes."""
-
-    async def adopt(self, sought: Sought) -> Item | None:
-        """A call that asks the same for the same user, and whose process is gone: from now on it is this one's."""
-
-    async def add(self, batch: Outstanding, calls: Mapping[UUID, Sought]) -> None:
-        """A batch that this process is about to send, and what is in it."""
-
-    async def submitted(self, id: UUID, provider_id: str) -> None:
-        """What its server calls a batch."""
-
-    async def take(self, id: UUID) -> Outstanding | None:
-        """Look after a batch whose process is gone; None when it is not, or the batch is over."""
-
-    async def awaited(self, id: UUID) -> int:
-        """How many calls of a batch wait for an answer."""
-
-    async def answer(self, answers: Sequence[tuple[UUID, int, bytes]]) -> None:
-        """What became of calls; the first answer stays."""
-
-    async def end(self, id: UUID, *, unsent: bool = False) -> None:
-        """A batch is over; one that was never sent is forgotten with its calls, which go into another."""
-
-    async def look(self, id: UUID) -> Item | None:
-        """A call as it stands; None when it is forgotten."""
-
-    async def release(self, ids: Collection[UUID]) -> None:
-        """This process is about to end: others may take these calls, and look after their batches."""
-
-    async def forget(self, ids: Collection[UUID]) -> None:
-        """Erase calls that nobody waits for any more."""
 
 
 class _Left(Exception):

@@ -21,7 +21,7 @@ from msgspec.structs import replace
 from app.domain import ANSWER_TYPES, Chunk, Usage
 from app.errors import LLMError
 from app.journal.recorder import OpenStep, Recorder
-from app.llm.batching import Missed, Sought
+from app.llm.batching import Missed
 from app.llm.cache import Cache, Flight
 from app.llm.catalog import DEFAULT, FREE, Catalog, Model, Price
 from app.llm.embed import embed
@@ -29,6 +29,7 @@ from app.llm.entries import CachedAnswer
 from app.llm.llm import Finish, Items
 from app.llm.messages import Prompt, encoded, named
 from app.llm.options import checked
+from app.llm.outstanding import Sought
 from app.llm.route import Attempt, Request, Router, chain, fitting
 from app.llm.stages import PROMPT_FACTOR, Caller, Reservations, Stages
 from app.llm.tokens import count, count_json

@@ -13,12 +13,13 @@ from weakref import WeakValueDictionary
 from app.domain import Usage
 from app.errors import AppError, LLMError, LLMRejected
 from app.llm.answer import Answer
-from app.llm.batching import Batching, Sought
+from app.llm.batching import Batching
 from app.llm.catalog import WINDOW_SECONDS, EndpointSpec, Model
 from app.llm.endpoints import Choice, Endpoints, OwnLLMs
 from app.llm.lease import Lease
 from app.llm.llm import LLM, Finish, Items
 from app.llm.messages import Prompt
+from app.llm.outstanding import Sought
 from app.llm.refusals import EmptyAnswer, UpstreamBusy, UpstreamLate, UpstreamUnknown
 from app.llm.upstream import Upstream, whole_chat
 from app.reports import report

@@ -11,6 +11,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain import Group, Page, Role, RunStatus, User
+from app.store.pages import page_by_id
 from app.store.tables import grants, group_members, groups, runs, sessions, users
 
 EVERYONE = "everyone"
@@ -80,9 +81,7 @@ async def delete_user(db: AsyncConnection, id: UUID) -> bool:
 
 async def list_users(db: AsyncConnection, *, after: UUID | None, limit: int) -> Page[User]:
     """Users in the order they were made."""
-    query = select(users).order_by(users.c.id).limit(limit + 1)
-    rows = (await db.execute(query.where(users.c.id > after) if after else query)).all()
-    return Page([user_of(row) for row in rows[:limit]], len(rows) > limit)
+    return await page_by_id(db, select(users), users.c.id, user_of, after=after, limit=limit)
 
 
 async def lock_admins(db: AsyncConnection) -> None:
@@ -108,7 +107,11 @@ async def add_group(db: AsyncConnection, group: Group) -> bool:
 async def get_group(db: AsyncConnection, id: UUID) -> Group | None:
     """A group with its grants."""
     row = (await db.execute(_groups().where(groups.c.id == id))).first()
-    return Group(row.id, row.name, tuple(row.agents)) if row else None
+    return _group(row) if row else None
+
+
+def _group(row: Row[Any]) -> Group:
+    return Group(row.id, row.name, tuple(row.agents))
 
 
 def _groups() -> Select[Any]:
@@ -118,9 +121,7 @@ def _groups() -> Select[Any]:
 
 async def list_groups(db: AsyncConnection, *, after: UUID | None, limit: int) -> Page[Group]:
     """Groups in the order they were made."""
-    query = _groups().order_by(groups.c.id).limit(limit + 1)
-    rows = (await db.execute(query.where(groups.c.id > after) if after else query)).all()
-    return Page([Group(row.id, row.name, tuple(row.agents)) for row in rows[:limit]], len(rows) > limit)
+    return await page_by_id(db, _groups(), groups.c.id, _group, after=after, limit=limit)
 
 
 async def delete_group(db: AsyncConnection, id: UUID) -> bool:
@@ -131,9 +132,8 @@ async def delete_group(db: AsyncConnection, id: UUID) -> bool:
 
 async def list_members(db: AsyncConnection, group_id: UUID, *, after: UUID | None, limit: int) -> Page[User]:
     """The members of a group."""
-    query = select(users).join(group_members).where(group_members.c.group_id == group_id).order_by(users.c.id)
-    rows = (await db.execute((query.where(users.c.id > after) if after else query).limit(limit + 1))).all()
-    return Page([user_of(row) for row in rows[:limit]], len(rows) > limit)
+    query = select(users).join(group_members).where(group_members.c.group_id == group_id)
+    return await page_by_id(db, query, users.c.id, user_of, after=after, limit=limit)
 
 
 async def add_member(db: AsyncConnection, group_id: UUID, user_id: UUID) -> None:

@@ -7,10 +7,11 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import delete, func, insert, select
+from sqlalchemy import Row, delete, func, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain import Act, Page, Principal, new_id
+from app.store.pages import page_by_id
 from app.store.tables import audit, users
 
 
@@ -28,15 +29,13 @@ async def list_page(
 ) -> Page[Act]:
     """Acts, newest first."""
     query = select(audit, users.c.name).outerjoin(users, users.c.id == audit.c.actor_id)
-    wanted = [audit.c.id < after if after else None, audit.c.action == action if action else None]
-    wanted += [audit.c.subject == subject if subject else None, audit.c.actor_id == actor if actor else None]
-    query = query.where(*(condition for condition in wanted if condition is not None))
-    rows = (await db.execute(query.order_by(audit.c.id.desc()).limit(limit + 1))).all()
-    acts = [
-        Act(row.id, row.action, row.subject, row.details, row.actor_id, row.name, row.credential_id, row.created_at)
-        for row in rows[:limit]
-    ]
-    return Page(acts, len(rows) > limit)
+    for column, wanted in ((audit.c.action, action), (audit.c.subject, subject), (audit.c.actor_id, actor)):
+        query = query.where(column == wanted) if wanted else query
+    return await page_by_id(db, query, audit.c.id, _act, after=after, limit=limit, newest_first=True)
+
+
+def _act(row: Row[Any]) -> Act:
+    return Act(row.id, row.action, row.subject, row.details, row.actor_id, row.name, row.credential_id, row.created_at)
 
 
 async def sweep(db: AsyncConnection, days: int) -> None:

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain import Batch, BatchStatus, Page
 from app.store import webhooks
+from app.store.pages import page_by_id
 from app.store.tables import batch_items, batch_shards, batches
 
 OPEN = (BatchStatus.VALIDATING, BatchStatus.IN_PROGRESS, BatchStatus.FINALIZING, BatchStatus.CANCELLING)
@@ -62,13 +63,8 @@ async def get(db: AsyncConnection, id: UUID, *, owner: UUID | None) -> Batch | N
 
 async def list_page(db: AsyncConnection, *, owner: UUID | None, after: UUID | None, limit: int) -> Page[Batch]:
     """Batches of the owner, or of everybody, the newest first: ids tell it."""
-    query = select(batches).order_by(batches.c.id.desc()).limit(limit + 1)
-    if owner:
-        query = query.where(batches.c.user_id == owner)
-    if after:
-        query = query.where(batches.c.id < after)
-    rows = (await db.execute(query)).all()
-    return Page([_batch(row) for row in rows[:limit]], len(rows) > limit)
+    query = select(batches).where(batches.c.user_id == owner) if owner else select(batches)
+    return await page_by_id(db, query, batches.c.id, _batch, after=after, limit=limit, newest_first=True)
 
 
 async def unended(db: AsyncConnection, user_id: UUID) -> int:

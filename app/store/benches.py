@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.domain import Bench, BenchProgress, BenchResult, BenchStatus, Page, Run, Step
 from app.store import budgets, webhooks
 from app.store.charges import charge
+from app.store.pages import page_by_id
 from app.store.runs import DEAD_AFTER_SECONDS, usage_columns, usage_of
 from app.store.tables import bench_blocks, bench_results, benches, llm_batch_calls, messages
 
@@ -62,13 +63,8 @@ async def latest(
 
 async def list_page(db: AsyncConnection, *, owner: UUID | None, after: UUID | None, limit: int) -> Page[Bench]:
     """Benches of the owner, or of everybody, the newest first."""
-    query = select(benches).order_by(benches.c.id.desc()).limit(limit + 1)
-    if owner:
-        query = query.where(benches.c.user_id == owner)
-    if after:
-        query = query.where(benches.c.id < after)
-    rows = (await db.execute(query)).all()
-    return Page([_bench(row) for row in rows[:limit]], len(rows) > limit)
+    query = select(benches).where(benches.c.user_id == owner) if owner else select(benches)
+    return await page_by_id(db, query, benches.c.id, _bench, after=after, limit=limit, newest_first=True)
 
 
 async def unended(db: AsyncConnection, user_id: UUID) -> int:

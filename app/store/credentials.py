@@ -28,6 +28,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain import Credential, Page, Principal, Scope, now
 from app.store.accounts import user_of
+from app.store.pages import page_by_id
 from app.store.tables import credentials, login_failures, users
 
 _PROOF = ("digest", "login_id", "scopes")
@@ -119,14 +120,10 @@ def credential_of(row: Row[Any] | Any) -> Credential:
 
 async def list_keys(db: AsyncConnection, user_id: UUID, *, after: UUID | None, limit: int) -> Page[Credential]:
     """A user's API keys that are not revoked."""
-    query = (
-        select(credentials)
-        .where(credentials.c.user_id == user_id, credentials.c.kind == "key", credentials.c.revoked_at.is_(None))
-        .order_by(credentials.c.id)
-        .limit(limit + 1)
+    query = select(credentials).where(
+        credentials.c.user_id == user_id, credentials.c.kind == "key", credentials.c.revoked_at.is_(None)
     )
-    rows = (await db.execute(query.where(credentials.c.id > after) if after else query)).all()
-    return Page([credential_of(row) for row in rows[:limit]], len(rows) > limit)
+    return await page_by_id(db, query, credentials.c.id, credential_of, after=after, limit=limit)
 
 
 async def count_keys(db: AsyncConnection, user_id: UUID) -> int:

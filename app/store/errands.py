@@ -9,6 +9,7 @@ from sqlalchemy import Row, Select, and_, delete, func, insert, select, true, up
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain import Errand, Page, Role, Session, SessionParams, User
+from app.store.pages import page_by_id
 from app.store.runs import Part, run_of
 from app.store.tables import errands, runs, sessions, users
 
@@ -88,9 +89,7 @@ async def get(db: AsyncConnection, id: UUID, *, owner: UUID | None) -> Errand | 
 
 async def list_page(db: AsyncConnection, owner: UUID | None, *, after: UUID | None, limit: int) -> Page[Errand]:
     """Errands, the newest first."""
-    query = _errands(owner).order_by(errands.c.id.desc()).limit(limit + 1)
-    rows = (await db.execute(query.where(errands.c.id < after) if after else query)).all()
-    return Page([errand_of(row) for row in rows[:limit]], len(rows) > limit)
+    return await page_by_id(db, _errands(owner), errands.c.id, errand_of, after=after, limit=limit, newest_first=True)
 
 
 async def set_session(db: AsyncConnection, id: UUID, session_id: UUID) -> None:

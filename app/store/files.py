@@ -12,6 +12,7 @@ from sqlalchemy import ColumnElement, Row, and_, case, delete, func, insert, lit
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain import File, Page
+from app.store.pages import page_by_id
 from app.store.tables import files, loose_objects
 
 LEASE = timedelta(minutes=5)
@@ -110,14 +111,10 @@ async def list_page(
     newest_first: bool = True,
 ) -> Page[File]:
     """Files of the owner, or of everybody, in the order they were begun: ids tell it."""
-    query = select(files).where(_there(owner)).limit(limit + 1)
-    query = query.order_by(files.c.id.desc() if newest_first else files.c.id)
+    query = select(files).where(_there(owner))
     if purpose is not None:
         query = query.where(files.c.purpose == purpose)
-    if after:
-        query = query.where(files.c.id < after if newest_first else files.c.id > after)
-    rows = (await db.execute(query)).all()
-    return Page([_file(row) for row in rows[:limit]], len(rows) > limit)
+    return await page_by_id(db, query, files.c.id, _file, after=after, limit=limit, newest_first=newest_first)
 
 
 async def erase(db: AsyncConnection, id: UUID, *, owner: UUID | None) -> bool:

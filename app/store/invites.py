@@ -10,6 +10,7 @@ from sqlalchemy import ColumnElement, Row, and_, delete, func, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain import Invite, Page, Role
+from app.store.pages import page_by_id
 from app.store.tables import invites, users
 
 
@@ -45,9 +46,8 @@ async def take(db: AsyncConnection, id: UUID) -> bool:
 
 async def list_page(db: AsyncConnection, *, after: UUID | None, limit: int) -> Page[Invite]:
     """Links that were not used and have not ended, in the order they were made."""
-    query = select(invites).where(invites.c.expires_at > func.now()).order_by(invites.c.id).limit(limit + 1)
-    rows = (await db.execute(query.where(invites.c.id > after) if after else query)).all()
-    return Page([_invite(row) for row in rows[:limit]], len(rows) > limit)
+    query = select(invites).where(invites.c.expires_at > func.now())
+    return await page_by_id(db, query, invites.c.id, _invite, after=after, limit=limit)
 
 
 async def remove(db: AsyncConnection, id: UUID) -> bool:

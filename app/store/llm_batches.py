@@ -14,7 +14,7 @@ from sqlalchemy import ColumnElement, bindparam, delete, exists, func, insert, o
 from sqlalchemy.dialects.postgresql import insert as insert_new
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.llm.batching import Item, Outstanding, Sought
+from app.llm.outstanding import Item, Outstanding, Sought
 from app.store.runs import DEAD_AFTER_SECONDS
 from app.store.tables import llm_batch_calls, llm_batches, replicas, users
 

@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from msgspec.structs import replace
-from sqlalchemy import REAL, ColumnElement, Float, bindparam, cast, delete, func, select, text, tuple_
+from sqlalchemy import REAL, ColumnElement, Float, Row, bindparam, cast, delete, func, select, text, tuple_
 from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.types import UserDefinedType
 
 from app.domain import Page, Passage
+from app.store.pages import page_by_id
 from app.store.tables import passages
 
 AT_ONCE = 200
@@ -138,10 +139,11 @@ async def list_page(
 ) -> Page[Passage]:
     """A user's passages, the newest first."""
     query = select(*_SHOWN, passages.c.agent_id, passages.c.created_at).where(_of(owner, agent_id, file_id))
-    if after:
-        query = query.where(passages.c.id < after)
-    rows = (await db.execute(query.order_by(passages.c.id.desc()).limit(limit + 1))).all()
-    return Page([Passage(**row._mapping) for row in rows[:limit]], len(rows) > limit)
+    return await page_by_id(db, query, passages.c.id, _passage, after=after, limit=limit, newest_first=True)
+
+
+def _passage(row: Row[Any]) -> Passage:
+    return Passage(**row._mapping)
 
 
 async def erase(

@@ -31,6 +31,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain import PRESET_ID, Page, Preset, Role, SessionParams, User
 from app.store.accounts import EVERYONE, may_use
+from app.store.pages import page_by_id
 from app.store.tables import grants, group_members, groups, presets, users
 
 
@@ -99,11 +100,9 @@ async def list_page(
 
     Others' presets of agents that the groups of `agents_of` may not use are left out; None may use all.
     """
-    query = _presets(viewer).order_by(presets.c.id).limit(limit + 1)
     usable = may_use(agents_of, presets.c.agent_id) if agents_of else true()
-    query = query.where(or_(presets.c.owner_id == viewer, usable))
-    rows = (await db.execute(query.where(presets.c.id > after) if after else query)).all()
-    return Page([preset_of(row) for row in rows[:limit]], len(rows) > limit)
+    query = _presets(viewer).where(or_(presets.c.owner_id == viewer, usable))
+    return await page_by_id(db, query, presets.c.id, preset_of, after=after, limit=limit)
 
 
 async def count(db: AsyncConnection, owner_id: UUID) -> int:

@@ -15,6 +15,7 @@ from app.domain import JobState, Message, Page, Run, RunStatus, Usage, now
 from app.store import jobs, tables, webhooks
 from app.store.credentials import is_good
 from app.store.messages import message_of
+from app.store.pages import page_by_id
 from app.store.tables import credentials, idempotency_keys, messages, replicas, runs, sessions, users
 
 DEAD_AFTER_SECONDS = 15
@@ -123,12 +124,8 @@ async def list_page(
     db: AsyncConnection, session_id: UUID, *, after: UUID | None, limit: int, newest_first: bool = False
 ) -> Page[Run]:
     """A session's runs, oldest first unless the newest are to be."""
-    order = runs.c.id.desc() if newest_first else runs.c.id.asc()
-    query = select(runs).where(runs.c.session_id == session_id, runs.c.kind == "chat").order_by(order).limit(limit + 1)
-    if after:
-        query = query.where(runs.c.id < after if newest_first else runs.c.id > after)
-    rows = (await db.execute(query)).all()
-    return Page([run_of(row) for row in rows[:limit]], len(rows) > limit)
+    query = select(runs).where(runs.c.session_id == session_id, runs.c.kind == "chat")
+    return await page_by_id(db, query, runs.c.id, run_of, after=after, limit=limit, newest_first=newest_first)
 
 
 async def active_in(db: AsyncConnection, session_id: UUID) -> Sequence[UUID]:

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain import Job, Page, Schedule, SessionParams
 from app.store import jobs
+from app.store.pages import page_by_id
 from app.store.sessions import params_row
 from app.store.tables import schedules
 
@@ -64,21 +65,19 @@ async def add(db: AsyncConnection, schedule: Schedule) -> None:
     await db.execute(insert(schedules).values(**row | {"params": params_row(schedule.params)}))
 
 
-def _owned(query: Select[Any], owner: UUID | None) -> Select[Any]:
-    return query.where(schedules.c.user_id == owner) if owner else query
+def _owned(owner: UUID | None) -> Select[Any]:
+    return select(schedules).where(schedules.c.user_id == owner) if owner else select(schedules)
 
 
 async def get(db: AsyncConnection, id: UUID, *, owner: UUID | None) -> Schedule | None:
     """A schedule of `owner`, or of anybody when that is None."""
-    row = (await db.execute(_owned(select(schedules).where(schedules.c.id == id), owner))).first()
+    row = (await db.execute(_owned(owner).where(schedules.c.id == id))).first()
     return _schedule(row) if row else None
 
 
 async def list_page(db: AsyncConnection, *, owner: UUID | None, after: UUID | None, limit: int) -> Page[Schedule]:
     """Schedules, in the order they were made."""
-    query = _owned(select(schedules).order_by(schedules.c.id).limit(limit + 1), owner)
-    rows = (await db.execute(query.where(schedules.c.id > after) if after else query)).all()
-    return Page([_schedule(row) for row in rows[:limit]], len(rows) > limit)
+    return await page_by_id(db, _owned(owner), schedules.c.id, _schedule, after=after, limit=limit)
 
 
 async def count(db: AsyncConnection, user_id: UUID) -> int:

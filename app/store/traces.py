@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.domain import Message, Page, Run, Step
 from app.store import messages
 from app.store.journal import step_of
+from app.store.pages import page_by_id
 from app.store.runs import run_of
 from app.store.tables import runs, sessions, step_values, steps
 
@@ -52,7 +53,7 @@ def first_id(moment: datetime) -> UUID:
 
 async def list_page(db: AsyncConnection, wanted: Wanted, *, after: UUID | None, limit: int) -> Page[Run]:
     """Runs, the newest first."""
-    query = select(runs).order_by(runs.c.id.desc()).limit(limit + 1)
+    query = select(runs)
     by = {"user_id": wanted.owner, "agent_id": wanted.agent_id, "status": wanted.status, "kind": wanted.kind}
     for name, value in by.items():
         query = query if value is None else query.where(runs.c[name] == value)
@@ -64,8 +65,7 @@ async def list_page(db: AsyncConnection, wanted: Wanted, *, after: UUID | None, 
         query = query.where(runs.c.id >= first_id(wanted.since))
     if wanted.until is not None:
         query = query.where(runs.c.id < first_id(wanted.until))
-    rows = (await db.execute(query.where(runs.c.id < after) if after else query)).all()
-    return Page([run_of(row) for row in rows[:limit]], len(rows) > limit)
+    return await page_by_id(db, query, runs.c.id, run_of, after=after, limit=limit, newest_first=True)
 
 
 async def steps_page(db: AsyncConnection, run: Run, *, after: int, limit: int) -> Page[Step]:

@@ -12,11 +12,12 @@ from uuid import UUID
 
 import asyncpg
 import msgspec
-from sqlalchemy import Row, delete, func, insert, select, text, update
+from sqlalchemy import Row, Select, delete, func, insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain import Delivery, Page, Run, Webhook, new_id, now
 from app.store import queue
+from app.store.pages import page_by_id
 from app.store.tables import users, webhook_deliveries, webhooks
 
 KIND = "webhook"
@@ -160,19 +161,19 @@ async def add(db: AsyncConnection, hook: Webhook, secret: bytes) -> None:
     await db.execute(insert(webhooks).values(**row, events=list(hook.events), secret=secret))
 
 
+def _owned(owner: UUID | None) -> Select[Any]:
+    return select(webhooks).where(webhooks.c.user_id == owner) if owner else select(webhooks)
+
+
 async def get(db: AsyncConnection, id: UUID, *, owner: UUID | None) -> Webhook | None:
     """A webhook of `owner`, or of anybody when that is None."""
-    query = select(webhooks).where(webhooks.c.id == id)
-    row = (await db.execute(query.where(webhooks.c.user_id == owner) if owner else query)).first()
+    row = (await db.execute(_owned(owner).where(webhooks.c.id == id))).first()
     return _webhook(row) if row else None
 
 
 async def list_page(db: AsyncConnection, *, owner: UUID | None, after: UUID | None, limit: int) -> Page[Webhook]:
     """Webhooks, in the order they were made."""
-    query = select(webhooks).order_by(webhooks.c.id).limit(limit + 1)
-    query = query.where(webhooks.c.user_id == owner) if owner else query
-    rows = (await db.execute(query.where(webhooks.c.id > after) if after else query)).all()
-    return Page([_webhook(row) for row in rows[:limit]], len(rows) > limit)
+    return await page_by_id(db, _owned(owner), webhooks.c.id, _webhook, after=after, limit=limit)
 
 
 async def count(db: AsyncConnection, user_id: UUID) -> int:

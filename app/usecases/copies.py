@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 import msgspec
+from msgspec.structs import replace
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.agent.request import tokens_of
@@ -36,6 +37,7 @@ from app.usecases.session_form import (
     SessionPart,
     read,
 )
+from app.usecases.sessions import new as new_session
 
 MAX_BYTES = 32_000_000
 """The largest document that is taken."""
@@ -122,19 +124,11 @@ async def take(platform: Platform, principal: Principal, body: bytes, *, key: st
     params = SessionParams(**msgspec.structs.asdict(given.session_params))
     chosen = await _choose(platform, principal, given.agent, params)
     user, moment = principal.user, now()
-    session = Session(
-        new_id(),
-        user,
-        chosen.agent_id,
-        chosen.agent_params,
-        chosen.params,
-        given.title,
-        (chosen.agent_id,),
+    session = replace(
+        new_session(user, chosen, given.title),
         created_at=min(given.created_at, moment),
-        updated_at=moment,
         archived_at=given.archived_at and min(given.archived_at, moment),
         metadata=given.metadata,
-        preset_id=chosen.preset_id,
     )
     rows = await asyncio.to_thread(rows_of, document, session, moment)
     async with platform.engine.begin() as db:

@@ -15,12 +15,13 @@ from uuid import UUID
 
 import msgspec
 from msgspec import Raw, Struct
+from msgspec.structs import replace
 
-from app.domain import Principal, Session, SessionParams, new_id, now
+from app.domain import Principal, SessionParams, new_id, now
 from app.errors import InvalidInput
 from app.journal.log import MAX_BYTES as MAX_ANSWER
 from app.store import imports
-from app.usecases import agents, copies
+from app.usecases import agents, copies, sessions
 from app.usecases.foreign_forms import READERS, Chat, Name, Node
 from app.usecases.platform import Platform
 from app.usecases.session_form import (
@@ -138,18 +139,11 @@ async def _one(
     if not document.messages:
         return Outcome(index, "empty", title, left_out=left_out)
     last = max(message.created_at for message in document.messages)
-    session = Session(
-        new_id(),
-        user,
-        chosen.agent_id,
-        chosen.agent_params,
-        chosen.params,
-        title,
-        (chosen.agent_id,),
+    session = replace(
+        sessions.new(user, chosen, title),
         created_at=document.session.created_at,
         updated_at=_time(chat.updated, last, moment),
         archived_at=moment if chat.is_archived else None,
-        preset_id=chosen.preset_id,
     )
     rows = await asyncio.to_thread(copies.rows_of, document, session, moment)
     try:

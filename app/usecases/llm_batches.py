@@ -9,7 +9,7 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.errors import Unavailable
-from app.llm.batching import Item, Outstanding, Sought
+from app.llm.outstanding import Item, Outstanding, Sought
 from app.store import llm_batches
 from app.store.database import is_passing
 from app.usecases.conduct import patiently

@@ -23,6 +23,8 @@ from app.usecases.platform import Platform
 
 MAX_SCHEDULES = 100
 """How many one user may have."""
+WISH = ("name", "cron", "timezone", "input", "session_id", "agent_id", "agent_params", "params")
+"""What makes two requests for a schedule equal."""
 
 
 async def create(
@@ -66,18 +68,22 @@ async def create(
         next_at,
         created_at=moment,
     )
-    wish = (name, cron, timezone, content, session_id, agent_id, agent_params, params_row(params))
+    return await _store(platform, schedule, key)
+
+
+async def _store(platform: Platform, schedule: Schedule, key: str | None) -> Schedule:
+    """The schedule once it is stored, or the one that an equal wish has made."""
+    owner_id, wish = schedule.user_id, [getattr(schedule, name) for name in WISH]
     async with platform.engine.begin() as db:
-        if await accounts.lock_user(db, principal.user.id) is None:
+        if await accounts.lock_user(db, owner_id) is None:
             raise NotAuthenticated
-        made = await claim(db, principal.user.id, key, schedule.id, "schedule", *wish)
+        made = await claim(db, owner_id, key, schedule.id, "schedule", *wish)
         if made != schedule.id:
-            found = await schedules.get(db, made, owner=principal.user.id)
-            return must_exist(found, "schedule", param="idempotency-key")
-        if session_id is not None:
-            found_session = await stored_sessions.get(db, session_id, owner=principal.user.id)
-            must_exist(found_session, "session", param="session_id")
-        if await schedules.count(db, principal.user.id) >= MAX_SCHEDULES:
+            return must_exist(await schedules.get(db, made, owner=owner_id), "schedule", param="idempotency-key")
+        if schedule.session_id is not None:
+            found = await stored_sessions.get(db, schedule.session_id, owner=owner_id)
+            must_exist(found, "session", param="session_id")
+        if await schedules.count(db, owner_id) >= MAX_SCHEDULES:
             raise LimitExceeded(f"You have {MAX_SCHEDULES} schedules already.")
         await schedules.add(db, schedule)
     return schedule

@@ -8,39 +8,14 @@ import pytest
 import pytest_asyncio
 
 from tests.e2e.cluster import Cluster, Listener, Server, cluster, slowly, until, words
+from tests.integration.test_delegate import RESEARCHER
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 TEXT = words(60)
-AGENTS = '''
+AGENTS = (
+    '''
 from pydantic import BaseModel
 from app.agent import BaseAgent, Chattable, Message, Reply
-
-
-class Plan(BaseModel):
-    done: list[str] = []
-
-
-async def fetch(url: str) -> str:
-    return url
-
-
-class Approval(BaseModel):
-    ok: bool
-
-
-class Researcher(BaseAgent):
-    """Reads, asks whether to publish, and has it translated."""
-
-    id = "researcher"
-    state: Plan
-
-    async def chat(self, message: Message) -> Reply | str:
-        page = await self.step(fetch, message.content)
-        facts = await self.llm.ainvoke(f"say facts of {page}", accept=lambda text: "unknown" not in text)
-        if not (await self.ask("Publish?", Approval)).ok:
-            return f"Left unpublished, {self.session.user.name}."
-        self.state.done.append(message.content)
-        return await self.delegate("translator", facts, language="zh")
 
 
 class Chain(Chattable):
@@ -52,6 +27,8 @@ class Chain(Chattable):
         first = await (await self.delegate("simple_openai_agent", "say the first")).text()
         return await self.delegate("simple_openai_agent", f"{message.content}, after {first}")
 '''
+    + RESEARCHER
+)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -76,7 +53,7 @@ async def test_an_answer_after_a_kill_goes_on_to_the_delegate(made: tuple[Cluste
     assert (await ann.say(server, id, "news"))["content"] == "Publish?"
     server.kill()
     await it.ready()
-    assert (await ann.say(server, id, "yes"))["content"] == "You said: facts of news"
+    assert (await ann.say(server, id, "yes"))["content"] == "You said: You said: Facts in: news"
     assert (await it.fake.stats())["hits"] - before == 2, "the facts once, the translation once"
 
 

@@ -16,7 +16,7 @@ from sqlalchemy import text
 
 from app.datasets import Dataset
 from app.domain import Principal, Scope, new_id, now
-from app.llm.batching import Outstanding, Sought
+from app.llm.outstanding import Outstanding, Sought
 from app.store import accounts, llm_batches
 from app.suites.suite import Suite
 from app.usecases import benches

@@ -16,7 +16,8 @@ import pytest
 
 from app.errors import InvalidInput, LLMRejected
 from app.journal.recorder import Recorder
-from app.llm.batching import Batching, Item, Outstanding, Pace, Sought
+from app.llm.batching import Batching, Pace
+from app.llm.outstanding import Item, Outstanding, Sought
 from app.llm.stages import Caller
 from app.llm.waits import Waits
 from app.tasks import Tasks

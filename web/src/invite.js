@@ -3,8 +3,8 @@ import { useEffect, useState } from "preact/hooks";
 import { logIn, post } from "./api.js";
 import { enter } from "./main.js";
 import { go, route } from "./store.js";
-import { Field, html, Loading } from "./ui.js";
-import { choose, language, languages, t, told } from "./words.js";
+import { Field, html, Languages, Loading } from "./ui.js";
+import { t, told } from "./words.js";
 
 const LEAST = 8; // characters of a password, as the server has it
 
@@ -51,9 +51,6 @@ export default function Invitation() {
         <div class="brand"><span class="logo" aria-hidden="true" /><h1>Chattable</h1></div>
         ${!link ? html`<${Loading} />` : link.error ? html`<p class="error" role="alert">${link.error}</p><a class="button wide-button" href="#/">${t("log_in")}</a>` : form}
       </form>
-      <div class="languages">
-        ${Object.entries(languages).map(([code, name]) => html`
-          <button type="button" lang=${code} class="quiet" aria-pressed=${language.value === code} onClick=${() => choose(code)}>${name}</button>`)}
-      </div>
+      <${Languages} />
     </main>`;
 }

@@ -2,8 +2,8 @@
 import { useEffect, useState } from "preact/hooks";
 import { hasProvider, logIn, PROVIDER } from "./api.js";
 import { enter } from "./main.js";
-import { Field, html } from "./ui.js";
-import { choose, language, languages, t, told } from "./words.js";
+import { Field, html, Languages } from "./ui.js";
+import { t, told } from "./words.js";
 
 export function Login() {
   const [byKey, setByKey] = useState(false);
@@ -40,9 +40,6 @@ export function Login() {
         ${byProvider && html`<a class="button wide-button" href=${PROVIDER}>${t("withProvider")}</a>`}
         <button type="button" class="quiet" onClick=${() => (setByKey(!byKey), setWrong(""))}>${byKey ? t("withPassword") : t("withKey")}</button>
       </form>
-      <div class="languages">
-        ${Object.entries(languages).map(([code, name]) => html`
-          <button type="button" lang=${code} class="quiet" aria-pressed=${language.value === code} onClick=${() => choose(code)}>${name}</button>`)}
-      </div>
+      <${Languages} />
     </main>`;
 }

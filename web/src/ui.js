@@ -2,7 +2,7 @@
 import { html } from "htm/preact";
 import { useEffect, useRef, useState } from "preact/hooks";
 import { dialog, notes } from "./store.js";
-import { t } from "./words.js";
+import { choose, language, languages, t } from "./words.js";
 
 export { html };
 
@@ -170,3 +170,10 @@ export async function copied(text, say) {
   }
   say(t("copied"));
 }
+
+/** The choice of a language for who is not logged in. */
+export const Languages = () => html`
+  <div class="languages">
+    ${Object.entries(languages).map(([code, name]) => html`
+      <button type="button" lang=${code} class="quiet" aria-pressed=${language.value === code} onClick=${() => choose(code)}>${name}</button>`)}
+  </div>`;
