@@ -454,7 +454,8 @@ class Job(Struct, frozen=True):
 class Webhook(Struct, frozen=True):
     """Where a user wants to be told of what has ended. `runs` says which: those in the background, or all.
 
-    `failures` are the attempts since the last one that was heard, the latest at `last_at`; after too many it is disabled.
+    `failures` are the attempts since the last one that was heard, the latest at `last_at`; after too many it is disabled, until its
+    owner enables it again.
     """
 
     id: UUID
@@ -467,6 +468,11 @@ class Webhook(Struct, frozen=True):
     last_at: datetime | None = None
     disabled_at: datetime | None = None
     created_at: datetime | None = None
+
+    @property
+    def enabled(self) -> bool:
+        """Whether it is told anything."""
+        return self.disabled_at is None
 
 
 class Delivery(Struct, frozen=True):
