@@ -76,11 +76,13 @@ class Principal(Struct, frozen=True):
     acts_for_all: bool = False
     gives_way: bool = False
     """Whether what is asked may wait while people are answered."""
+    reads: UUID | None = None
+    """The other user whose chats an administrator reads with this request; see `usecases/reading.py`."""
 
     @property
     def owner(self) -> UUID | None:
-        """Whose objects this caller sees: its user's, or everybody's (None) when it acts for all."""
-        return None if self.acts_for_all else self.user.id
+        """Whose objects this caller sees: its user's or his whom it reads, or everybody's (None) when it acts for all."""
+        return None if self.acts_for_all else self.reads or self.user.id
 
     @property
     def is_admin(self) -> bool:
