@@ -45,7 +45,7 @@ function Form({ preset, save, params, text }) {
       attempt(loadAgents);
     } catch (refusal) {
       setWrong({ param: refusal.param, message: refusal.message });
-      complain(refusal);
+      if (!OWN.includes(refusal.param)) complain(refusal);
     }
   };
   return html`
