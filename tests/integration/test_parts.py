@@ -83,6 +83,16 @@ async def test_a_model_is_shown_what_goes_along_now_and_in_later_turns(llm_house
     assert (await ann.get(f"/api/v1/messages/{messages[0]['id']}")).json() == messages[0]
 
 
+async def test_another_prompt_for_a_call_keeps_its_pictures(llm_house: House, fake: FakeUpstream) -> None:
+    id = await session(llm_house.admin, "simple_openai_agent")
+    run_id = (await send(llm_house.admin, id, "What is this?", parts=[PNG])).json()["run_id"]
+    path = f"/api/v1/runs/{run_id}"
+    (call,) = [step for step in (await llm_house.admin.get(f"{path}/steps")).json()["data"] if step["kind"] == "llm"]
+    again = await llm_house.admin.post(f"{path}/rerun", json={"step": call["seq"], "set": {"prompt": "And this?"}})
+    assert again.status_code == 200, again.text
+    assert fake.requests[-1].body["messages"] == [{"role": "user", "content": [text("And this?"), PNG]}]
+
+
 async def test_an_agent_sees_the_parts_by_either_route(here: House) -> None:
     id = await session(here.admin, "seer")
     seen = await send(here.admin, id, "look", parts=[PNG, SOUND])
@@ -128,6 +138,7 @@ async def test_parts_are_kept_by_what_waits_is_copied_or_is_found(here: House) -
         ([], "parts: List should have at least 1 item"),
         ([PNG] * 101, "parts: List should have at most 100 items"),
         (["a"], "parts.0: Input should be a valid dictionary"),
+        ([{"type": ["text"]}], "parts: [0].type must be one of text, image_url, input_audio, file."),
         ([{"text": "a"}], "parts: [0].type must be one of text, image_url, input_audio, file."),
         ([PNG, {"type": "video_url"}], "parts: [1].type must be one of text, image_url, input_audio, file."),
         ([{"type": "text", "text": 5}], "parts: [0].text must be a text."),
