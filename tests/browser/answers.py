@@ -239,6 +239,7 @@ def test_a_picture_alone_is_a_message_and_one_from_elsewhere_is_a_link(visit: Vi
     expect(page.locator("article.of-person")).to_have_count(2)
     expect(page.locator("article.of-person").last.get_by_role("img", name="Picture")).to_be_visible()
     expect(page.locator("article.of-person .said")).to_have_count(1)
+    visit.until_answered("warm:")
     visit.say("ask")
     expect(page.locator("form.asks")).to_be_visible()
     page.evaluate(GIVE, ["paste", ".composer textarea", base64.b64encode(png(30, 20)).decode()])
