@@ -300,6 +300,7 @@ async def opened(settings: Settings, database_url: str, metrics: Metrics | None 
         stack.push_async_callback(models.endpoints.close)
         cache = Cache(RedisCache(client) if client else None)
         stack.push_async_callback(cache.close)
+        await cache.flush()  # what was erased before its beginning is no news
         reserver = Reserver(connecting)
         store = objects(settings)
         stack.push_async_callback(store.close)

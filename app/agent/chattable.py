@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
+from functools import cached_property, partial
 from random import random
 from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, Self, TypeVar, overload
 
@@ -90,7 +90,6 @@ class Chattable:
 
     session: Session
     history: History
-    memory: MemoryManager
     llm: LLM
     stream: Stream
     request: OpenAIRequest | None = None
@@ -214,6 +213,16 @@ class Chattable:
         """The embedding of each text, in order; by the model `embedding` where there is one and none is named."""
         return await self.llm.embed(texts, model=model)
 
+    @cached_property
+    def memory(self) -> MemoryManager:
+        """What the agent remembers of this conversation, and of its user."""
+        from app.agent.meaning import Meaning
+        from app.agent.memory import MemoryManager
+
+        memory = MemoryManager()
+        memory.meaning = Meaning(self, self._recorder)
+        return memory
+
     @property
     def knowledge(self) -> Knowledge:
         """What this agent keeps for the user to look things up in. In a script it is gone at the end."""
@@ -242,13 +251,12 @@ class Chattable:
         self._passages = binding.passages
         self._delegations = binding.delegations
         self._box = binding.box
-        if "memory" not in vars(self):
-            self.memory = _new_memory()
-        if binding.memory is not None:
-            binding.memory.fill(self.memory)
         self._recorder = binding.recorder
         self._threads = threads
-        give_meaning(self, binding.memory.vectors if binding.memory else None)
+        if binding.memory is not None:
+            binding.memory.fill(self.memory)
+        if "memory" in vars(self):
+            give_meaning(self, binding.memory.vectors if binding.memory else None)
         self._toolboxes = binding.toolboxes
         for name in ("params", "settings", "state"):
             if (value := getattr(own, name)) is not None:
@@ -261,10 +269,4 @@ def give_meaning(agent: Chattable, vectors: Vectors | None = None) -> None:
     from app.agent.memory import MemoryManager
 
     if isinstance(agent.memory, MemoryManager):
-        agent.memory.meaning = Meaning(agent.embed, agent._recorder, vectors)
-
-
-def _new_memory() -> MemoryManager:
-    from app.agent.memory import MemoryManager
-
-    return MemoryManager()
+        agent.memory.meaning = Meaning(agent, agent._recorder, vectors)

@@ -5,23 +5,16 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from ipaddress import ip_address
 
 import httpx2
+
+from app.agent.addresses import is_public
 
 MAX_BODY = 8_000_000
 """The longest answer that is no stream of events, in bytes."""
 MAX_ADDRESSES = 4
 """How many addresses of a name are tried."""
-_EMBEDS = tuple(map(ip_network, ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32")))
-"""Addresses that lead to an IPv4 address inside them: NAT64 (RFC 6052, RFC 8215), 6to4 (RFC 3056), Teredo (RFC 4380)."""
-
-
-def is_public(address: IPv4Address | IPv6Address) -> bool:
-    """Whether an address is one of the internet, and surely not of a network behind this server."""
-    if isinstance(address, IPv6Address) and address.ipv4_mapped:
-        return is_public(address.ipv4_mapped)
-    return address.is_global and not address.is_multicast and not any(address in network for network in _EMBEDS)
 
 
 class Egress(httpx2.AsyncHTTPTransport):

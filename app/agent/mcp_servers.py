@@ -17,7 +17,6 @@ from contextlib import AsyncExitStack
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
-from app.agent.egress import Egress
 from app.agent.mcp_file import ServerSpec
 from app.agent.plain import clean
 from app.agent.tools import Tool
@@ -232,6 +231,8 @@ class Server:
         import httpx2
         from mcp import Client, StdioServerParameters
         from mcp.client.streamable_http import streamable_http_client
+
+        from app.agent.egress import Egress
 
         spec = self.spec
         if spec.command:

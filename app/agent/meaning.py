@@ -6,10 +6,11 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from typing import TYPE_CHECKING, NamedTuple, Protocol
+from weakref import ref
 
 import msgspec
 
-from app.agent.knowledge import MAX_QUERY, Embed, cosine, sound
+from app.agent.knowledge import MAX_QUERY, cosine, sound
 from app.agent.plain import canonical, clean
 from app.errors import InvalidInput
 from app.journal.recorder import Recorder
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 MAX_NEW = 1000
 """How many entries one search embeds at most, the newest; the others are not found before a later one."""
+
+NO_MODEL = "Only the memory of an agent is searched by meaning: it has the model for it."
 
 
 class Embedded(NamedTuple):
@@ -40,6 +43,14 @@ class Vectors(Protocol):
         ...
 
 
+class Embedding(Protocol):
+    """Who has the model for it: an agent."""
+
+    async def embed(self, texts: Sequence[str], /) -> list[list[float]]:
+        """The embedding of each text, in order."""
+        ...
+
+
 class InProcess:
     """Vectors of a script, gone with it."""
 
@@ -57,10 +68,10 @@ class InProcess:
 
 
 class Meaning:
-    """Search by vector, each a recorded step."""
+    """Search by vector, each a recorded step. It does not hold its agent, which holds it: a circle a message is garbage to look for."""
 
-    def __init__(self, embed: Embed, recorder: Recorder, vectors: Vectors | None = None) -> None:
-        self._embed = embed
+    def __init__(self, agent: Embedding, recorder: Recorder, vectors: Vectors | None = None) -> None:
+        self._agent = ref(agent)
         self._recorder = recorder
         self._vectors = vectors or InProcess()
 
@@ -81,14 +92,19 @@ class Meaning:
         found = msgspec.json.decode((step.output if step.served is None else step.served) or b"[]")
         return [known[each["id"]] for each in found if each["id"] in known]
 
+    async def _embed(self, texts: Sequence[str]) -> Sequence[Sequence[float]]:
+        if (agent := self._agent()) is None:
+            raise InvalidInput(NO_MODEL, param="by")
+        return sound(await agent.embed(texts))
+
     async def _scores(self, query: str, texts: Mapping[str, str]) -> Mapping[str, float]:
-        (wanted,) = sound(await self._embed([query]))
+        (wanted,) = await self._embed([query])
         digests = {id: sha256(text.encode()).digest() for id, text in texts.items()}
         known = await self._vectors.scores(wanted, digests)
         new = [id for id in texts if id not in known][-MAX_NEW:]
         if not new:
             return known
-        vectors = sound(await self._embed([texts[id][:MAX_QUERY] for id in new]))
+        vectors = await self._embed([texts[id][:MAX_QUERY] for id in new])
         await self._vectors.keep({id: Embedded(digests[id], vector) for id, vector in zip(new, vectors, strict=True)})
         made = await asyncio.to_thread(lambda: [cosine(wanted, vector) for vector in vectors])
         return {**known, **dict(zip(new, made, strict=True))}

@@ -265,9 +265,9 @@ class MemoryManager(BaseMemory):
         if by == "words":
             return self._found(fitting, top_n)
         if self.meaning is None:
-            raise InvalidInput(
-                "Only the memory of an agent is searched by meaning: it has the model for it.", param="by"
-            )
+            from app.agent.meaning import NO_MODEL
+
+            raise InvalidInput(NO_MODEL, param="by")
         return self._used(await self.meaning.nearest(query, fitting, top_n))
 
     def forget(self, id: str) -> bool:

@@ -6,12 +6,12 @@ import asyncio
 import inspect
 import json
 import math
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import msgspec
-import regex
 
 from app.agent.loader import import_file
 from app.errors import InvalidInput
@@ -21,8 +21,8 @@ from app.suites.suite import Suite
 
 PATTERN_SECONDS = 1.0
 """How long one pattern may look: some need for ever."""
-NUMBER = regex.compile(r"[-+]?(?:\d[\d,]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
-FENCED = regex.compile(r"```(?:json)?\s*(.*?)```", regex.DOTALL)
+NUMBER = re.compile(r"[-+]?(?:\d[\d,]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
+FENCED = re.compile(r"```(?:json)?\s*(.*?)```", re.DOTALL)
 JUDGED = {
     "type": "object",
     "properties": {"reason": {"type": "string"}, "score": {"type": "number", "minimum": 0, "maximum": 1}},
@@ -101,6 +101,8 @@ def _exact(one: suite.Exact, column: str) -> Score:
 
 
 def _regex(one: suite.Regex, column: str) -> Score:
+    import regex  # patterns of users: it can be told when to stop
+
     compiled = regex.compile(one.pattern) if one.pattern is not None else None
 
     async def score(row: Mapping[str, Any], answer: str, _: LLM) -> float:

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import regex
 from msgspec import Struct
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
@@ -106,6 +105,8 @@ class Regex(Scoring):
 
     @model_validator(mode="after")
     def _compiles(self) -> Regex:
+        import regex  # as the scorer does
+
         if self.pattern is not None:
             try:
                 regex.compile(self.pattern)

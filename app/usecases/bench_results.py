@@ -15,7 +15,6 @@ from app.agent.plain import plain
 from app.datasets import Dataset, Row
 from app.domain import Bench, BenchResult, Page, Principal
 from app.store import benches
-from app.suites.report import page
 from app.suites.statistics import Comparison, compare, interval
 from app.suites.suite import Suite
 from app.usecases.benches import PAGE, existing, names_of, suite_of
@@ -151,4 +150,6 @@ async def report(platform: Platform, bench: Bench) -> str:
     async with platform.engine.connect() as db:
         intervals = [interval([*(await benches.scores(db, bench.id, each.number)).values()]) for each in columns]
     compared_with_first = await compared(platform, bench, bench)
+    from app.suites.report import page  # and with it Jinja2, which no other process needs
+
     return page(bench, columns, intervals, compared_with_first, await worst(platform, bench, WORST))

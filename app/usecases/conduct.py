@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -19,6 +18,7 @@ from app.agent.chattable import Binding
 from app.agent.delegating import Delegations, Wish, memories_of, state_of, states
 from app.agent.history import History
 from app.agent.remembering import Recollection
+from app.agent.request import OpenAIRequest
 from app.agent.runner import Answer, answer
 from app.agent.version import AgentVersion
 from app.domain import ANSWER_TYPES, SPEAKER, Chunk, Message, Outcome, Run, RunStatus, Session, Usage, new_id, now
@@ -170,8 +170,7 @@ async def answered(platform: Platform, begun: Begun, live: LiveRun) -> Answer:
                 record(live.recorder, begun.request["body"], history[-1:])
         shown = told(request, history if begun.ephemeral else paired(summaries.shown(history)))
         delegations = Delegations(partial(_engaged, platform, begun, live), live.recorder, platform.run_timeout)
-        binding = await _bound(platform, begun, live, version, session, shown)
-        binding = dataclasses.replace(binding, request=request, delegations=delegations)
+        binding = await _bound(platform, begun, live, version, session, shown, request=request, delegations=delegations)
         given = await answer(version, binding, asked_in(shown), live.log, timeout=platform.run_timeout)
     kept = delegations.kept
     return replace(
@@ -188,6 +187,9 @@ async def _bound(
     version: AgentVersion,
     session: Session,
     shown: Sequence[Message],
+    *,
+    request: OpenAIRequest | None = None,
+    delegations: Delegations | None = None,
 ) -> Binding:
     """What an agent of the run works with: the run's own, or one that it delegates to."""
     return Binding(
@@ -196,7 +198,7 @@ async def _bound(
         llm=RunLLM(
             platform.calls,
             live.recorder,
-            dataclasses.replace(caller_of(begun, version.digest, version.shares_cache), agent=version.id),
+            caller_of(begun, version),
             model=session.params.model,
             temperature=session.params.temperature,
             mode="batch" if begun.in_batch else "realtime",
@@ -207,6 +209,8 @@ async def _bound(
         toolboxes=platform.toolboxes,
         box=platform.box,
         passages=UserPassages(platform, begun.run.user_id, version.id),
+        request=request,
+        delegations=delegations,
         state=await _state(platform, live.history, version.id) if version.state_model else None,
         memory=await _memory(platform, begun.run, version.id) if version.uses_memory else None,
     )
@@ -235,17 +239,17 @@ async def _done(platform: Platform, run_id: UUID) -> Sequence[Done]:
     return await patiently(read)
 
 
-def caller_of(begun: Begun, version: str = "", shares_cache: bool = False) -> Caller:
-    """For whom the run's calls are made."""
+def caller_of(begun: Begun, version: AgentVersion | None = None) -> Caller:
+    """For whom the run's calls are made: for an agent, or for the platform itself."""
     session = begun.session
     return Caller(
         begun.run.id,
         str(begun.run.user_id),
         str(session.id),
-        session.agent_id,
-        version,
+        version.id if version else session.agent_id,
+        version.digest if version else "",
         begun.budgets,
-        shares_cache,
+        version.shares_cache if version else False,
         begun.again,
         begun.gives_way or begun.run.background,
     )

@@ -11,11 +11,11 @@ import base64
 import hmac
 from collections.abc import Mapping
 from hashlib import sha256
+from typing import TYPE_CHECKING
 from uuid import UUID
 
-import httpx2
-
-from app.agent.egress import Egress
+if TYPE_CHECKING:
+    from httpx2 import AsyncClient
 
 SEND_SECONDS = 10.0
 """What an attempt may take in all."""
@@ -46,7 +46,7 @@ class Courier:
         self.private = private
         self._sending = 0
         self._promised = 0.0
-        self._client: httpx2.AsyncClient | None = None
+        self._client: AsyncClient | None = None
 
     @property
     def is_busy(self) -> bool:
@@ -61,6 +61,8 @@ class Courier:
 
     async def send(self, url: str, body: str, headers: Mapping[str, str]) -> int | str:
         """The status of the answer, or why there is none, in words for the webhook's owner."""
+        import httpx2  # with the first webhook: most processes send none
+
         self._sending += 1
         try:
             async with asyncio.timeout(SEND_SECONDS):
@@ -77,8 +79,12 @@ class Courier:
 
     async def _send(self, url: str, body: str, headers: Mapping[str, str]) -> int:
         if self._client is None:
+            from httpx2 import AsyncClient
+
+            from app.agent.egress import Egress
+
             transport = Egress(private=self.private, keep_alive=False)
-            self._client = httpx2.AsyncClient(transport=transport, trust_env=False, timeout=SEND_SECONDS)
+            self._client = AsyncClient(transport=transport, trust_env=False, timeout=SEND_SECONDS)
         given = {"content-type": "application/json", "user-agent": "Chattable", **headers}
         async with self._client.stream("POST", url, content=body.encode(), headers=given) as answer:
             return answer.status_code

@@ -13,7 +13,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 from uuid import UUID
 
-from app.agent.egress import is_public
+from app.agent.addresses import is_public
 from app.domain import Delivery, Page, Principal, Webhook, new_id, now
 from app.errors import InvalidInput, LimitExceeded, NotAuthenticated, must_exist
 from app.store import accounts, webhooks

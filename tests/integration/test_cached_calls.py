@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
@@ -14,7 +15,10 @@ from app.domain import Message, Usage
 from app.errors import LLMError
 from app.journal.recorder import Recorder
 from app.llm.cache import Cache
+from app.llm.entries import Erasure
 from app.llm.stages import Caller
+from app.store import redis
+from app.store.cache import RedisCache
 from tests.calling import agents, call, calling_house
 from tests.engines import Engines
 from tests.fakes.upstream import FakeUpstream, upstream
@@ -349,3 +353,16 @@ async def test_what_is_erased_is_erased_from_the_cache(house: House, fake: FakeU
     before = fake.hits
     await call(bob, agent="sharing", say="say ours", cache="on")
     assert fake.hits == before + 1, "what she asked is not answered to others"
+
+
+async def test_what_was_erased_before_a_server_began_is_no_news_to_it(
+    running: Engines, database_url: str, tmp_path: Path, fake: FakeUpstream
+) -> None:
+    async with aclosing(redis.connect(running.redis_url)) as client:
+        await RedisCache(client).erase(Erasure())
+    async with calling_house(running, database_url, tmp_path, model("default", fake.base_url)) as house:
+        ann = await house.user("ann")
+        fake.fail("first=1.5")  # so long that the cache is told of erasures meanwhile
+        for _ in range(2):
+            await call(ann, say="say hello", cache="on")
+    assert fake.hits == 1

@@ -82,7 +82,7 @@ async def test_a_client_that_is_closed_connects_no_more(running: Engines) -> Non
         await client.ping()
 
 
-async def test_without_redis_each_process_counts_for_itself() -> None:
+async def test_without_redis_each_process_counts_for_itself(clock: Clock) -> None:
     async with aclosing(redis.connect("redis://127.0.0.1:1")) as gone:
         counting, user = Rates(10, gone), uuid4()
         counted = [rate.counted for _ in range(3) if (rate := await counting.take(user))]
@@ -90,7 +90,7 @@ async def test_without_redis_each_process_counts_for_itself() -> None:
 
 
 async def test_a_redis_that_hangs_is_asked_once_in_a_while_and_told_of_once(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     asked = 0
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from app.agent.egress import is_public
+from app.agent.addresses import is_public
 from app.agent.mcp_file import read
 from app.errors import SettingsError
 

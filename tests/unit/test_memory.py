@@ -287,3 +287,6 @@ async def test_a_search_by_meaning_wants_words_and_a_model() -> None:
         await memory.search(" ", by="meaning")
     with pytest.raises(InvalidInput, match="by must be"):
         await memory.search("x", by="magic")
+    memory.add_user("x")
+    with pytest.raises(InvalidInput, match="of an agent"):
+        await memory.search("x", by="meaning")  # the agent is gone, and its model with it

@@ -9,11 +9,12 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
+from weakref import ref
 
 import pytest
 from pydantic import BaseModel
 
-from app.agent import Chattable, Chunk, Completion, Message, Reply, runner, threads
+from app.agent import BaseAgent, Chattable, Chunk, Completion, Message, Reply, runner, threads
 from app.errors import AgentFailed, AgentTimeout, InvalidInput, LLMUnavailable, Unavailable
 from app.journal.log import LogFull
 from tests.agents.stage import Parrot, Performance, cast, perform, said
@@ -429,6 +430,27 @@ async def test_a_sync_agent_that_goes_on_can_no_longer_send() -> None:
     await asyncio.sleep(0.1)
     assert seen.shown == [("text", "first")]
     gc.collect()
+
+
+@pytest.mark.parametrize("kind", [Chattable, BaseAgent])
+async def test_an_agent_that_has_answered_leaves_nothing_for_the_garbage_collector(kind: type[Chattable]) -> None:
+    made: list[ref[Any]] = []
+
+    class Seen(kind):  # type: ignore[misc, valid-type]  # either of both
+        id = "test"
+
+        async def chat(self, message: Message) -> str:
+            made.append(ref(self))
+            self.memory.add_user(message.content)
+            return str(await self.llm.ainvoke([message]))
+
+    gc.disable()
+    try:
+        seen = await perform(Seen, llm=Parrot())
+        await asyncio.sleep(0)
+        assert (seen.shown, made[0]()) == ([("text", "1 hello")], None)
+    finally:
+        gc.enable()
 
 
 async def test_a_sync_agent_has_so_many_threads_and_no_more() -> None:
