@@ -76,11 +76,13 @@ class Principal(Struct, frozen=True):
     acts_for_all: bool = False
     gives_way: bool = False
     """Whether what is asked may wait while people are answered."""
+    reads: UUID | None = None
+    """The other user whose chats an administrator reads with this request; see `usecases/reading.py`."""
 
     @property
     def owner(self) -> UUID | None:
-        """Whose objects this caller sees: its user's, or everybody's (None) when it acts for all."""
-        return None if self.acts_for_all else self.user.id
+        """Whose objects this caller sees: its user's or his whom it reads, or everybody's (None) when it acts for all."""
+        return None if self.acts_for_all else self.reads or self.user.id
 
     @property
     def is_admin(self) -> bool:
@@ -454,7 +456,8 @@ class Job(Struct, frozen=True):
 class Webhook(Struct, frozen=True):
     """Where a user wants to be told of what has ended. `runs` says which: those in the background, or all.
 
-    `failures` are the attempts since the last one that was heard, the latest at `last_at`; after too many it is disabled.
+    `failures` are the attempts since the last one that was heard, the latest at `last_at`; after too many it is disabled, until its
+    owner enables it again.
     """
 
     id: UUID
@@ -467,6 +470,11 @@ class Webhook(Struct, frozen=True):
     last_at: datetime | None = None
     disabled_at: datetime | None = None
     created_at: datetime | None = None
+
+    @property
+    def enabled(self) -> bool:
+        """Whether it is told anything."""
+        return self.disabled_at is None
 
 
 class Delivery(Struct, frozen=True):

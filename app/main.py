@@ -324,6 +324,7 @@ async def opened(settings: Settings, database_url: str, metrics: Metrics | None 
             objects=store,
             file_limits=FileLimits(settings.file_max_bytes, settings.user_max_files, settings.user_max_file_bytes),
             run_timeout=settings.run_timeout,
+            admin_reads_chats=settings.admin_reads_chats,
             max_passages=settings.user_max_passages,
             is_away=models.endpoints.is_away,
             tasks=tasks,

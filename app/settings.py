@@ -76,6 +76,9 @@ class Settings(ModelSettings):
     )
     auth: Literal["keys", "open"] = Field("keys", description="`open` asks for no key, on the loopback address only")
     admin_api_key: SecretStr | None = Field(None, description="the first administrator's key, at least 32 characters")
+    admin_reads_chats: bool = Field(
+        False, description="whether administrators may read what others said; that they did is in the audit log"
+    )
     secret_key: SecretStr | None = Field(
         None, description="names cached answers, at least 32 characters; the same for all servers of one database"
     )

@@ -11,9 +11,10 @@ from fastapi.routing import APIRoute
 from starlette.datastructures import Headers
 from starlette.responses import Response
 
-from app.api.fields import is_crowded
+from app.api.fields import is_crowded, to_id
 from app.domain import Principal, Scope
 from app.errors import InvalidInput, NotAllowed
+from app.usecases import reading
 from app.usecases.platform import Platform
 
 
@@ -36,8 +37,16 @@ def _with(scope: Scope) -> Callable[[Request], Awaitable[Principal]]:
     return caller
 
 
+async def _reader(request: Request) -> Principal:
+    ids = {name: to_id(value) for name, value in request.path_params.items() if name in _READ}
+    return await reading.reader(await _platform(request), need(Scope.CHAT, request.state.principal), **ids)
+
+
+_READ = ("session_id", "message_id", "run_id")
 Here = Annotated[Platform, Depends(_platform)]
 Chat = Annotated[Principal, Depends(_with(Scope.CHAT))]
+Reader = Annotated[Principal, Depends(_reader)]
+"""Who reads the session, message or run of the path: only for routes that change nothing."""
 Account = Annotated[Principal, Depends(_with(Scope.ACCOUNT))]
 Admin = Annotated[Principal, Depends(_with(Scope.ADMIN))]
 

@@ -8,8 +8,8 @@ from fastapi import APIRouter, Header, Query
 from starlette.responses import Response
 
 from app.api import wire
-from app.api.callers import Chat, Here, StrictRoute
-from app.api.fields import After, Id, Key, Limit, Text, Title
+from app.api.callers import Chat, Here, Reader, StrictRoute
+from app.api.fields import After, Id, Key, Limit, Text, Title, UserRef
 from app.api.models import (
     AcceptedOut,
     AnswerIn,
@@ -25,7 +25,7 @@ from app.api.models import (
     SessionOut,
     page,
 )
-from app.usecases import messages, runs, sessions
+from app.usecases import messages, reading, runs, sessions
 
 router = APIRouter(prefix="/api/v1", route_class=StrictRoute)
 EVENTS: dict[int | str, dict[str, Any]] = {200: {"content": wire.EVENT_STREAM}}
@@ -52,17 +52,33 @@ async def create_session(here: Here, caller: Chat, body: SessionIn, idempotency_
 
 @router.get("/sessions", tags=["sessions"])
 async def list_sessions(
-    here: Here, caller: Chat, limit: Limit = 20, after: After = None, archived: bool = False, title: Title | None = None
+    here: Here,
+    caller: Chat,
+    limit: Limit = 20,
+    after: After = None,
+    archived: bool = False,
+    title: Title | None = None,
+    user_id: Annotated[UserRef | None, Query(description="of this user: for administrators")] = None,
 ) -> ListOf[SessionOut]:
-    """The caller's sessions, the last active first; `title` finds those that contain it."""
+    """The caller's sessions, the last active first; `title` finds those that contain it.
+
+    An administrator sees of others' that they exist, and with `ADMIN_READS_CHATS` what they are about.
+    """
+    user = await sessions.resolve_user(here, caller, user_id)
     found = await sessions.list_page(
-        here, caller, caller.user, after=after, limit=limit, archived=archived, title=title
+        here,
+        await reading.lister(here, caller, user),
+        user,
+        after=after,
+        limit=limit,
+        archived=archived,
+        title=title,
     )
     return page(SessionOut.of, found)
 
 
 @router.get("/sessions/{session_id}", tags=["sessions"])
-async def get_session(here: Here, caller: Chat, session_id: Id) -> SessionOut:
+async def get_session(here: Here, caller: Reader, session_id: Id) -> SessionOut:
     """A session and what it has used."""
     return SessionOut.of(*await sessions.get(here, caller, session_id))
 
@@ -100,7 +116,7 @@ async def send_message(here: Here, caller: Chat, session_id: Id, body: SendIn, i
 
 @router.get("/sessions/{session_id}/messages", tags=["messages"])
 async def list_messages(
-    here: Here, caller: Chat, session_id: Id, limit: Limit = 50, after: After = None, order: Order = "asc"
+    here: Here, caller: Reader, session_id: Id, limit: Limit = 50, after: After = None, order: Order = "asc"
 ) -> ListOf[MessageOut]:
     """A session's messages, every branch, oldest first unless `order` says otherwise."""
     newest_first = order == "desc"
@@ -110,7 +126,7 @@ async def list_messages(
 
 @router.get("/sessions/{session_id}/runs", tags=["runs"])
 async def list_runs(
-    here: Here, caller: Chat, session_id: Id, limit: Limit = 20, after: After = None, order: Order = "asc"
+    here: Here, caller: Reader, session_id: Id, limit: Limit = 20, after: After = None, order: Order = "asc"
 ) -> ListOf[RunOut]:
     """A session's runs, oldest first unless `order` says otherwise."""
     newest_first = order == "desc"
@@ -127,7 +143,7 @@ async def search_messages(
 
 
 @router.get("/messages/{message_id}", tags=["messages"])
-async def get_message(here: Here, caller: Chat, message_id: Id) -> MessageOut:
+async def get_message(here: Here, caller: Reader, message_id: Id) -> MessageOut:
     """One message."""
     return MessageOut.model_validate(await messages.get(here, caller, message_id))
 
@@ -149,7 +165,7 @@ async def regenerate_message(
 
 
 @router.get("/runs/{run_id}", tags=["runs"])
-async def get_run(here: Here, caller: Chat, run_id: Id) -> RunOut:
+async def get_run(here: Here, caller: Reader, run_id: Id) -> RunOut:
     """A run: its state, usage and error."""
     return RunOut.model_validate(await runs.get(here, caller, run_id))
 

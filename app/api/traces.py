@@ -10,8 +10,8 @@ from uuid import UUID
 from fastapi import APIRouter, Path, Query
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
-from app.api.callers import Chat, Here, StrictRoute
-from app.api.fields import After, AgentId, Content, Id, JsonObject, Limit, ModelName, UserRef, check_json
+from app.api.callers import Chat, Here, Reader, StrictRoute
+from app.api.fields import After, AgentId, Content, Id, JsonObject, Key, Limit, ModelName, UserRef, check_json
 from app.api.models import In, ListOf, Out, RunOut, UsageOut, page
 from app.domain import Principal, RunStatus
 from app.errors import NotFound
@@ -211,7 +211,7 @@ async def find_runs(
 @router.get("/runs/{run_id}/steps", tags=["runs"])
 async def list_steps(
     here: Here,
-    caller: Chat,
+    caller: Reader,
     run_id: Id,
     limit: Annotated[int, Query(ge=1, le=1000, description="how many at most")] = 100,
     after: Annotated[int, Query(ge=0, le=2**31 - 1, description="the number of the last one already seen")] = 0,
@@ -223,13 +223,13 @@ async def list_steps(
 
 
 @router.get("/runs/{run_id}/steps/{seq}/input", tags=["runs"])
-async def get_step_input(here: Here, caller: Chat, run_id: Id, seq: Seq) -> ValueOut:
+async def get_step_input(here: Here, caller: Reader, run_id: Id, seq: Seq) -> ValueOut:
     """What went into a step: a model's messages, a function's arguments."""
     return await _value(here, caller, run_id, seq, "input")
 
 
 @router.get("/runs/{run_id}/steps/{seq}/output", tags=["runs"])
-async def get_step_output(here: Here, caller: Chat, run_id: Id, seq: Seq) -> ValueOut:
+async def get_step_output(here: Here, caller: Reader, run_id: Id, seq: Seq) -> ValueOut:
     """What came out of a step."""
     return await _value(here, caller, run_id, seq, "output")
 
@@ -242,18 +242,26 @@ async def _value(here: Platform, caller: Principal, run_id: UUID, seq: int, side
 
 
 @router.post("/runs/{run_id}/rerun", tags=["runs"])
-async def rerun(here: Here, caller: Chat, run_id: Id, body: RerunIn) -> RerunOut:
+async def rerun(here: Here, caller: Chat, run_id: Id, body: RerunIn, idempotency_key: Key = None) -> RerunOut:
     """Do a run once more: the step, and with `downstream` what depends on it, anew, all else from the journal. Gives the run's end.
 
     Without `downstream` what the step gave before is handed on, so that nothing else changes. A step whose input is not in the journal
     and does not depend on the one that is done anew ends the run as `replay_diverged`, with the difference; so does a function or tool,
-    unless `tools` are `live`. The new run is metered, and leaves no message in the session.
+    unless `tools` are `live`. The new run is metered, and leaves no message in the session. Requests with the same `Idempotency-Key` are
+    one run, for a day.
     """
     given = body.set.model_dump(exclude_unset=True)
     changes = {name: value for name, value in given.items() if value is not None or name == "input"}
     live = body.tools == "live"
     begun = await reruns.start(
-        here, caller, run_id, seq=body.step, changes=changes, downstream=body.downstream, live=live
+        here,
+        caller,
+        run_id,
+        seq=body.step,
+        changes=changes,
+        downstream=body.downstream,
+        live=live,
+        key=idempotency_key,
     )
     ended = await reruns.ended(here, begun)
     fields = RunOut.model_validate(ended.run).model_dump()
@@ -270,7 +278,7 @@ async def diff_runs(
 
 @router.get("/runs/{run_id}/why", tags=["runs"])
 async def explain_text(
-    here: Here, caller: Chat, run_id: Id, text: Annotated[Sought, Query(description="a sentence of the answer")]
+    here: Here, caller: Reader, run_id: Id, text: Annotated[Sought, Query(description="a sentence of the answer")]
 ) -> WhyOut:
     """Where a sentence comes from: the steps that said it first, and what they were given that other steps had made."""
     return WhyOut(data=[SourceOut.model_validate(each) for each in await lineage.why(here, caller, run_id, text)])

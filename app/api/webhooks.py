@@ -31,6 +31,7 @@ Event = Literal[
     "bench.failed",
     "bench.cancelled",
 ]
+Events = Annotated[list[Event], Field(min_length=1, max_length=50)]
 Url = Annotated[str, StringConstraints(min_length=1, max_length=2000)]
 Runs = Annotated[
     Literal["background", "all"],
@@ -44,17 +45,29 @@ class WebhookIn(In):
     model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
 
     url: Url
-    events: Annotated[list[Event], Field(min_length=1, max_length=50)]
+    events: Events
     runs: Runs = "background"
 
 
+class WebhookChange(In):
+    """Any of these; what is left out stays."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"enabled": True}]})
+
+    url: Url | None = None
+    events: Events | None = None
+    runs: Runs | None = None
+    enabled: bool | None = Field(None, description="whether it is told anything")
+
+
 class WebhookOut(Out):
-    """A webhook. `failures` are the attempts since the last one that was heard; after too many it is disabled for good."""
+    """A webhook. `failures` are the attempts since the last one that was heard: after too many it is disabled, until enabled again."""
 
     id: UUID
     url: str
     events: list[Event]
     runs: Literal["background", "all"]
+    enabled: bool
     failures: int
     last_error: str | None
     last_at: datetime | None = Field(description="when the last attempt was made")
@@ -87,6 +100,14 @@ async def list_webhooks(here: Here, caller: Chat, limit: Limit = 20, after: Afte
 async def get_webhook(here: Here, caller: Chat, webhook_id: Id) -> WebhookOut:
     """A webhook, and how its last attempt went."""
     return WebhookOut.model_validate(await webhooks.get(here, caller, webhook_id))
+
+
+@router.patch("/{webhook_id}")
+async def update_webhook(here: Here, caller: Chat, webhook_id: Id, body: WebhookChange) -> WebhookOut:
+    """Change a webhook, or enable one again. What it was to be told before it was disabled is dropped; its secret stays."""
+    return WebhookOut.model_validate(
+        await webhooks.update(here, caller, webhook_id, body.model_dump(exclude_none=True))
+    )
 
 
 @router.delete("/{webhook_id}", status_code=204)

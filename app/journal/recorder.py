@@ -85,8 +85,6 @@ class Recorder:
         self._replay = replay
         self._opened = after
         self._bytes = 0
-        self.redone_as: int | None = None
-        """The number of the step that a rerun has done anew."""
         self._steps: list[Step] = []
         self._open: dict[int, OpenStep] = {}
 
@@ -178,9 +176,8 @@ class Recorder:
         """From now on it is billed as one that goes on."""
         self._open[step.seq] = step
 
-    def redone(self, step: OpenStep) -> None:
+    def redone(self) -> None:
         """The step that was to happen anew has ended."""
-        self.redone_as = step.seq
         if self._replay is not None:
             self._replay.redone()
 
@@ -226,7 +223,7 @@ class _Recording:
         if self._is_kept:
             self._recorder.end(self._step)
         if self._how == "redo":
-            self._recorder.redone(self._step)
+            self._recorder.redone()
 
 
 def _bill_so_far(step: OpenStep) -> Bill:

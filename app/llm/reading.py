@@ -6,8 +6,6 @@ import json
 import math
 from typing import Any
 
-from json_repair import repair_json
-
 from app.errors import InvalidInput, LLMError
 
 
@@ -20,10 +18,11 @@ def read_json(text: str) -> Any:
         return json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError):
         pass
+    from json_repair import repair_json  # twenty modules, for what is rarely broken
+
     try:
-        value = (
-            repair_json(text, return_objects=True, skip_json_loads=True) if any(char in text for char in "{[") else ""
-        )
+        has_any = any(char in text for char in "{[")
+        value = repair_json(text, return_objects=True, skip_json_loads=True) if has_any else ""
         if value == "" or not _is_finite(value):
             raise ValueError("nothing was found")
     except (ValueError, RecursionError):

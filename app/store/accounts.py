@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Row, Select, and_, delete, exists, func, literal, or_, select, text, update
+from sqlalchemy import ColumnElement, Row, Select, Table, and_, delete, exists, func, literal, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -45,6 +45,15 @@ async def lock_user(db: AsyncConnection, id: UUID) -> User | None:
     """
     row = (await db.execute(select(users).where(users.c.id == id).with_for_update())).first()
     return user_of(row) if row else None
+
+
+async def keep_owner(db: AsyncConnection, table: Table, id: UUID) -> None:
+    """Keep the owner of a row from being erased until the end of the transaction, which may then tell him of it, or give him more.
+
+    Who erases him locks his rows after him: so this comes before anything locks the row.
+    """
+    owner = select(users.c.id).join(table, table.c.user_id == users.c.id).where(table.c.id == id)
+    await db.execute(owner.with_for_update(read=True, key_share=True, of=users))
 
 
 async def lock_sessions(db: AsyncConnection, user_id: UUID) -> Sequence[UUID]:

@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, delete, func, insert, select
+from sqlalchemy import Row, and_, delete, exists, func, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain import Act, Page, Principal, new_id
@@ -22,6 +22,20 @@ async def add(
     row = {"id": new_id(), "action": action, "subject": str(subject), "details": details or {}}
     who = {"actor_id": actor.user.id, "credential_id": actor.credential_id} if actor else {}
     await db.execute(insert(audit).values(row | who))
+
+
+async def add_hourly(
+    db: AsyncConnection, actor: Principal, action: str, subject: object, details: Mapping[str, Any]
+) -> None:
+    """Note what `actor` does again and again, unless it was noted of the same subject within the hour."""
+    same = and_(audit.c.actor_id == actor.user.id, audit.c.action == action, audit.c.subject == str(subject))
+    noted = select(exists().where(same, audit.c.created_at > func.now() - timedelta(hours=1)))
+    if (await db.execute(noted)).scalar_one():
+        return
+    name = f"{action} {actor.user.id} {subject}"
+    await db.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(name, 0))))
+    if not (await db.execute(noted)).scalar_one():
+        await add(db, actor, action, subject, details)
 
 
 async def list_page(

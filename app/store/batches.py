@@ -11,7 +11,7 @@ from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain import Batch, BatchStatus, Page
-from app.store import webhooks
+from app.store import accounts, webhooks
 from app.store.pages import page_by_id
 from app.store.tables import batch_items, batch_shards, batches
 
@@ -77,6 +77,8 @@ async def move(
     db: AsyncConnection, id: UUID, *, to: BatchStatus, at: int, since: Sequence[BatchStatus], **changes: Any
 ) -> bool:
     """Give a batch its next state, in the second `at`; false when it is in none of the states before it."""
+    if to.is_final:
+        await accounts.keep_owner(db, batches, id)
     noted = batches.c.times + cast(literal({f"{to}_at": at}, JSONB), JSONB)
     statement = update(batches).where(batches.c.id == id, batches.c.status.in_(since))
     statement = statement.values(status=to, times=noted, **changes).returning(batches.c.user_id)

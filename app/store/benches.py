@@ -12,7 +12,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain import Bench, BenchProgress, BenchResult, BenchStatus, Page, Run, Step
-from app.store import budgets, webhooks
+from app.store import accounts, budgets, webhooks
 from app.store.charges import charge
 from app.store.pages import page_by_id
 from app.store.runs import DEAD_AFTER_SECONDS, usage_columns, usage_of
@@ -83,6 +83,8 @@ async def move(
     **changes: Any,
 ) -> bool:
     """Give a bench its next state; false when it is in none of the states before it."""
+    if to not in OPEN:
+        await accounts.keep_owner(db, benches, id)
     ended = None if to in OPEN else func.now()
     statement = update(benches).where(benches.c.id == id, benches.c.status.in_(since)).returning(benches)
     moved = (await db.execute(statement.values(status=to, reason=reason, ended_at=ended, **changes))).first()

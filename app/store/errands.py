@@ -9,6 +9,7 @@ from sqlalchemy import Row, Select, and_, delete, func, insert, select, true, up
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain import Errand, Page, Role, Session, SessionParams, User
+from app.store import accounts
 from app.store.pages import page_by_id
 from app.store.runs import Part, run_of
 from app.store.tables import errands, runs, sessions, users
@@ -77,7 +78,8 @@ async def add(db: AsyncConnection, errand: Errand) -> None:
 
 
 async def lock(db: AsyncConnection, id: UUID) -> None:
-    """Lock an errand's row, so that it gets one session."""
+    """Lock an errand's row, so that it gets one session; its user cannot be erased meanwhile."""
+    await accounts.keep_owner(db, errands, id)
     await db.execute(select(errands.c.id).where(errands.c.id == id).with_for_update())
 
 

@@ -198,6 +198,11 @@ async def claim_waiting(db: AsyncConnection, id: UUID, replica: UUID) -> tuple[R
 
 async def request_cancel(db: AsyncConnection, ids: Sequence[UUID]) -> None:
     """Ask the replicas that conduct these runs to end them; those that wait their turn end at once."""
+    held = (
+        select(runs.c.id).join(sessions, sessions.c.id == runs.c.session_id).join(users, users.c.id == runs.c.user_id)
+    )
+    held = held.where(runs.c.id.in_(ids)).order_by(sessions.c.id)  # users and sessions first, as who erases them
+    await db.execute(held.with_for_update(read=True, key_share=True, of=[users, sessions]))
     chosen = update(runs).where(runs.c.id.in_(ids))
     await db.execute(chosen.where(runs.c.status.in_(ACTIVE)).values(cancel_requested=True))
     ended = {"status": RunStatus.CANCELLED, "ended_at": func.now(), "pending": None}

@@ -15,6 +15,7 @@ from app.store import messages
 from app.store.messages import chained
 from app.store.runs import usage_of
 from app.store.tables import jobs, llm_batch_calls, runs, sessions, step_values, steps, users
+from app.store.tables import messages as messages_table
 
 _USER = [users.c.name, users.c.role, users.c.status]
 
@@ -74,6 +75,20 @@ async def get(db: AsyncConnection, id: UUID, *, owner: UUID | None, lock: bool =
         query = query.where(sessions.c.user_id == owner)
     row = (await db.execute(query.with_for_update(of=sessions) if lock else query)).first()
     return session_of(row) if row else None
+
+
+async def holder(
+    db: AsyncConnection, *, session_id: UUID | None, message_id: UUID | None, run_id: UUID | None
+) -> tuple[UUID, UUID] | None:
+    """The user and the session that a session, a message or a run is of."""
+    if session_id:
+        query = select(sessions.c.user_id, sessions.c.id).where(sessions.c.id == session_id)
+    elif message_id:
+        query = select(messages_table.c.user_id, messages_table.c.session_id).where(messages_table.c.id == message_id)
+    else:
+        query = select(runs.c.user_id, runs.c.session_id).where(runs.c.id == run_id)
+    row = (await db.execute(query)).first()
+    return (row[0], row[1]) if row else None
 
 
 async def list_page(

@@ -81,6 +81,19 @@ async def step(db: AsyncConnection, run: Run, seq: int) -> Step | None:
     return step_of(row) if row else None
 
 
+async def redone(db: AsyncConnection, run: Run) -> Step | None:
+    """The step of a rerun that was done anew: the first in the place of the one it is of that was not served.
+
+    Before it has ended nothing else there may happen; see `Replay.find`.
+    """
+    was = steps.alias("was")
+    of_parent = and_(was.c.run_id == run.parent_id, was.c.seq == run.forked_at)
+    same = and_(was.c.path == steps.c.path, was.c.kind == steps.c.kind)
+    query = select(steps).where(*_of([run]), steps.c.status != "replayed", exists().where(of_parent, same))
+    row = (await db.execute(query.order_by(steps.c.seq).limit(1))).first()
+    return step_of(row) if row else None
+
+
 async def steps_of(db: AsyncConnection, found: Sequence[Run]) -> Mapping[UUID, Sequence[Step]]:
     """All stored steps of these runs, in order."""
     made: dict[UUID, list[Step]] = {run.id: [] for run in found}

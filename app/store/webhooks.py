@@ -116,19 +116,32 @@ async def delivery(db: AsyncConnection, id: UUID) -> Delivery | None:
 
 
 async def attempted(db: AsyncConnection, sent: Delivery, *, error: str | None, ended: bool, disable: bool) -> None:
-    """Note an attempt and what came of it; with `ended`, the last one."""
-    hook = update(webhooks).where(webhooks.c.id == sent.webhook.id)
+    """Note an attempt and what came of it; with `ended`, the last one.
+
+    That tells nothing of a webhook which has another address by now, or whose deliveries were dropped.
+    """
+    await get(db, sent.webhook.id, owner=None, lock=True)
+    at, done = webhook_deliveries.c, {"ended_at": func.now()} if ended else {}
+    going = update(webhook_deliveries).where(at.id == sent.id, at.ended_at.is_(None))
+    noted = await db.execute(going.values(attempts=at.attempts + 1, **done).returning(at.id))
+    if noted.first() is None:
+        return
+    hook = update(webhooks).where(webhooks.c.id == sent.webhook.id, webhooks.c.url == sent.webhook.url)
     failures = webhooks.c.failures + 1 if error else 0
     disabled = {"disabled_at": func.now()} if disable else {}
     await db.execute(hook.values(failures=failures, last_error=error, last_at=func.now(), **disabled))
-    done = {"ended_at": func.now()} if ended else {}
-    statement = update(webhook_deliveries).where(webhook_deliveries.c.id == sent.id)
-    await db.execute(statement.values(attempts=webhook_deliveries.c.attempts + 1, **done))
 
 
 async def end(db: AsyncConnection, id: UUID) -> None:
     """Send a delivery no more."""
     await db.execute(update(webhook_deliveries).where(webhook_deliveries.c.id == id).values(ended_at=func.now()))
+
+
+async def drop(db: AsyncConnection, webhook_id: UUID) -> None:
+    """Send no more of what a webhook, which is locked, was to be told."""
+    at = webhook_deliveries.c
+    going = update(webhook_deliveries).where(at.webhook_id == webhook_id, at.ended_at.is_(None))
+    await db.execute(going.values(ended_at=func.now()))
 
 
 async def sweep(db: AsyncConnection) -> None:
@@ -165,10 +178,16 @@ def _owned(owner: UUID | None) -> Select[Any]:
     return select(webhooks).where(webhooks.c.user_id == owner) if owner else select(webhooks)
 
 
-async def get(db: AsyncConnection, id: UUID, *, owner: UUID | None) -> Webhook | None:
-    """A webhook of `owner`, or of anybody when that is None."""
-    row = (await db.execute(_owned(owner).where(webhooks.c.id == id))).first()
+async def get(db: AsyncConnection, id: UUID, *, owner: UUID | None, lock: bool = False) -> Webhook | None:
+    """A webhook of `owner`, or of anybody when that is None. It is locked before its deliveries; ends of runs need not wait for that."""
+    query = _owned(owner).where(webhooks.c.id == id)
+    row = (await db.execute(query.with_for_update(key_share=True) if lock else query)).first()
     return _webhook(row) if row else None
+
+
+async def change(db: AsyncConnection, id: UUID, fields: Mapping[str, Any]) -> None:
+    """Change columns of a webhook."""
+    await db.execute(update(webhooks).where(webhooks.c.id == id).values(**fields))
 
 
 async def list_page(db: AsyncConnection, *, owner: UUID | None, after: UUID | None, limit: int) -> Page[Webhook]:

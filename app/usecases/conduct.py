@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from functools import partial
 from typing import Any, TypeVar
@@ -83,8 +83,12 @@ async def _conduct(platform: Platform, begun: Begun, live: LiveRun, work: Work) 
     run_id.set(str(begun.run.id))
     finished: Finished | None = None
     try:
-        with _recording(platform, live):
+        keeping = platform.tasks.start(_keep_steps(platform, live), name="steps") if live.run.background else None
+        try:
             result = await _result(platform, begun, live, work)
+        finally:
+            if keeping:
+                keeping.cancel()
         if isinstance(result, Suspended):
             ending = _waiting(live, begun, result)
         else:
@@ -103,20 +107,8 @@ async def _conduct(platform: Platform, begun: Begun, live: LiveRun, work: Work) 
         start(platform, finished.promoted)
 
 
-@contextmanager
-def _recording(platform: Platform, live: LiveRun) -> Iterator[None]:
-    """Keep the steps of a background run as they end: should its worker die, the next one need not take them again."""
-    if not live.run.background:
-        yield
-        return
-    keeping = platform.tasks.start(_keep_steps(platform, live), name="steps")
-    try:
-        yield
-    finally:
-        keeping.cancel()
-
-
 async def _keep_steps(platform: Platform, live: LiveRun) -> None:
+    """Keep the steps of a background run as they end: should its worker die, the next one need not take them again."""
     kept = 0
     while True:
         await asyncio.sleep(RECORD_SECONDS)
@@ -172,12 +164,10 @@ async def answered(platform: Platform, begun: Begun, live: LiveRun) -> Answer:
         delegations = Delegations(partial(_engaged, platform, begun, live), live.recorder, platform.run_timeout)
         binding = await _bound(platform, begun, live, version, session, shown, request=request, delegations=delegations)
         given = await answer(version, binding, asked_in(shown), live.log, timeout=platform.run_timeout)
-    kept = delegations.kept
-    return replace(
-        given,
-        state=states(kept, session.agent_id, given.state),
-        memories=memories_of(kept, session.agent_id, given.memories),
-    )
+    if not (kept := delegations.kept):
+        return given
+    state = states(kept, session.agent_id, given.state)
+    return replace(given, state=state, memories=memories_of(kept, session.agent_id, given.memories))
 
 
 async def _bound(

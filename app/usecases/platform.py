@@ -62,6 +62,8 @@ class Platform:
     run_timeout: float
     is_away: Callable[[Model], bool]
     """Whether all endpoints of a language model failed a moment ago."""
+    admin_reads_chats: bool = False
+    """Whether administrators may read what others said."""
     max_passages: int = 20_000
     """How many passages of knowledge a user may have."""
     documents: Documents = field(default_factory=Documents)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -13,11 +14,11 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from app.agent.runner import Answer
-from app.domain import Principal, Run, Step, canonical, new_id
+from app.domain import Principal, Run, RunStatus, Step, canonical, new_id
 from app.errors import Conflict, InvalidInput, LimitExceeded, NotAllowed, NotFound, Unavailable
 from app.journal.replay import Done, Replay, ReplayDiverged, Rerun, readable, unfolded
 from app.store import journal, messages, traces
-from app.store.operations import BeginRun, Begun
+from app.store.operations import BeginRun, Begun, IdempotencyKey, Repeated
 from app.store.traces import ANSWER
 from app.usecases import conduct, runs
 from app.usecases.live import LiveRun
@@ -61,10 +62,12 @@ async def start(
     changes: Mapping[str, Any],
     downstream: bool = False,
     live: bool = False,
-) -> LiveRun:
+    key: str | None = None,
+) -> LiveRun | Run:
     """Begin a run that does another once more; without a `seq` nothing of it anew.
 
     It is the caller's, is metered like any, and leaves no message. `Conflict` while the other goes on, or when nothing is kept of it.
+    Gives the run that is conducted here, or the one to follow that the idempotency `key` stands for already.
     """
     run = await runs.get(platform, principal, id)
     if not run.status.is_final:
@@ -77,8 +80,13 @@ async def start(
         _check_arguments(principal, recorded, seq, changes)
         async with platform.engine.connect() as db:
             brings_all = await traces.brings_all(db, run)
+        if key is not None:
+            wish = canonical(["rerun", id, seq, changes, downstream, live])
+            wanted = replace(wanted, key=IdempotencyKey(key, hashlib.sha256(wish).digest()))
         begun = await platform.writer.begin(wanted)
-        assert isinstance(begun, Begun)  # noqa: S101 - it has no key, and takes no turn
+        if isinstance(begun, Repeated):
+            return begun.run
+        assert isinstance(begun, Begun)  # noqa: S101 - it takes no turn
         begun = replace(begun, ephemeral=brings_all, request=recorded.request())
         replay = Replay(recorded.steps, Rerun(seq, changes, downstream, live, recorded.told))
         return conduct.start(platform, begun, partial(_repeat, replay))
@@ -107,14 +115,17 @@ class Ended(Struct, frozen=True):
     step: Step | None
 
 
-async def ended(platform: Platform, live: LiveRun) -> Ended:
-    """Wait for the end of a rerun."""
-    outcome = await live.log.ended()
-    anew = next((step for step in live.recorder.steps if step.seq == live.recorder.redone_as), None)
-    if anew is not None:
-        async with platform.engine.connect() as db:
-            anew = await traces.step(db, outcome.run, anew.seq)
-    return Ended(outcome.run, live.log.answer(), anew)
+async def ended(platform: Platform, begun: LiveRun | Run) -> Ended:
+    """Wait for the end of a rerun, whoever conducts it. `Unavailable` when this server ends before."""
+    if isinstance(begun, LiveRun):
+        log, outcome = begun.log, await begun.log.ended()
+    else:
+        async with runs.following(platform, begun) as log:
+            outcome = await log.ended()
+    if outcome.run.status is RunStatus.QUEUED:
+        raise Unavailable("The run goes on at another server.", retry_after=1)
+    async with platform.engine.connect() as db:
+        return Ended(outcome.run, log.answer(), await traces.redone(db, outcome.run))
 
 
 async def _wanted(platform: Platform, principal: Principal, run: Run, seq: int | None) -> tuple[Journal, BeginRun]:

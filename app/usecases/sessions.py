@@ -9,7 +9,7 @@ from uuid import UUID
 from msgspec.structs import replace
 
 from app.domain import Page, Principal, Session, SessionParams, Usage, User, new_id, now
-from app.errors import InvalidInput, NotFound, must_exist
+from app.errors import InvalidInput, NotAllowed, NotFound, must_exist
 from app.store import accounts, messages, runs, sessions
 from app.store.sessions import params_row
 from app.usecases import agents
@@ -98,7 +98,9 @@ async def list_page(
     archived: bool = False,
     title: str | None = None,
 ) -> Page[Session]:
-    """A user's sessions, the last active first. An administrator sees of others' that they exist, not what they are about."""
+    """A user's sessions, the last active first. Of others' one sees that they exist, not what they are about, unless one reads them."""
+    if title is not None and principal.owner not in (None, user.id):
+        raise NotAllowed("Titles are searched for in one's own sessions only.", param="title")
     async with platform.engine.connect() as db:
         found = await sessions.list_page(db, user.id, after=after, limit=limit, archived=archived, title=title)
     if principal.owner in (None, user.id):

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from ipaddress import ip_address
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 from uuid import UUID
 
@@ -97,6 +97,30 @@ async def list_page(platform: Platform, principal: Principal, *, after: UUID | N
     """The caller's webhooks, in the order they were made."""
     async with platform.engine.connect() as db:
         return await webhooks.list_page(db, owner=principal.owner, after=after, limit=limit)
+
+
+async def update(platform: Platform, principal: Principal, id: UUID, changes: Mapping[str, Any]) -> Webhook:
+    """Change any of `url`, `events`, `runs` and `enabled`. What is disabled is told nothing more, not even what it was to be told.
+
+    One that is enabled again, or has another address, begins with no failures, and keeps its secret.
+    """
+    if "url" in changes:
+        _check(changes["url"], private=platform.courier.private)
+    async with platform.engine.begin() as db:
+        before = await webhooks.get(db, id, owner=principal.owner, lock=True)
+        before = must_exist(before, "webhook", param="webhook_id")
+        fields = {name: changes[name] for name in ("url", "runs") if name in changes}
+        if "events" in changes:
+            fields["events"] = list(dict.fromkeys(changes["events"]))
+        enabled = changes.get("enabled", before.enabled)
+        if enabled != before.enabled:
+            fields["disabled_at"] = None if enabled else now()
+            await webhooks.drop(db, id)
+        if fields.get("url", before.url) != before.url or (enabled and not before.enabled):
+            fields |= {"failures": 0, "last_error": None}
+        if fields:
+            await webhooks.change(db, id, fields)
+        return must_exist(await webhooks.get(db, id, owner=principal.owner), "webhook", param="webhook_id")
 
 
 async def delete(platform: Platform, principal: Principal, id: UUID) -> None:

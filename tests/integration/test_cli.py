@@ -19,7 +19,8 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from app.cli import commands, importing
+from app.cli import importing
+from app.cli.commands import commands
 from app.errors import AppError, SettingsError
 from app.settings import Settings
 from app.store.migrations import HEAD

@@ -265,6 +265,44 @@ async def test_a_run_that_does_something_else_has_diverged_whatever_its_agent_ma
     assert (stored["status"], stored["error"]["code"]) == ("failed", "replay_diverged")
 
 
+async def test_equal_reruns_with_one_key_are_one_run_at_every_server(
+    here: House, running: Engines, database_url: str, fake: FakeUpstream, tmp_path: Path
+) -> None:
+    ann = await here.user("ann")
+    run = await done(ann, "fan")
+    first, other = [step["seq"] for step in await steps(ann, run["run_id"], "llm")][:2]
+    path, key = f"/api/v1/runs/{run['run_id']}/rerun", {"idempotency-key": "again"}
+    body = {"step": first, "set": {"prompt": "say new [[fault: x delay=0.5]]"}, "downstream": True}
+    before = fake.hits
+    settings = {"redis_url": running.redis_url, "openai_base_url": fake.base_url, "openai_api_key": "sk-test"}
+    async with open_house(database_url, agents_dir=tmp_path, **settings) as there:
+        elsewhere = await there.client(authorization=ann.headers["authorization"])
+        clients = [ann, elsewhere] * 3
+        told = await asyncio.gather(*(client.post(path, json=body, headers=key) for client in clients))
+        told += [await client.post(path, json=body, headers=key) for client in (ann, elsewhere)]
+    assert {answer.status_code for answer in told} == {200}
+    assert fake.hits == before + 2
+    (made,) = {answer.text for answer in told}
+    assert '"status":"completed"' in made
+    assert (told[0].json()["step"]["path"], told[0].json()["step"]["status"]) == ("/default", "completed")
+    assert "new" in told[0].json()["answer"].split("+")
+    for changed in ({"step": other}, {"set": {"prompt": "say newer"}}, {"downstream": False}, {"tools": "live"}):
+        refused = await ann.post(path, json=body | changed, headers=key)
+        assert (refused.status_code, refused.json()["param"]) == (409, "idempotency-key"), changed
+    said = {"session_id": (await ann.get(f"/api/v1/runs/{run['run_id']}")).json()["session_id"], "content": "x"}
+    assert (await ann.post("/SendMessage", json=said, headers=key)).status_code == 409
+    assert (await ann.post(path, json=body, headers={"idempotency-key": "more"})).json()["id"] != told[0].json()["id"]
+
+
+async def test_a_rerun_that_failed_is_begun_anew_under_its_key(here: House, fake: FakeUpstream) -> None:
+    ann = await here.user("ann")
+    run = await done(ann, "changed", "news")
+    path, key = f"/api/v1/runs/{run['run_id']}/rerun", {"idempotency-key": "again"}
+    first, second = [(await ann.post(path, json={}, headers=key)).json() for _ in range(2)]
+    assert (first["status"], second["status"]) == ("failed", "failed")
+    assert first["id"] != second["id"]
+
+
 async def test_a_rerun_leaves_the_session_as_it_is(here: House, fake: FakeUpstream) -> None:
     ann = await here.user("ann")
     id = await session(ann, "chain")

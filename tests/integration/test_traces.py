@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import text
 from typer.testing import CliRunner
 
-from app.cli import commands
+from app.cli.commands import commands
 from app.errors import AppError
 from app.settings import Settings
 from app.store import partitions

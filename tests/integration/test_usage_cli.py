@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from app.cli import commands
+from app.cli.commands import commands
 from app.errors import SettingsError
 from app.settings import Settings
 from tests.house import ADMIN_KEY, House

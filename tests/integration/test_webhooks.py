@@ -64,6 +64,12 @@ async def fetch(url: str, statement: str, *values: Any) -> list[asyncpg.Record]:
         await connection.close()
 
 
+async def until_no_job(url: str, condition: str) -> None:
+    async with asyncio.timeout(60):
+        while await fetch(url, f"SELECT FROM jobs WHERE {condition}"):
+            await asyncio.sleep(0.05)
+
+
 def test_a_signature_is_that_of_the_specification() -> None:
     """The example of the reference implementations' tests."""
     import base64
@@ -232,6 +238,105 @@ async def test_an_attempt_whose_worker_is_killed_is_made_by_another(
         await at.until(2)
     assert at.told[0] == at.told[1]
     assert at.told[0][1]["data"]["id"] == run["run_id"]
+
+
+async def test_one_that_was_given_up_is_enabled_again_and_told_only_of_what_ends_from_then_on(
+    open_to_all: House, at: Receiver, database_url: str
+) -> None:
+    admin = open_to_all.admin
+    at.statuses = [500]
+    hook = await register(admin, at)
+    for content in ("repeat: one", "repeat: two"):
+        await send(admin, await session(admin), content, mode="background")
+    await until_shown(admin, hook["id"], lambda found: found["failures"] == 2)
+    last = "UPDATE webhook_deliveries SET attempts = $1 WHERE id = (SELECT min(id::text)::uuid FROM webhook_deliveries)"
+    await fetch(database_url, last, len(RETRY_SECONDS))
+    assert not (await until_shown(admin, hook["id"], lambda found: found["disabled_at"]))["enabled"]
+    await send(admin, await session(admin), "repeat: three", mode="background")
+    await until_no_job(database_url, "state = 'running'")
+    before, at.statuses = len(at.told), [204]
+    again = (await admin.patch(f"/api/v1/webhooks/{hook['id']}", json={"enabled": True})).json()
+    assert (again["enabled"], again["disabled_at"], again["failures"], again["last_error"]) == (True, None, 0, None)
+    await fetch(database_url, "UPDATE pgqueuer SET execute_after = now()")
+    four = (await send(admin, await session(admin), "repeat: four", mode="background")).json()
+    await at.until(before + 1)
+    await until_no_job(database_url, "ended_at IS NULL")
+    assert [body["data"]["id"] for _, body in at.told[before:]] == [four["run_id"]]
+    found = await shown(admin, hook["id"])
+    assert (found["enabled"], found["failures"], found["last_error"]) == (True, 0, None)
+
+
+async def test_an_owner_disables_a_webhook_and_what_it_was_to_be_told_is_dropped(
+    open_to_all: House, at: Receiver, database_url: str
+) -> None:
+    alice = await open_to_all.user("alice")
+    at.statuses = [500]
+    hook = await register(alice, at)
+    path = f"/api/v1/webhooks/{hook['id']}"
+    await send(alice, await session(alice), "x", mode="background")
+    before = await until_shown(alice, hook["id"], lambda found: found["failures"] == 1)
+    found = (await alice.patch(path, json={"enabled": False})).json()
+    assert (found["enabled"], found["failures"], found["last_error"]) == (False, 1, "status 500")
+    assert (await alice.patch(path, json={"enabled": False})).json() == found
+    assert (await alice.patch(path, json={})).json() == found
+    await fetch(database_url, "UPDATE pgqueuer SET execute_after = now()")
+    await send(alice, await session(alice), "y", mode="background")
+    await until_no_job(database_url, "ended_at IS NULL")
+    assert len(at.told) == 1
+    assert (await shown(alice, hook["id"]))["last_at"] == before["last_at"]
+
+
+async def test_an_attempt_that_ends_after_the_webhook_was_enabled_again_does_not_disable_it(
+    open_to_all: House, at: Receiver, database_url: str
+) -> None:
+    admin = open_to_all.admin
+    at.hangs = True
+    at.statuses = [410]
+    hook = await register(admin, at)
+    path = f"/api/v1/webhooks/{hook['id']}"
+    await send(admin, await session(admin), "x", mode="background")
+    await at.until(1)
+    for enabled in (False, True):
+        assert (await admin.patch(path, json={"enabled": enabled})).json()["enabled"] is enabled
+    at.hangs = False
+    await until_no_job(database_url, "ended_at IS NULL")
+    found = await shown(admin, hook["id"])
+    assert (found["enabled"], found["failures"], found["last_at"]) == (True, 0, None)
+
+
+async def test_a_new_address_is_told_what_the_old_one_did_not_hear_and_has_no_failures(
+    open_to_all: House, at: Receiver, database_url: str
+) -> None:
+    admin = open_to_all.admin
+    at.statuses = [500, 204]
+    hook = await register(admin, at)
+    path = f"/api/v1/webhooks/{hook['id']}"
+    await send(admin, await session(admin), "x", mode="background")
+    await until_shown(admin, hook["id"], lambda found: found["failures"] == 1)
+    changes = {"url": f"{at.url}?new", "events": ["run.failed", "run.failed"], "runs": "all"}
+    found = (await admin.patch(path, json=changes)).json()
+    assert (found["url"], found["events"], found["runs"]) == (changes["url"], ["run.failed"], "all")
+    assert (found["failures"], found["last_error"], found["enabled"]) == (0, None, True)
+    await fetch(database_url, "UPDATE pgqueuer SET execute_after = now()")
+    await at.until(2)
+    assert at.told[0] == at.told[1]
+
+
+async def test_a_change_goes_by_the_rules_of_a_new_webhook(house: House) -> None:
+    alice, bob = await house.user("alice"), await house.user("bob")
+    body = {"url": "https://example.org/hook", "events": ["run.completed"]}
+    made = (await alice.post("/api/v1/webhooks", json=body)).json()
+    path = f"/api/v1/webhooks/{made['id']}"
+    for field, value in (
+        *(("url", "http://example.org/x"), ("url", "https://127.0.0.1/x"), ("url", "https://user:pw@example.org")),
+        *(("url", "x" * 3000), ("events", []), ("events", ["run.begun"]), ("runs", "some"), ("enabled", "perhaps")),
+        ("secret", "x"),
+    ):
+        told = await alice.patch(path, json={field: value})
+        assert told.status_code == 400, field
+        assert told.json()["param"].startswith(field)
+    assert (await bob.patch(path, json={"enabled": False})).status_code == 404
+    assert await shown(alice, made["id"]) == {name: value for name, value in made.items() if name != "secret"}
 
 
 async def test_private_addresses_are_refused_at_once_or_when_their_name_leads_there(house: House) -> None:
