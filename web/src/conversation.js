@@ -322,7 +322,7 @@ export class Conversation {
   /** Looks what the conversation is called now; gives whether that is something else. */
   async rename() {
     const before = this.session.value?.title;
-    const session = await get(`api/v1/sessions/${this.id}`).catch(() => null);
+    const session = await get(`api/v1/sessions/${this.id}`, { signal: this.closed.signal }).catch(() => null);
     if (!session || session.title === before || this.session.value.title !== before) return false;
     this.session.value = { ...this.session.value, title: session.title };
     listed(session);
