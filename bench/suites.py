@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 import uvloop
 
+from app.cli import garbage
 from app.datasets import Dataset
 from app.domain import Principal, Scope
 from app.main import opened
@@ -68,6 +69,7 @@ async def measure(name: str, items: int, at_once: int) -> dict[str, float]:
             Dataset(Questions(items)),
             Path(),
         )
+        garbage.settle()
         work, process = Work(platform, bench, None), psutil.Process()
         memory: list[tuple[float, int]] = []
 

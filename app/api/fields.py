@@ -119,6 +119,7 @@ def checked_key(value: str | None) -> str | None:
 
 Id = Annotated[UUID, BeforeValidator(to_id)]
 Content = Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT), AfterValidator(_no_control)]
+PerhapsEmpty = Annotated[str, StringConstraints(max_length=MAX_TEXT), AfterValidator(_no_control)]
 Text = Annotated[str, StringConstraints(max_length=4000), AfterValidator(_no_control)]
 Table = Annotated[str, StringConstraints(min_length=1, max_length=500_000), AfterValidator(_no_control)]
 Title = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(_no_control)]

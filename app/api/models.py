@@ -12,18 +12,19 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 from app import domain
 from app.api.fields import (
     AgentId,
-    Content,
     Id,
     JsonObject,
     JsonValue,
     ModelName,
     Name,
+    PerhapsEmpty,
     Secret,
     Temperature,
     Text,
     Title,
     UserRef,
 )
+from app.api.parts import Parts
 from app.domain import Role, RunStatus, Scope
 
 T = TypeVar("T", bound=BaseModel)
@@ -282,10 +283,16 @@ class SessionOut(BaseModel):
 class SendIn(In):
     """A message. `parent_id` edits: the message follows that one (null: nothing) instead of the active branch's last."""
 
-    content: Content
+    content: PerhapsEmpty = Field(description="the text; only beside `parts` it may be empty")
     stream: bool = False
     additional_kwargs: JsonObject = Field(default_factory=dict)
     parent_id: Id | None = None
+    parts: Parts | None = Field(
+        None,
+        description="pictures, sounds and files that go along, as OpenAI's chat completions have them. The text goes before them, "
+        "unless they have text of their own: then they are the whole message, and theirs is `content`",
+        examples=[[{"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}]],
+    )
     mode: Mode | None = Field(
         None,
         description="`background` leaves it to a job, `batch` too, with batches of language models; the session's by default",
@@ -321,6 +328,11 @@ class MessageOut(Out):
     name: str | None
     run_id: UUID | None
     agent_id: str | None
+    parts: list[dict[str, Any]] = Field(
+        [],
+        exclude_if=lambda value: not value,
+        description="the whole of a message that is more than text; a search leaves them out",
+    )
     additional_kwargs: dict[str, Any]
     rating: int | None
     comment: str | None

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from app.agent.request import OpenAIRequest
 from app.api.fields import Id, ModelName, check_json
+from app.api.parts import parts_of
 from app.domain import MAX_TEXT
 from app.llm.messages import ROLES
 from app.llm.options import MAX_TOOLS
@@ -59,7 +60,7 @@ def _content(content: Any, index: int) -> str | list[Json]:
             if all(part["type"] == "text" and isinstance(part.get("text"), str) for part in content):
                 content = "".join(part["text"] for part in content)
             else:
-                return content
+                return parts_of(content, f"[{index}].content")
     if not isinstance(content, str):
         raise ValueError(f"[{index}].content must be a text, a list of parts, or null")
     if len(content) > MAX_TEXT:

@@ -103,6 +103,7 @@ async def send_message(here: Here, caller: Chat, session_id: Id, body: SendIn, i
         caller,
         session_id,
         body.content,
+        parts=body.parts or (),
         additional_kwargs=body.additional_kwargs,
         parent_id=body.parent_id,
         at_leaf="parent_id" not in body.model_fields_set,

@@ -211,6 +211,7 @@ def _told_of(settings: Settings, **values: str) -> Settings:
 
 
 async def _opened(settings: Settings, user: str, work: Callable[[Platform, Principal], Awaitable[int]]) -> int:
+    from app.cli import garbage
     from app.domain import Principal, Scope
     from app.errors import SettingsError
     from app.main import opened
@@ -222,6 +223,7 @@ async def _opened(settings: Settings, user: str, work: Callable[[Platform, Princ
             found = await accounts.get_user(db, name=user)
         if found is None:
             raise SettingsError(f"There is no user {user}: name one with --user.")
+        garbage.settle()
         return await work(platform, Principal(found, frozenset({Scope.CHAT})))
 
 

@@ -10,7 +10,6 @@ this one has its own at SLOT.
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import logging
 import os
@@ -27,6 +26,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from app.cli import garbage
 from app.logs import configure
 from app.main import create_app, drain
 from app.metrics import Metrics
@@ -123,7 +123,7 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             self._loop = asyncio.get_running_loop()
-            _settle_garbage_collection()
+            garbage.settle()
             self._control.sendall(b"1")
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -155,16 +155,6 @@ def main(listener: int, control_file: int, presence: int, metrics_file: int, slo
         app = create_app(settings, Metrics(metrics_file, slots, slot))
         server = _Server(_config(app, settings), control, partial(drain, app))
         server.run(sockets=[socket.socket(fileno=listener)])
-
-
-def _settle_garbage_collection() -> None:
-    """Look for cycles less often, and never among what was loaded at the start: a message makes hundreds of objects, few of them in cycles.
-
-    Saved an eighth of the CPU of a message (`./scripts/bench`).
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 100)
 
 
 def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:

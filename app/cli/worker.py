@@ -9,6 +9,7 @@ import typer
 import uvloop
 from pydantic import SecretStr
 
+from app.cli import garbage
 from app.cli.serve import check_folder, check_schema
 from app.errors import SettingsError
 from app.logs import configure
@@ -41,6 +42,7 @@ async def _work(settings: Settings, database_url: str, at_once: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, received)
     async with opened(settings, database_url) as platform:
+        garbage.settle()
         take_jobs(platform, settings, at_once)
         typer.echo(f"The worker does up to {at_once} jobs at once.")
         await stopped.wait()

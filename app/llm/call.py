@@ -286,9 +286,8 @@ class CallPath:
         if "prompt" in changes:
             messages = call.prompt.messages()
             last = max((at for at, each in enumerate(messages) if each["role"] == "user"), default=len(messages))
-            call.prompt = Prompt.of(
-                [*messages[:last], {"role": "user", "content": changes["prompt"]}, *messages[last + 1 :]]
-            )
+            content = _in_place_of(messages[last : last + 1], changes["prompt"])
+            call.prompt = Prompt.of([*messages[:last], {"role": "user", "content": content}, *messages[last + 1 :]])
         call.options = {**call.options, **checked(changes.get("params", {}))}
         names, step.parts = named(call.prompt.values)
         options = {**models[0].defaults, **call.options}
@@ -381,6 +380,13 @@ async def _accepted(answer: AsyncGenerator[Items, None], call: _Call) -> Items:
     except LLMError:
         return ()
     return whole if call.accepted else ()
+
+
+def _in_place_of(said: Sequence[Mapping[str, Any]], text: str) -> str | list[Any]:
+    """Another text for a message, beside the pictures and whatever else it has."""
+    content = said[0].get("content") if said else None
+    kept = [part for part in content if part.get("type") != "text"] if isinstance(content, list) else []
+    return [{"type": "text", "text": text}, *kept] if kept else text
 
 
 def _longest(models: Iterable[Model], prompt: int) -> int:

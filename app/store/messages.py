@@ -31,12 +31,13 @@ from app.store import search
 from app.store.tables import messages
 
 PAGE_BYTES = 4_000_000
-"""How much content and `additional_kwargs` a page of a list has at most, but always one message."""
+"""How much content, `parts` and `additional_kwargs` a page of a list has at most, but always one message."""
 WINDOW_BYTES = 8_000_000
 """How much of a branch a window loads at most: agents' `parts`, `state` and asides are in no count of tokens."""
 _JSON = ("parts", "additional_kwargs", "state")
 _COLUMNS = [column for column in messages.c if column.name not in ("terms", "user_id", "summary")]
-_SHOWN = [null().label(column.name) if column.name in ("parts", "state") else column for column in _COLUMNS]
+_SHOWN = [null().label(column.name) if column.name == "state" else column for column in _COLUMNS]
+_FOUND = [null().label(column.name) if column.name == "parts" else column for column in _SHOWN]
 
 
 def message_of(row: Row[Any] | Any) -> Message:
@@ -147,7 +148,7 @@ async def branch_page(
         place = select(func.min(messages.c.seq)).where(named(after), messages.c.id.in_(select(branch.c.id)))
         seq = place.scalar_subquery()
         chosen = and_(chosen, messages.c.seq <= seq if newest_first else messages.c.seq >= seq)
-    return await _page(db, chosen, order, limit, shown=_COLUMNS, sized=("parts", "additional_kwargs"))
+    return await _page(db, chosen, order, limit, shown=_COLUMNS)
 
 
 def named(id: UUID) -> ColumnElement[bool]:
@@ -223,7 +224,7 @@ async def _page(
     limit: int,
     *,
     shown: Sequence[Any] = _SHOWN,
-    sized: Sequence[str] = ("additional_kwargs",),
+    sized: Sequence[str] = ("parts", "additional_kwargs"),
 ) -> Page[Message]:
     size = _size(messages, *sized)
     total = func.sum(size).over(order_by=order, rows=(None, 0))
@@ -250,7 +251,7 @@ async def rate(db: AsyncConnection, id: UUID, *, owner: UUID | None, changes: Ma
 
 
 async def find(db: AsyncConnection, owner: UUID, query: str, *, after: UUID | None, limit: int) -> Page[Message]:
-    """An owner's messages that have every word of the query, newest first; a page is bounded as `PAGE_BYTES` says."""
+    """An owner's messages that have every word of the query, newest first, without `parts`; a page is bounded as `PAGE_BYTES` says."""
     wanted = search.query_terms(owner, query)
     if not wanted:
         return Page([], False)
@@ -260,4 +261,4 @@ async def find(db: AsyncConnection, owner: UUID, query: str, *, after: UUID | No
         chosen.append(or_(literally, messages.c.content.regexp_match(search.UNUSUAL)))
     if after:
         chosen.append(messages.c.id < after)
-    return await _page(db, and_(*chosen), messages.c.id.desc(), limit)
+    return await _page(db, and_(*chosen), messages.c.id.desc(), limit, shown=_FOUND, sized=("additional_kwargs",))

@@ -107,7 +107,7 @@ def _regex(one: suite.Regex, column: str) -> Score:
 
     async def score(row: Mapping[str, Any], answer: str, _: LLM) -> float:
         pattern = compiled or regex.compile(_text(_expected(row, column)))
-        return pattern.search(answer, timeout=PATTERN_SECONDS) is not None
+        return pattern.search(answer, timeout=PATTERN_SECONDS, concurrent=False) is not None
 
     return score
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
 import msgspec
 from msgspec.structs import replace
 
+from app.agent.request import text_of, tokens_of
 from app.domain import Message, Page, Principal, Run, RunStatus, new_id
 from app.errors import InvalidInput, NotFound, Unavailable, must_exist
 from app.llm.tokens import count
@@ -26,6 +27,7 @@ async def send(
     session_id: UUID,
     content: str,
     *,
+    parts: Sequence[Mapping[str, Any]] = (),
     additional_kwargs: Mapping[str, Any] | None = None,
     parent_id: UUID | None = None,
     at_leaf: bool = True,
@@ -38,6 +40,8 @@ async def send(
     A message follows the active branch's last one. With `at_leaf` false it follows `parent_id` instead (None: it begins the
     conversation anew), which is how a message is edited: its new version becomes a sibling.
 
+    What goes along with the text is in `parts`, in OpenAI's form. Those that have text themselves are the whole message.
+
     A `background` message, or one in a session of that mode, is left to a job; with `batch` so that its calls of language models are in
     mode batch.
 
@@ -46,6 +50,8 @@ async def send(
     """
     extra = additional_kwargs or {}
     message = Message.user(content, id=new_id(), parent_id=parent_id, tokens=count(content), additional_kwargs=extra)
+    if parts or not content:
+        message = _with_parts(message, parts)
     ids = platform.agents.ids
     wanted = BeginRun(
         principal, session_id, new_id(), message, ids, at_leaf=at_leaf, background=background, batch=batch
@@ -55,12 +61,30 @@ async def send(
     return await begin(platform, wanted)
 
 
+def _with_parts(message: Message, parts: Sequence[Mapping[str, Any]]) -> Message:
+    """The message with its parts, whose text is its content."""
+    if not parts:
+        raise InvalidInput("content: it may be empty only beside parts.", param="content")
+    if any(part["type"] == "text" for part in parts):
+        content = message.content or text_of(parts)
+        if content != text_of(parts):
+            raise InvalidInput(
+                "parts: they have another text than content; leave it out of one of them.", param="parts"
+            )
+    else:
+        content = message.content
+        parts = [{"type": "text", "text": content}, *parts] if content else parts
+    if all(part["type"] == "text" for part in parts):
+        parts = ()
+    return replace(message, content=content, parts=parts, tokens=tokens_of(parts or content))
+
+
 def _fingerprint(wanted: BeginRun) -> bytes:
     """What makes two requests the same."""
     message = wanted.message
     said = [wanted.session_id, message.content, message.additional_kwargs, message.parent_id, wanted.at_leaf]
-    again = ["again"] if wanted.again else []
-    return hashlib.sha256(msgspec.json.encode([*said, *again], order="sorted")).digest()
+    beside = ["again"] if wanted.again else [message.parts] if message.parts else []
+    return hashlib.sha256(msgspec.json.encode([*said, *beside], order="sorted")).digest()
 
 
 async def regenerate(
@@ -90,6 +114,8 @@ async def begin(platform: Platform, wanted: BeginRun, work: conduct.Work | None 
         raise Unavailable("The server is answering as many messages as it can.", retry_after=1)
     begun = await platform.writer.begin(wanted)
     if isinstance(begun, Asks):
+        if wanted.message.parts:
+            raise InvalidInput("parts: the agent asks something, and the answer to it is a text.", param="parts")
         return await conduct.answer_question(platform, wanted.session_id, begun.run_id, wanted.message.content)
     if isinstance(begun, Repeated):
         return begun.run

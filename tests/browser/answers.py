@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import re
+import struct
+import zlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import DESKTOP, PHONE, Person, Visit
+from everybody import findings
 from playwright.sync_api import Browser, expect
 
 
@@ -131,6 +136,167 @@ def test_a_file_goes_along_with_a_message(visit: Visit, person: Person, tmp_path
     expect(said.locator(".said")).to_have_text("When does it open?")
     expect(said.locator(".files")).to_have_text("times.md")
     assert [each["filename"] for each in person.call("GET", "/v1/files")["data"]] == ["times.md"]
+
+
+def png(width: int, height: int) -> bytes:
+    """A picture in three colours, the left side of which lets through what is behind it."""
+    row = b"\0" + bytes((220, 60, 40, 90)) * (width // 3) + bytes((40, 120, 200, 255)) * (width - width // 3)
+    rest = b"\0" + bytes((250, 200, 60, 255)) * width
+    body = zlib.compress(row * (height // 2) + rest * (height - height // 2))
+    head = struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0)
+    chunks = ((b"IHDR", head), (b"IDAT", body), (b"IEND", b""))
+    framed = (struct.pack(">I", len(data)) + kind + data + zlib.crc32(kind + data).to_bytes(4) for kind, data in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
+
+
+GIVE = """([type, selector, bytes]) => {
+    const given = new DataTransfer();
+    given.items.add(new File([Uint8Array.from(atob(bytes), (each) => each.charCodeAt(0))], "look.png", { type: "image/png" }));
+    const how = { bubbles: true, cancelable: true, clipboardData: given, dataTransfer: given };
+    const event = type === "paste" ? new ClipboardEvent(type, how) : new DragEvent(type, how);
+    document.querySelector(selector).dispatchEvent(event);
+}"""
+
+
+def pictures_of(person: Person) -> list[list[dict[str, str]]]:
+    """The pictures of each message of the person in the newest conversation, in the order they were said."""
+    (session, *_) = person.call("GET", "/api/v1/sessions")["data"]
+    messages = person.call("GET", f"/api/v1/sessions/{session['id']}/messages")["data"]
+    said = [message.get("parts", []) for message in messages if message["role"] == "user"]
+    return [[part["image_url"] for part in parts if part["type"] == "image_url"] for parts in said]
+
+
+@pytest.mark.parametrize(("language", "size"), [("en", DESKTOP), ("zh", PHONE)], ids=["desktop", "phone"])
+def test_pictures_go_along_with_a_message(
+    browser: Browser, person: Person, language: str, size: dict[str, int], tmp_path: Path
+) -> None:
+    visit = Visit(browser, language, size)
+    page = visit.log_in(person)
+    page.locator(".agent-card", has_text="simple_openai_agent").click()
+    large = base64.b64encode(png(2000, 1200)).decode()
+    page.evaluate(GIVE, ["paste", ".composer textarea", large])
+    expect(page.locator(".composer .picture img")).to_have_count(1)
+    page.evaluate(GIVE, ["drop", ".composer", large])
+    expect(page.locator(".composer .picture img")).to_have_count(2)
+    file = tmp_path / "small.png"
+    file.write_bytes(png(30, 20))
+    page.locator("input[type=file]").set_input_files(file)
+    expect(page.get_by_role("img", name="small.png")).to_be_visible()
+    assert findings(page) == []
+    page.get_by_role("button", name=re.compile("look.png")).first.click()
+    expect(page.locator(".composer .picture img")).to_have_count(2)
+    expect(visit.box).to_be_focused()
+    visit.say("What is this?")
+    visit.until_answered("You said: What is this? [image_url, image_url]")
+    page.reload()
+    pictures = page.locator("article.of-person .pictures img")
+    expect(pictures).to_have_count(2)
+    sizes = [
+        pictures.nth(at).evaluate("image => image.decode().then(() => [image.naturalWidth, image.naturalHeight])")
+        for at in (0, 1)
+    ]
+    assert sizes == [[1568, 941], [30, 20]]
+    assert [[picture["url"][:21] for picture in each] for each in pictures_of(person)] == [
+        ["data:image/png;base64"] * 2
+    ]
+    assert findings(page) == []
+
+    page.locator("article.of-person .pictures button").first.focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("dialog").get_by_role("img")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    expect(page.locator("article.of-person .pictures button").first).to_be_focused()
+
+    visit.click("edit")
+    expect(page.locator(".editor textarea")).to_be_focused()  # which sets the cursor
+    page.locator(".editor textarea").fill("And this?")
+    page.locator(".editor").get_by_role("button", name=visit.words["send"]).click()
+    visit.until_answered("You said: And this? [image_url, image_url]")
+    visit.click("again")
+    expect(visit.answers.last.locator(".versions")).to_contain_text("2/2")
+    visit.until_answered("You said: And this? [image_url, image_url]")
+    expect(pictures).to_have_count(2)
+    before, after = pictures_of(person)
+    assert before == after
+    visit.close()
+
+
+def test_a_picture_alone_is_a_message_and_one_from_elsewhere_is_a_link(visit: Visit, person: Person) -> None:
+    page = visit.log_in(person)
+    session = person.call("POST", "/api/v1/sessions", {"agent": {"id": "guide"}})
+    elsewhere = {"type": "image_url", "image_url": {"url": "https://example.org/picture.png"}}
+    sound = {"type": "input_audio", "input_audio": {"data": "UklGRg==", "format": "wav"}}
+    parts = [elsewhere, sound]
+    person.call("POST", f"/api/v1/sessions/{session['id']}/messages", {"content": "hello", "parts": parts})
+    page.goto(f"{page.url.partition('#')[0]}#/s/{session['id']}")
+    expect(page.locator("article.of-person .pictures a")).to_have_attribute("rel", re.compile("noopener"))
+    expect(page.locator("article.of-person .files")).to_have_text("Sound")
+    expect(page.locator("article.of-person img")).to_have_count(0)
+    page.evaluate(GIVE, ["paste", ".composer textarea", base64.b64encode(png(30, 20)).decode()])
+    expect(page.locator(".composer .picture img")).to_be_visible()
+    page.get_by_role("button", name="Send", exact=True).click()
+    expect(page.locator("article.of-person")).to_have_count(2)
+    expect(page.locator("article.of-person").last.get_by_role("img", name="Picture")).to_be_visible()
+    expect(page.locator("article.of-person .said")).to_have_count(1)
+    visit.until_answered("warm:")
+    visit.say("ask")
+    expect(page.locator("form.asks")).to_be_visible()
+    page.evaluate(GIVE, ["paste", ".composer textarea", base64.b64encode(png(30, 20)).decode()])
+    visit.say("Rome")
+    expect(page.get_by_text("An answer to this question is text")).to_be_visible()
+    expect(page.locator(".composer .picture img")).to_be_visible()
+
+
+def own_presets(person: Person) -> list[dict[str, Any]]:
+    listed = person.call("GET", "/api/v1/agents?limit=100")["data"]
+    return [each for each in listed if each["kind"] == "preset" and each["owner"] == person.name]
+
+
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_a_preset_is_changed_shared_and_deleted(browser: Browser, person: Person, size: dict[str, int]) -> None:
+    visit = Visit(browser, size=size)
+    visit.expected |= {"409", "404"}
+    agent = {"id": "guide", "params": {"tone": "dry"}}
+    person.call("POST", "/api/v1/agents", {"name": "Dry one", "agent": agent})
+    person.call("POST", "/api/v1/agents", {"name": "Other", "agent": agent})
+    page = visit.log_in(person)
+    page.goto(f"{page.url.partition('#')[0]}#/settings")
+    presets = page.get_by_role("region", name="Presets")
+    presets.get_by_role("row", name=re.compile("Dry one")).get_by_role("button", name="Edit").click()
+    dialog = page.get_by_role("dialog")
+    name = dialog.get_by_role("textbox", name="Name of the preset")
+    expect(name).to_have_value("Dry one")
+    name.fill("Other")
+    dialog.get_by_role("button", name="Save").click()
+    expect(dialog.get_by_role("alert")).to_contain_text("another of your agents has this name")
+    name.fill("Warm one")
+    dialog.get_by_role("textbox", name="Description").fill("Speaks kindly.")
+    dialog.get_by_role("combobox", name="Tone").select_option(label="warm")
+    dialog.get_by_text("More settings").click()
+    dialog.get_by_role("spinbutton", name="Temperature").fill("0.3")
+    groups = dialog.get_by_role("textbox", name=re.compile("Share with groups"))
+    groups.fill("nobody here")
+    dialog.get_by_role("button", name="Save").click()
+    expect(dialog.get_by_role("alert")).to_contain_text("group")
+    groups.fill("everyone")
+    assert findings(page) == []
+    dialog.get_by_role("button", name="Save").click()
+    expect(dialog).to_have_count(0)
+    expect(presets.get_by_role("row", name=re.compile("Warm one"))).to_contain_text("everyone")
+    (changed,) = [each for each in own_presets(person) if each["name"] != "Other"]
+    assert (changed["agent"]["params"]["tone"], changed["description"]) == ("warm", "Speaks kindly.")
+    assert (changed["session_params"]["temperature"], changed["shared_with"]) == (0.3, ["everyone"])
+    page.goto(f"{page.url.partition('#')[0]}#/")
+    visit.begin("Warm one", "hello")
+    visit.until_answered("warm: hello")
+    page.goto(f"{page.url.partition('#')[0]}#/settings")
+    for left in (1, 0):
+        presets.get_by_role("button", name="Delete").first.click()
+        dialog.get_by_role("button", name="Delete").click()
+        expect(presets.get_by_role("button", name="Delete")).to_have_count(left)
+    assert own_presets(person) == []
+    visit.close()
 
 
 def test_a_conversation_shows_what_it_used(visit: Visit, person: Person) -> None:

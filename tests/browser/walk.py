@@ -67,6 +67,7 @@ def test_a_conversation_from_its_beginning_to_its_end(
     visit.menu("delete")
     page.get_by_role("dialog").get_by_role("button", name=visit.words["delete"], exact=True).click()
     expect(page).to_have_url(re.compile(r"#/$"))
+    expect(page.locator(".session")).to_have_count(1)
     (left,) = person.call("GET", "/api/v1/sessions")["data"]
     assert left["title"] == "Counting sheep"
     visit.close()

@@ -17,6 +17,7 @@ from app.llm.options import checked
 
 CHAT: TypeAdapter[ChatIn] = TypeAdapter(ChatBody)
 HELLO = {"role": "user", "content": "hi"}
+PICTURE = {"type": "image_url", "image_url": {"url": "https://h/i.png"}}
 CALL = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 
 
@@ -63,6 +64,12 @@ def test_parts_that_are_more_than_text_stay() -> None:
     assert message.tokens > 700
 
 
+def test_an_address_alone_is_a_picture_and_other_kinds_are_the_models() -> None:
+    parts = [{"type": "image_url", "image_url": "https://h/i.png"}, {"type": "video_url", "video_url": {"url": "x"}}]
+    (message,) = taken({"role": "user", "content": parts})["messages"]
+    assert message["content"] == [{"type": "image_url", "image_url": {"url": "https://h/i.png"}}, parts[1]]
+
+
 def test_null_is_nothing_and_unknown_fields_are_the_agents() -> None:
     body = taken(temperature=None, tools=[], tool_choice="auto", stop=[], colour="blue", n=2)
     assert body == {"model": "m", "messages": [HELLO], "stream": False, "colour": "blue"}
@@ -88,6 +95,9 @@ def test_old_functions_are_tools() -> None:
         {"messages": [{"role": "user", "content": "x" * (MAX_TEXT + 1)}]},
         {"messages": [{"role": "user", "content": "\x00"}]},
         {"messages": [{"role": "user", "content": [{"text": "no type"}]}]},
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "file:///a"}}]}]},
+        {"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": "AA"}}]}]},
+        {"messages": [{"role": "user", "content": [PICTURE, {"type": "text", "text": "x" * (MAX_TEXT + 1)}]}]},
         {"messages": [{"role": "assistant", "tool_calls": "f"}]},
         {"colour": {"deep": "\x00"}},
         {"seed": 2**70},

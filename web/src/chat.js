@@ -7,14 +7,14 @@ import { SchemaForm } from "./form.js";
 import { Failure, LiveMessage, Message } from "./message.js";
 import { SessionSettings } from "./session_settings.js";
 import { actionsOf } from "./sidebar.js";
-import { agents, complain, dialog, go, listed, nameOf, route, schemaOf, sidebarOpen, titleOf, usable } from "./store.js";
+import { agents, complain, dialog, go, listed, nameOf, note, route, schemaOf, sidebarOpen, titleOf, usable } from "./store.js";
 import { Empty, html, Icon, IconButton, Loading, Menu } from "./ui.js";
 import { money, number, t, told } from "./words.js";
 import { Windowed } from "./windowed.js";
 
 let firstMessage = null; // what a new session is to be told as soon as it is open
 
-const guess = (item) => (item.kind === "message" ? 90 + Math.min(4000, Math.ceil(item.message.content.length / 75) * 25) : 160);
+const guess = (item) => (item.kind === "message" ? 90 + (item.message.parts ? 200 : 0) + Math.min(4000, Math.ceil(item.message.content.length / 75) * 25) : 160);
 
 const Opener = () => html`<span class="only-narrow"><${IconButton} icon="menu" label=${t("sessions")} aria-expanded=${sidebarOpen.value} onClick=${() => (sidebarOpen.value = true)} /></span>`;
 
@@ -43,7 +43,7 @@ export function Chat({ id }) {
       const first = firstMessage?.id === id ? firstMessage : null;
       firstMessage = null;
       await conversation.load();
-      if (first) await conversation.send(first.content, { extra: first.extra });
+      if (first) await conversation.send(first.content, first.more);
     };
     begin();
     return () => conversation.close();
@@ -81,6 +81,7 @@ export function Chat({ id }) {
         : html`<${Failure} failure=${item.failure} conversation=${conversation} />`;
   const live = conversation.live.value;
   const waits = live?.status.value === "waiting";
+  const answer = (content, { parts }) => (parts.length ? (note(t("answerIsText"), "error"), false) : conversation.answer(content));
   return html`
     <${Head} conversation=${conversation} />
     <div class="stage">
@@ -88,7 +89,7 @@ export function Chat({ id }) {
     </div>
     <${Composer} draft=${id} autofocus busy=${Boolean(live)} mayQueue=${waits || ["queue", "interrupt"].includes(session?.session_params.busy)}
       onStop=${() => conversation.stop()}
-      onSend=${(content, extra) => (waits ? conversation.answer(content) : conversation.send(content, { extra }))} />`;
+      onSend=${(content, more) => (waits ? answer(content, more) : conversation.send(content, more))} />`;
 }
 
 // The beginning
@@ -116,10 +117,10 @@ export function NewChat() {
     setParams({});
     setWrong(null);
   };
-  const begin = async (content, extra) => {
+  const begin = async (content, more) => {
     try {
       const session = await create(agent.id, params);
-      firstMessage = { id: session.id, content, extra };
+      firstMessage = { id: session.id, content, more };
       listed(session, { first: true });
       go(`s/${session.id}`);
       return true;

@@ -1,7 +1,8 @@
-// Where a message is written, with files if one likes.
+// Where a message is written, with pictures and files if one likes.
 import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { upload } from "./api.js";
-import { complain, note } from "./store.js";
+import { MOST_PICTURES, partOf, pictureOf } from "./pictures.js";
+import { announced, complain, note } from "./store.js";
 import { html, Icon, IconButton } from "./ui.js";
 import { t } from "./words.js";
 
@@ -9,7 +10,7 @@ const TEXT_BYTES = 200_000; // the largest file whose text goes along
 const IS_TEXT = /^text\/|json|xml|yaml|toml|csv|javascript|typescript|x-sh|x-python/;
 const TEXT_NAME = /\.(txt|md|csv|tsv|json|jsonl|ya?ml|toml|ini|xml|html?|css|m?js|ts|tsx|py|rb|rs|go|java|kt|c|h|cpp|cs|php|sh|sql|log|tex|r|swift)$/i;
 
-/** `onSend(content, extra)` gives whether it was taken; what was written stays until then. `draft` is the name it is kept under. */
+/** `onSend(content, {extra, parts})` gives whether it was taken; what was written stays until then. `draft` is the name it is kept under. */
 export function Composer({ onSend, onStop, busy, mayQueue, draft, autofocus }) {
   const key = `draft:${draft}`;
   const [text, setText] = useState(sessionStorage.getItem(key) ?? "");
@@ -17,6 +18,8 @@ export function Composer({ onSend, onStop, busy, mayQueue, draft, autofocus }) {
   const [over, setOver] = useState(false);
   const [sending, setSending] = useState(false);
   const [waits, setWaits] = useState(false); // to be sent as soon as its files are there
+  const latest = useRef(files); // what there is when something has been waited for
+  latest.current = files;
   const area = useRef();
   const picker = useRef();
   useEffect(() => {
@@ -30,18 +33,27 @@ export function Composer({ onSend, onStop, busy, mayQueue, draft, autofocus }) {
     else sessionStorage.removeItem(key);
   }, [text]);
 
+  const drop = ({ key }) => setFiles((now) => now.filter((each) => each.key !== key));
+  const remove = (file) => {
+    drop(file);
+    area.current.focus();
+  };
   const add = async (chosen) => {
-    for (const file of chosen) {
+    for (const file of [...chosen]) {
       const local = { key: Math.random(), name: file.name, busy: true };
       setFiles((now) => [...now, local]);
       try {
-        const made = await upload(file);
-        const isText = (IS_TEXT.test(file.type) || TEXT_NAME.test(file.name)) && file.size <= TEXT_BYTES;
-        const content = isText ? await file.text() : null;
-        const done = { ...local, busy: false, id: made.id, bytes: made.bytes, content, withText: isText };
+        const picture = await pictureOf(file);
+        if (picture && latest.current.filter((each) => each.picture).length >= MOST_PICTURES) {
+          drop(local);
+          note(t("picturesAtMost", { n: MOST_PICTURES }), "error");
+          continue;
+        }
+        const done = { ...local, busy: false, ...(picture ? { picture } : await uploaded(file)) };
         setFiles((now) => now.map((each) => (each.key === local.key ? done : each)));
+        if (picture) announced.value = t("pictureAdded", { name: file.name });
       } catch (error) {
-        setFiles((now) => now.filter((each) => each.key !== local.key));
+        drop(local);
         note(t("uploadFailed", { name: file.name }), "error");
         complain(error);
       }
@@ -53,11 +65,13 @@ export function Composer({ onSend, onStop, busy, mayQueue, draft, autofocus }) {
     if (files.some((file) => file.busy)) return setWaits(true);
     setWaits(false);
     setSending(true);
-    const typed = said || t("file");
-    const extra = files.length ? { typed: typed.length, files: files.map(({ id, name, bytes }) => ({ id, name, bytes })) } : undefined;
+    const stored = files.filter((file) => !file.picture);
+    const parts = files.filter((file) => file.picture).map((file) => partOf(file.picture));
+    const typed = said || (stored.length ? t("file") : "");
+    const extra = stored.length ? { typed: typed.length, files: stored.map(({ id, name, bytes }) => ({ id, name, bytes })) } : undefined;
     setText("");
     setFiles([]);
-    const taken = await onSend(typed + files.map(attached).join(""), extra);
+    const taken = await onSend(typed + stored.map(attached).join(""), { extra, parts });
     setSending(false);
     if (!taken) {
       setText(said);
@@ -90,10 +104,11 @@ export function Composer({ onSend, onStop, busy, mayQueue, draft, autofocus }) {
         ${files.length > 0 && html`
           <ul class="files">
             ${files.map((file) => html`
-              <li key=${file.key} class=${file.busy ? "busy" : ""}><${Icon} name="file" size=${14} />${file.busy ? t("uploading", { name: file.name }) : file.name}
-                ${file.content !== null && !file.busy && html`
+              <li key=${file.key} class=${file.busy ? "busy" : file.picture ? "picture" : ""}>
+                ${file.picture ? html`<img src=${file.picture} alt=${file.name} />` : html`<${Icon} name="file" size=${14} />${file.busy ? t("uploading", { name: file.name }) : file.name}`}
+                ${typeof file.content === "string" && html`
                   <label class="check small"><input type="checkbox" checked=${file.withText} onChange=${(event) => setFiles(files.map((each) => (each === file ? { ...each, withText: event.target.checked } : each)))} />${t("fileText")}</label>`}
-                <${IconButton} icon="close" size=${13} label="${t("remove")}: ${file.name}" onClick=${() => setFiles(files.filter((each) => each !== file))} /></li>`)}
+                <${IconButton} icon="close" size=${13} label="${t("remove")}: ${file.name}" onClick=${() => remove(file)} /></li>`)}
           </ul>`}
         <div class="composer-row">
           <input ref=${picker} type="file" multiple hidden onChange=${(event) => (add([...event.target.files]), (event.target.value = ""))} />
@@ -106,6 +121,13 @@ export function Composer({ onSend, onStop, busy, mayQueue, draft, autofocus }) {
       </div>
       <p class="hint" id="hint">${t("askHint")}</p>
     </div>`;
+}
+
+/** A file as the server keeps it, with its text if it is short. */
+async function uploaded(file) {
+  const made = await upload(file);
+  const isText = (IS_TEXT.test(file.type) || TEXT_NAME.test(file.name)) && file.size <= TEXT_BYTES;
+  return { id: made.id, bytes: made.bytes, content: isText ? await file.text() : null, withText: isText };
 }
 
 /** How a file stands in the message: by its id, for agents that read files, and with its text for all others. */

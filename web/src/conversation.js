@@ -57,6 +57,7 @@ export class Conversation {
     this.session = signal(null);
     this.error = signal(null);
     this.messages = signal(new Map());
+    this.newest = null; // of those that the server has told
     this.leaf = signal(null);
     this.complete = signal(false); // whether all messages are here
     this.live = signal(null);
@@ -112,7 +113,7 @@ export class Conversation {
     let after;
     const page = async () => {
       const found = await get(query(`api/v1/sessions/${this.id}/messages`, { limit: 100, order: "desc", after }));
-      this.merge(found.data);
+      this.heard(found.data);
       after = found.last_id;
       return found.has_more;
     };
@@ -124,20 +125,24 @@ export class Conversation {
     else this.complete.value = true;
   }
 
+  /** Takes messages as the server has them. */
+  heard(found) {
+    for (const message of found) if (!(message.seq <= this.newest?.seq)) this.newest = message;
+    this.merge(found);
+  }
+
   merge(found) {
     const messages = new Map(this.messages.value);
     for (const message of found) messages.set(message.id, message);
     this.messages.value = messages;
   }
 
-  /** What has come since. */
+  /** What has come since; what is here already may be large. */
   async refresh() {
-    const [session, newest] = await Promise.all([
-      get(`api/v1/sessions/${this.id}`),
-      get(query(`api/v1/sessions/${this.id}/messages`, { limit: 20, order: "desc" })),
-    ]);
+    const since = this.newest ? { limit: 100, after: this.newest.id } : { limit: 20, order: "desc" };
+    const [session, newer] = await Promise.all([get(`api/v1/sessions/${this.id}`), get(query(`api/v1/sessions/${this.id}/messages`, since))]);
     batch(() => {
-      this.merge(newest.data);
+      this.heard(newer.data);
       this.take(session);
     });
     listed(session, { first: true });
@@ -165,15 +170,17 @@ export class Conversation {
 
   // Saying something
 
-  /** Sends a message. `parentId` says what it follows, if not the last one. True when it was taken. */
-  async send(content, { extra, parentId } = {}) {
+  /** Sends a message, with `parts` that go along. `parentId` says what it follows, if not the last one. True when it was taken. */
+  async send(content, { extra, parts = [], parentId } = {}) {
     const body = { content, stream: true };
+    if (parts.length) body.parts = parts;
     if (extra) body.additional_kwargs = extra;
     if (parentId !== undefined) body.parent_id = parentId;
     const after = parentId !== undefined ? parentId : this.leaf.value;
+    const along = parts.length ? { parts } : {};
     return this.begin(`api/v1/sessions/${this.id}/messages`, body, (messageId) => {
       const seq = (this.messages.value.size || 0) + 1;
-      const message = { id: messageId, parent_id: after, seq, role: "user", content, additional_kwargs: extra ?? {}, created_at: new Date().toISOString() };
+      const message = { id: messageId, parent_id: after, seq, role: "user", content, ...along, additional_kwargs: extra ?? {}, created_at: new Date().toISOString() };
       this.merge([message]);
     });
   }
@@ -315,7 +322,7 @@ export class Conversation {
   /** Looks what the conversation is called now; gives whether that is something else. */
   async rename() {
     const before = this.session.value?.title;
-    const session = await get(`api/v1/sessions/${this.id}`).catch(() => null);
+    const session = await get(`api/v1/sessions/${this.id}`, { signal: this.closed.signal }).catch(() => null);
     if (!session || session.title === before || this.session.value.title !== before) return false;
     this.session.value = { ...this.session.value, title: session.title };
     listed(session);

@@ -4,6 +4,7 @@ import { ANSWER } from "./conversation.js";
 import { SchemaField, SchemaForm, resolved } from "./form.js";
 import { lazily } from "./lazily.js";
 import { Growing, renderWhole } from "./markdown.js";
+import { beside, Beside } from "./pictures.js";
 import { dialog, nameOf, note } from "./store.js";
 import { copied, html, Icon, IconButton } from "./ui.js";
 import { moment, t, told } from "./words.js";
@@ -98,21 +99,23 @@ export function Message({ message, conversation }) {
   const isPerson = message.role === "user";
   const { asides = [], status, files = [], typed } = message.additional_kwargs ?? {};
   const [editing, setEditing] = useState(false);
+  const parts = beside(message);
   const text = isPerson && typed !== undefined ? message.content.slice(0, typed) : message.content;
   return html`
     <article class="message ${isPerson ? "of-person" : "of-agent"}" aria-label="${isPerson ? t("you") : t("answerOf", { name: message.name || nameOf(message.agent_id) })}">
       <${Author} message=${message} />
       ${asides.map((aside, at) => html`<${Aside} key=${at} type=${aside.content_type} content=${aside.content} />`)}
       ${editing
-        ? html`<${Editor} text=${text} onCancel=${() => setEditing(false)} onSave=${async (next) => {
+        ? html`<${Editor} text=${text} mayBeEmpty=${parts.length > 0} onCancel=${() => setEditing(false)} onSave=${async (next) => {
             setEditing(false);
             const rest = typed === undefined ? "" : message.content.slice(typed);
             const extra = typed === undefined ? undefined : { files, typed: next.length };
-            await conversation.send(next + rest, { parentId: message.parent_id, extra });
+            await conversation.send(next + rest, { parentId: message.parent_id, extra, parts });
           }} />`
         : isPerson
-          ? html`<div class="said" dir="auto">${text}</div>`
+          ? text && html`<div class="said" dir="auto">${text}</div>`
           : html`<${Markdown} text=${message.content} />`}
+      <${Beside} parts=${parts} />
       ${files.length > 0 && html`<ul class="files">${files.map((file) => html`<li key=${file.id}><${Icon} name="file" size=${14} />${file.name}</li>`)}</ul>`}
       ${status === "cancelled" && html`<p class="state">${t("cancelled")}</p>`}
       ${status === "partial" && html`<p class="state">${t("partial")}</p>`}
@@ -163,7 +166,7 @@ function Comment({ text, onSave }) {
     </form>`;
 }
 
-function Editor({ text, onSave, onCancel }) {
+function Editor({ text, mayBeEmpty, onSave, onCancel }) {
   const [value, setValue] = useState(text);
   const ref = useRef();
   useEffect(() => {
@@ -174,11 +177,12 @@ function Editor({ text, onSave, onCancel }) {
     if (event.key === "Escape") onCancel();
     if (event.key === "Enter" && !event.shiftKey && !event.isComposing && event.keyCode !== 229) event.preventDefault(), save();
   };
-  const save = () => value.trim() && onSave(value.trim());
+  const canSave = value.trim() || mayBeEmpty;
+  const save = () => canSave && onSave(value.trim());
   return html`
     <div class="editor">
       <textarea ref=${ref} rows=${Math.min(12, value.split("\n").length + 1)} maxlength="1000000" aria-label=${t("editMessage")} value=${value} onInput=${(event) => setValue(event.target.value)} onKeyDown=${keys} />
-      <div class="row end"><button type="button" onClick=${onCancel}>${t("cancel")}</button><button type="button" class="primary" disabled=${!value.trim()} onClick=${save}>${t("send")}</button></div>
+      <div class="row end"><button type="button" onClick=${onCancel}>${t("cancel")}</button><button type="button" class="primary" disabled=${!canSave} onClick=${save}>${t("send")}</button></div>
     </div>`;
 }
 

@@ -1,6 +1,7 @@
 // One's own settings: how the page looks, the password, keys for programs, and presets.
 import { useEffect, useState } from "preact/hooks";
 import { all, del, get, logOut, post, query } from "./api.js";
+import { editPreset } from "./presets.js";
 import { agents, attempt, complain, dialog, go, loadAgents, me, nameOf, note, setTheme, sidebarOpen, theme } from "./store.js";
 import { confirmed, copied, Empty, Field, html, IconButton } from "./ui.js";
 import { choose, language, languages, moment, money, number, t } from "./words.js";
@@ -68,11 +69,12 @@ function Usage() {
 
 function Presets() {
   const own = (agents.value ?? []).filter((each) => each.kind === "preset" && each.shared_with !== null);
-  const remove = (preset) => confirmed(t("deleteSure", { name: preset.name }), preset.description || preset.name, () => attempt(async () => (await del(`api/v1/agents/${preset.id}`), await loadAgents())));
+  const remove = (preset) => confirmed(t("deleteSure", { name: preset.name }), t("presetGoes"), () => attempt(async () => (await del(`api/v1/agents/${preset.id}`), await loadAgents())));
   return own.length > 0 && html`
     <${Section} title=${t("presets")}>
       <${Table} label=${t("presets")} columns=${[t("name"), t("agent"), t("shared"), ""]}
-        rows=${own.map((preset) => [preset.name, nameOf(preset.agent.id), preset.shared_with.join(", "), small(t("delete"), () => remove(preset), true)])} />
+        rows=${own.map((preset) => [preset.name, nameOf(preset.agent.id), preset.shared_with.join(", "),
+          html`<div class="row end">${small(t("edit"), () => editPreset(preset))}${small(t("delete"), () => remove(preset), true)}</div>`])} />
     <//>`;
 }
 

@@ -109,9 +109,9 @@ export async function changeSession(id, changes) {
 }
 
 export async function deleteSession(id) {
+  if (route.value.id === id) go(""); // first, or the conversation would ask for what is gone
   await del(`api/v1/sessions/${id}`);
   sessions.value = sessions.value?.filter((each) => each.id !== id) ?? null;
-  if (route.value.id === id) go("");
 }
 
 export const titleOf = (session) => session?.title || t("untitled");

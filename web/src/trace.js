@@ -60,7 +60,8 @@ function Tree({ steps, chosen, onChoose }) {
     </ol>`;
 }
 
-const shown = (value) => (typeof value === "string" ? value : JSON.stringify(value, null, 2));
+const shown = (value) => (typeof value === "string" ? value : JSON.stringify(value, (_, each) => (isPicture(each) ? `${each.slice(0, 60)}… (${number(each.length)})` : each), 2));
+const isPicture = (value) => typeof value === "string" && value.length > 1000 && value.startsWith("data:");
 
 /** A step's input, output and error; and how to do it otherwise. */
 function Step({ runId, step, onRerun }) {
