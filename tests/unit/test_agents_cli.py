@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from app.cli import commands, requirements
+from app.cli import requirements
+from app.cli.commands import commands
 from app.errors import SettingsError
 from app.settings import Settings
 from tests.agents import growing

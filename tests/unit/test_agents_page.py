@@ -16,7 +16,8 @@ from app.agent import Chattable
 from app.agent.contract import Contract
 from app.agent.loader import Agents
 from app.agent.testing import Scripted, answer, call, load
-from app.cli import commands, requirements
+from app.cli import requirements
+from app.cli.commands import commands
 from tests.fakes.upstream import upstream
 
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from app.cli import commands
+from app.cli.commands import commands
 from app.errors import SettingsError
 from app.llm.models_file import read
 from app.settings import Settings, load, variables

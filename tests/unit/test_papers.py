@@ -170,6 +170,8 @@ def test_the_services_are_there_with_fixed_images(compose: dict[str, Any]) -> No
     assert all(name and tag != "latest" for name, _, tag in images.values())
     assert images["postgres"][0] == "pgvector/pgvector"
     assert images["redis"][0] == "redis"
+    assert images["minio"][0] == "quay.io/minio/minio"  # Docker Hub has it no more
+    assert services["milvus"]["environment"]["DEPLOY_MODE"] == "STANDALONE"
     froms = re.findall(r"^FROM (\S+)", read("Dockerfile"), re.MULTILINE)
     assert [image.partition(":")[0] for image in froms] == ["python", "node", "python"]
     assert all(re.search(r":\d", image) for image in froms)
@@ -258,7 +260,7 @@ def test_the_image_installs_from_hashes_and_runs_as_nobody_special() -> None:
     assert "--require-hashes -r /requirements-full.lock" in read("Dockerfile")
     stage = instructions()
     names = [word for word, _ in stage]
-    assert dict(stage)["USER"] == "chattable"
+    assert dict(stage)["USER"] == "10001:10001"  # a number can be seen not to be root, as Kubernetes asks
     assert names.index("USER") < names.index("ENTRYPOINT")
     assert "RUN" not in names[names.index("USER") :]
     check = dict(stage)["HEALTHCHECK"]
@@ -281,6 +283,14 @@ def test_the_image_holds_what_runs_and_no_more() -> None:
     assert "\n*\n" in read(".dockerignore")
 
 
+def test_the_command_has_its_name_in_the_image_too() -> None:
+    stage = instructions()
+    assert ("COPY", "deploy/entrypoint /usr/local/bin/chattable") in stage
+    assert dict(stage)["ENTRYPOINT"] == '["chattable"]'
+    asked = re.findall(r"docker compose exec app (\S+)", read(ENGLISH) + read("docs/operations.md"))
+    assert set(asked) == {"cat", "chattable"}
+
+
 @pytest.mark.parametrize("own", ["", "postgresql://own"])
 def test_the_entrypoint_makes_the_urls_that_are_not_set(tmp_path: Path, own: str) -> None:
     (tmp_path / "postgres").write_text("one")
@@ -297,6 +307,18 @@ def test_the_entrypoint_makes_the_urls_that_are_not_set(tmp_path: Path, own: str
     told = subprocess.run(["sh", "-c", script, "sh", "serve"], env=env, capture_output=True, text=True, check=True)
     database = own or "postgresql://chattable:one@postgres:5432/chattable"
     assert told.stdout == f"{database} redis://:two@redis:6379/0 three four chattable:five -m app.cli serve\n"
+
+
+@pytest.mark.parametrize("handed_on", [{"POSTGRES_PASSWORD": "one"}, {}])
+def test_the_applications_role_gets_its_password(tmp_path: Path, handed_on: dict[str, str]) -> None:
+    """PostgreSQL's image reads POSTGRES_PASSWORD_FILE into POSTGRES_PASSWORD, and unsets it, before it runs a script."""
+    (tmp_path / "psql").write_text('#!/bin/sh\necho "$*"\ncat')
+    (tmp_path / "psql").chmod(0o755)
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "POSTGRES_USER": "postgres", **handed_on}
+    told = subprocess.run(["sh", ROOT / "deploy/postgres.sh"], env=env, capture_output=True, text=True, check=False)
+    assert (told.returncode == 0) is bool(handed_on)
+    assert ("-v password=one -U postgres\nCREATE ROLE chattable" in told.stdout) is bool(handed_on)
+    assert handed_on or not told.stdout, "no role without a password is made"
 
 
 def test_the_containers_scripts_can_be_run() -> None:
