@@ -17,7 +17,7 @@ from pathlib import Path
 import asyncpg
 import uvloop
 
-from bench import calls, large, measures, suites, traces
+from bench import calls, journal, large, measures, suites, traces
 from bench.completions import completions
 from bench.measures import QUICK, Figures, Measure, Size
 from bench.processes import many_files
@@ -28,6 +28,7 @@ MEASURES: dict[str, Measure] = {
     **measures.MEASURES,
     "calls": calls.calls,
     "cached": calls.cached,
+    "steps": journal.steps,
     "completions": completions,
 }
 

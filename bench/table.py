@@ -50,7 +50,7 @@ def rows(values: Values) -> list[Row]:
     for kind in ("long", "long, short messages"):
         found += [_lengths(kind, values, part, unit) for part, unit in (("CPU", "µs"), ("wall", "ms"))]
     found += [_stages(values), _hits(values)]
-    found.append(_answered(values))
+    found += [_answered(values), _journaled(values)]
     for kind, what in (("completions", "an answer"), ("completions, streamed", "a streamed chunk")):
         found += [_by_completions(values, kind, what, how) for how in ("in a session", "by itself")]
     return [row for row in found if row]
@@ -77,6 +77,16 @@ def _answered(values: Values) -> Row | None:
         return None
     taken = median(values["cached"]["ours"])
     return Row("a cached answer over HTTP, one caller, p50", _shown(taken, "ms"), "", "", "≤ 2 ms", taken <= 2)
+
+
+def _journaled(values: Values) -> Row | None:
+    if "steps" not in values:
+        return None
+    none, many = values["steps"].values()
+    steps = max(map(int, values["steps"]))
+    cost = median(more - less for more, less in zip(many, none, strict=True)) / steps
+    what = f"CPU of a recorded step, of {steps} in a message"
+    return Row(what, _shown(cost, "µs"), f"(without: {_shown(median(none), 'µs')})", "", "≤ 60 µs", cost <= 60)
 
 
 def _by_completions(values: Values, kind: str, what: str, how: str) -> Row | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -201,6 +202,13 @@ def models(folder: Path, upstream: str) -> Path:
     return file
 
 
+def agents(folder: Path, tree: Path) -> Path:
+    """The agents of the source code in `tree`, and those that are only measured."""
+    made = folder / "agents"
+    shutil.copytree(tree / "agents", made)
+    return Path(shutil.copytree(ROOT / "bench" / "agents", made, dirs_exist_ok=True))
+
+
 @contextmanager
 def stage(folder: Path, tree: Path) -> Iterator[Stage]:
     """Start it all in `folder`, the platform from the source code in `tree`."""
@@ -226,7 +234,7 @@ def stage(folder: Path, tree: Path) -> Iterator[Stage]:
             DATABASE_URL=postgres.url,
             REDIS_URL=valkey.url,
             DATA_DIR=str(folder / "data"),
-            AGENTS_DIR=str(tree / "agents"),
+            AGENTS_DIR=str(agents(folder, tree)),
             PORT="0",
             ADMIN_API_KEY=key,
             MODELS_FILE=str(models(folder, upstream.url)),

@@ -38,6 +38,11 @@ def test_the_memory_of_an_idle_worker_is_the_first_that_was_seen() -> None:
     assert (row.ours, row.met) == ("119 MiB", True)
 
 
+def test_a_step_costs_what_a_message_with_many_costs_more() -> None:
+    (row,) = rows({"steps": {"0": [800.0, 1000.0, 900.0], "50": [2800.0, 3100.0, 4900.0]}})
+    assert (row.ours, row.met) == ("42.0 µs", True)
+
+
 def test_a_table_is_markdown_with_even_columns() -> None:
     lines = rendered(("what", "met?"), [("a longer one", "yes")]).splitlines()
     assert lines == ["| what         | met? |", "|--------------|------|", "| a longer one | yes  |"]
