@@ -224,9 +224,7 @@ def test_the_containers_database_belongs_to_a_role_that_is_nothing_more(tmp_path
     server.start()
     try:
         admin = make_url(server.admin_url)
-        client = Psql(
-            str(admin.query["host"]), POSTGRES_PASSWORD_FILE=str(tmp_path / "postgres"), POSTGRES_USER="postgres"
-        )
+        client = Psql(str(admin.query["host"]), POSTGRES_PASSWORD=password, POSTGRES_USER="postgres")
         client.ask(
             "postgres", str(admin.password), "DROP DATABASE chattable", "DROP ROLE chattable"
         )  # an image has none
