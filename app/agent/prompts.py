@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from app.agent.plain import canonical
 from app.agent.postprocess import BasePostprocess, Flow
-from app.agent.templates import MAX_TEMPLATE, SMALL, check, names_in, render
 from app.domain import ANSWER_TYPES, Chunk, Message, Usage
 from app.errors import AgentFailed
 from app.llm.llm import Completion
@@ -27,6 +26,8 @@ MAX_CONTINUATIONS = 8
 """How often `long_response` asks for more."""
 CONTINUE = "Continue exactly where you stopped. Repeat nothing, and add no introduction."
 
+QUICK = 4_000
+"""JSON of so many characters is read on the event loop: to repair it takes 3 µs a character."""
 Send = Callable[[str, str], Awaitable[None]]
 """Takes a content type and a piece."""
 
@@ -39,6 +40,8 @@ def read_template(folder: Path, path: str | Path) -> str:
         raise AgentFailed("A template must be inside the folder of the agent's file.")
     if not file.is_file():
         raise AgentFailed(f"There is no template {Path(path).name[:100]} in the folder of the agent's file.")
+    from app.agent.templates import MAX_TEMPLATE
+
     with file.open(encoding="utf-8") as opened:
         return opened.read(MAX_TEMPLATE + 1)
 
@@ -58,6 +61,8 @@ class Prompt:
         max_history_rounds: int = 5,
     ) -> None:
         if template is not None:
+            from app.agent.templates import check  # and with it Jinja2, which instructions alone do not need
+
             check(template)
         self.template = template
         self.description = description
@@ -199,7 +204,11 @@ class Prompt:
     async def _messages(self, call: _Call) -> list[Message]:
         """What the model is sent: instructions, what is remembered, the prompt, and a query it has no place for."""
         messages = [Message.system(call.system_prompt)] if call.system_prompt else []
-        names = await names_in(self.template) if self.template is not None else frozenset()
+        names: frozenset[str] = frozenset()
+        if self.template is not None:
+            from app.agent.templates import names_in
+
+            names = await names_in(self.template)
         values = {**self._values, **({} if call.query is None else {"query": call.query})}
         if self._memory_id is not None:
             history = await self._history(self._memory_id)
@@ -217,6 +226,8 @@ class Prompt:
         return [*messages, *map(Message.user, said)]
 
     async def _rendered(self, values: Mapping[str, Any]) -> str:
+        from app.agent.templates import render
+
         template = self.template or ""
         shown = {name: value if canonical(value) else str(value) for name, value in values.items()}
         given = canonical({"template": template, "values": shown})
@@ -312,6 +323,6 @@ class _Json(BasePostprocess):
         self._schema = schema
 
     async def process(self, content: str, **_: Any) -> Completion:
-        found = read_json(content) if len(content) < SMALL else await asyncio.to_thread(read_json, content)
+        found = read_json(content) if len(content) < QUICK else await asyncio.to_thread(read_json, content)
         value = found if self._schema is None else fit(found, self._schema)
         return Completion(written(content, found), value=value)
