@@ -7,7 +7,7 @@ import MarkdownIt from "markdown-it";
 import { t } from "./words.js";
 
 const SLOWDOWN = 8; // how many times longer than a rendering took the next one waits
-const LEAST_MS = 60;
+const LEAST_MS = 120; // between two renderings; at 60, 100 chunks a second took a third of a core in Chromium
 const PLAIN = 200_000; // characters of a text beyond which it is shown as it is
 
 const md = new MarkdownIt({ html: false, linkify: true, breaks: false });
