@@ -9,7 +9,6 @@ import asyncio
 import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
-from dataclasses import dataclass, field
 from decimal import Decimal
 from hashlib import sha256
 from typing import Any
@@ -55,8 +54,7 @@ class _Output(msgspec.Struct, omit_defaults=True):
     mode: str = ""
 
 
-@dataclass(slots=True)
-class _Call:
+class _Call(msgspec.Struct):
     """One call on its way, and what has come of it."""
 
     prompt: Prompt
@@ -70,7 +68,7 @@ class _Call:
     sought: Sought | None = None
     dearer: Price | None = None
     """What the last model of a cascade costs, against which this one saves."""
-    chunks: list[Chunk] = field(default_factory=list)
+    chunks: list[Chunk] = []
     finish: Finish | None = None
     request: Request | None = None
     cached: bool = False
@@ -125,7 +123,8 @@ class _Call:
     @property
     def estimate(self) -> int:
         """About how many tokens the prompt is, with all that is given to the model beside the messages."""
-        return self.prompt.tokens + sum(count_json(self.options.get(name)) for name in ("tools", "response_format"))
+        beside = count_json(self.options.get("tools")) + count_json(self.options.get("response_format"))
+        return self.prompt.tokens + beside
 
     @property
     def was_sent(self) -> bool:
@@ -391,7 +390,7 @@ def _in_place_of(said: Sequence[Mapping[str, Any]], text: str) -> str | list[Any
 
 def _longest(models: Iterable[Model], prompt: int) -> int:
     """How long an answer may be that all of these have room for, up to `COMPLETION`."""
-    return min([COMPLETION, *(max(1, model.context - PROMPT_FACTOR * prompt) for model in models if model.context)])
+    return min([COMPLETION, *[max(1, model.context - PROMPT_FACTOR * prompt) for model in models if model.context]])
 
 
 def _dearest(prices: Iterable[Price]) -> Price:

@@ -119,12 +119,15 @@ class Endpoints:
         Endpoints that failed a moment ago come only when there is no other, those that refused our key not at all.
         """
         now = _time()
-        left = [Choice(spec, self._known[spec.id]) for spec in model.endpoints if spec.id not in tried]
-        left = [choice for choice in left if not choice.endpoint.is_refused(now)]
+        left: list[Choice] = []
+        for spec in model.endpoints:
+            endpoint = self._known[spec.id]
+            if spec.id not in tried and not endpoint.is_refused(now):
+                left.append(Choice(spec, endpoint))
         if len(left) > 1:
             left = [choice for choice in left if not choice.endpoint.is_down(now)] or left
             left = [choice for choice in left if choice.endpoint.limiter.has_room] or left
-        return self._in_turn(model.alias, left) if len(left) > 1 else next(iter(left), None)
+        return self._in_turn(model.alias, left) if len(left) > 1 else left[0] if left else None
 
     def ordered(self, models: Sequence[Model]) -> Sequence[Model]:
         """These models, but those at the end whose endpoints all failed a moment ago."""

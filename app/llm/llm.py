@@ -90,9 +90,12 @@ class Completion(str):
         error: Exception | None = None,
     ) -> Completion:
         self = super().__new__(cls, text)
-        known = zip(cls.__slots__, (error, finish_reason, reasoning, usage or Usage(), value), strict=True)
-        for name, given in known:
-            object.__setattr__(self, name, given)
+        put = object.__setattr__
+        put(self, "error", error)
+        put(self, "finish_reason", finish_reason)
+        put(self, "reasoning", reasoning)
+        put(self, "usage", usage or Usage())
+        put(self, "value", value)
         return self
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
@@ -123,7 +126,7 @@ class Reply:
         self._error: Exception | None = None
         self._ended = False
         self._reader: asyncio.Task[Any] | None = None
-        self._turn = asyncio.Lock()
+        self._waiting: list[asyncio.Future[None]] = []
 
     @property
     def ended(self) -> bool:
@@ -171,10 +174,8 @@ class Reply:
 
     async def since(self, at: int) -> Sequence[Chunk]:
         """The chunks from position `at` on, waiting for one; none at the end. Raises the call's error."""
-        if at >= len(self._chunks) and not self._ended:
-            async with self._turn:
-                while at >= len(self._chunks) and not self._ended:
-                    await self._fetch()
+        while at >= len(self._chunks) and not self._ended:
+            await (self._fetch() if self._reader is None else self._fetched())
         if at >= len(self._chunks) and self._error is not None:
             raise self._error
         return self._chunks[at:]
@@ -184,7 +185,9 @@ class Reply:
         if self._reader is not None and self._reader is not asyncio.current_task():
             self._reader.cancel()
         try:
-            async with asyncio.timeout(CLOSE_SECONDS), self._turn:
+            async with asyncio.timeout(CLOSE_SECONDS):
+                while self._reader is not None:
+                    await self._fetched()
                 if not self._ended:
                     self._end(LLMError("The answer was closed before its end."))
                     await _close(self._source)
@@ -209,6 +212,16 @@ class Reply:
             self._chunks += items  # type: ignore[arg-type]  # only the last is a finish
         finally:
             self._reader = None
+            waiting, self._waiting = self._waiting, []
+            for each in waiting:
+                if not each.done():
+                    each.set_result(None)
+
+    async def _fetched(self) -> None:
+        """Wait until the one who fetches has done so."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(done)
+        await done
 
     def _end(self, error: Exception | None) -> None:
         self._ended, self._error = True, error

@@ -11,11 +11,12 @@ Check = Callable[[Any], bool]
 
 MAX_TOOLS = 128
 """As many functions as OpenAI's API takes."""
+_NUMBERS = (int, float)
 
 
 def _number(low: float, high: float) -> Check:
     # NaN compares false with both bounds, so it fails too.
-    return lambda value: isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+    return lambda value: isinstance(value, _NUMBERS) and not isinstance(value, bool) and low <= value <= high
 
 
 def _integer(low: int, high: int) -> Check:
@@ -89,10 +90,15 @@ NAMES = tuple(_OPTIONS)
 
 def checked(options: Mapping[str, Any]) -> dict[str, Any]:
     """`options` without those that are `None` (the default holds); `InvalidInput` names the first that cannot be."""
+    found: dict[str, Any] = {}
     for name, value in options.items():
         if name not in _OPTIONS:
             raise InvalidInput(f"{name[:64]} is not an option of an LLM call.", param=name[:64])
+        if value is None:
+            continue
         is_valid, words = _OPTIONS[name]
-        if value is not None and not is_valid(value):
+        if not is_valid(value):
             raise InvalidInput(f"{name} must be {words}.", param=name)
-    return {name: value for name, value in options.items() if value is not None and not (name == "tools" and not value)}
+        if value or name != "tools":
+            found[name] = value
+    return found

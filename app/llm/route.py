@@ -6,9 +6,10 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakValueDictionary
+
+from msgspec import Struct
 
 from app.domain import Usage
 from app.errors import AppError, LLMError, LLMRejected
@@ -43,8 +44,7 @@ MAX_ANSWER = 64_000_000
 NOTHING = Usage()
 
 
-@dataclass(slots=True)
-class Request:
+class Request(Struct):
     """One request: what is asked, by whom, and what has become of it."""
 
     prompt: Prompt
@@ -68,7 +68,7 @@ class Request:
     """Whether somebody was sent it who may be working on it still."""
     lost: Usage = NOTHING
     """What servers took that gave no answer."""
-    failures: list[str] = field(default_factory=list)
+    failures: list[str] = []
     model: Model | None = None
     """The model that answered, which may be a fallback."""
     spec: EndpointSpec | None = None

@@ -118,7 +118,8 @@ class RunLLM(LLM):
             Prompt.of(messages), options, *to_whom, model=model, cache=cache, accept=accept, batch=batch
         )
         reply = Reply(self.waits.over(answer) if batch and self.waits else answer)
-        self._calls.open = [*(reply for reply in self._calls.open if not reply.ended), reply]
+        self._calls.open = [each for each in self._calls.open if not each.ended]
+        self._calls.open.append(reply)
         return reply
 
     def _check_open(self) -> None:

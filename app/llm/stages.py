@@ -9,6 +9,8 @@ from decimal import Decimal
 from typing import Any, Protocol
 from uuid import UUID
 
+from msgspec import Struct
+
 from app.domain import Usage
 from app.llm.cache import Cache
 from app.llm.catalog import Catalog, Model, Price
@@ -34,8 +36,7 @@ class Reservations(Protocol):
         """The call has ended and used so much; nothing when it never began."""
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
+class Caller(Struct, frozen=True):
     """For whom calls are made: whose budgets, whose entries of the cache, whose turn in the queue."""
 
     run_id: UUID

@@ -7,9 +7,10 @@ nobody waits for it. What a person has called the session meanwhile stays.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
 import re
+
+from msgspec.structs import replace
 
 from app.domain import Message, Run, RunStatus, first_words, new_id
 from app.errors import AppError
@@ -49,9 +50,7 @@ async def give(platform: Platform, begun: Begun, finished: Finished, caller: Cal
     """Have a session named, as a call of its own in the ledger. One that fails is not tried again."""
     run, recorder = finished.outcome.run, Recorder()
     named = Run(new_id(), run.session_id, run.user_id, run.agent_id, run.message_id)
-    llm = RunLLM(
-        platform.calls, recorder, dataclasses.replace(caller, run_id=named.id, version="", batch=True), model=MODEL
-    )
+    llm = RunLLM(platform.calls, recorder, replace(caller, run_id=named.id, version="", batch=True), model=MODEL)
     title = ""
     try:
         async with asyncio.timeout(SECONDS):
