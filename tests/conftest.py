@@ -70,7 +70,7 @@ def template(running: Engines) -> Iterator[str]:
 @asynccontextmanager
 async def copy(running: Engines, template: str) -> AsyncIterator[str]:
     name = f"test_{uuid4().hex[:12]}"
-    await execute(running.database_url, f"CREATE DATABASE {name} TEMPLATE {template}")
+    await execute(running.database_url, f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY")
     yield on(running.database_url, name)
     await execute(running.database_url, f"DROP DATABASE {name} WITH (FORCE)")
 
