@@ -62,7 +62,8 @@ from app.usecases.platform import Platform
 
 log = logging.getLogger(__name__)
 
-FLUSH_SECONDS = 0.25
+FLUSH_SECONDS = 1.0
+"""How often results are stored. What a killed process has not stored is asked again; each time costs as much as many rows."""
 LOOK_SECONDS = 2.0
 """How often it is looked how far all processes are, and whether the bench was cancelled."""
 WAIT_SECONDS = 1.0
