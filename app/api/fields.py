@@ -87,9 +87,10 @@ def check_json(value: Any, max_depth: int = MAX_JSON_DEPTH) -> None:
         if depth > max_depth or nodes > MAX_JSON_NODES:
             raise ValueError("is nested too deep or has too many values")
         below: list[Any] = []
+        texts: list[str] = []
         for item in level:
             if isinstance(item, str):
-                _no_control(item)
+                texts.append(item)
             elif isinstance(item, dict):
                 below += item
                 below += item.values()
@@ -97,6 +98,7 @@ def check_json(value: Any, max_depth: int = MAX_JSON_DEPTH) -> None:
                 below += item
             elif isinstance(item, int) and abs(item) > MAX_INTEGER:
                 raise ValueError("has a number that is too large")
+        _no_control("".join(texts))
         level = below
 
 

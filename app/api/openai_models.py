@@ -196,11 +196,12 @@ class _Sampling(BaseModel):
 
     def request(self) -> Json:
         """The request in its one form, as JSON, without what was null."""
-        given = {**self.__dict__, **(self.__pydantic_extra__ or {}), "stream": bool(self.stream), **self._session()}
-        return {name: value for name, value in given.items() if value is not None and name not in _ABOUT_THE_FORM}
-
-    def _session(self) -> Json:
-        return {} if self.session_id is None else {"session_id": str(self.session_id)}
+        every = {**self.__dict__, **(self.__pydantic_extra__ or {})}
+        given = {name: value for name, value in every.items() if value is not None and name not in _ABOUT_THE_FORM}
+        given["stream"] = bool(self.stream)
+        if self.session_id is not None:
+            given["session_id"] = str(self.session_id)
+        return given
 
 
 _ABOUT_THE_FORM = frozenset({"n", "stream_options"})
