@@ -168,7 +168,9 @@ def _joined(deltas: Sequence[dict[str, Any]], *, is_chat: bool) -> dict[str, Any
     message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
     named = frozenset().union(*deltas)  # most answers are text alone
     if "function_call" in named:
-        message["function_call"] = next(delta["function_call"] for delta in reversed(deltas) if "function_call" in delta)
+        message["function_call"] = next(
+            delta["function_call"] for delta in reversed(deltas) if "function_call" in delta
+        )
     if "reasoning_content" in named:
         message["reasoning_content"] = "".join([delta.get("reasoning_content", "") for delta in deltas])
     if "tool_calls" in named:
