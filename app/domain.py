@@ -209,6 +209,8 @@ class Value(NamedTuple):
         return cls(body, sha256(body).digest())
 
 
+BESIDE = {"assistant": "tool_calls", "tool": "tool_call_id"}
+"""What a message of the OpenAI protocol has besides its content, by role."""
 MESSAGE_TYPES = {"user": "human", "assistant": "ai", "system": "system", "tool": "tool"}
 
 
@@ -289,8 +291,9 @@ class Message(Struct, frozen=True, dict=True):
         body: dict[str, Any] = {"role": self.role, "content": list(self.parts) if self.parts else self.content}
         if self.name:
             body["name"] = self.name
-        if beside := {"assistant": "tool_calls", "tool": "tool_call_id"}.get(self.role):
-            body |= {beside: self.additional_kwargs[beside]} if self.additional_kwargs.get(beside) else {}
+        beside = BESIDE.get(self.role)
+        if beside and self.additional_kwargs.get(beside):
+            body[beside] = self.additional_kwargs[beside]
         return body
 
 
