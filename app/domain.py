@@ -36,6 +36,12 @@ def new_id() -> UUID:
     return UUID(int=value & ~(0x3 << 62) | 0x2 << 62)
 
 
+def id_text(id: UUID) -> str:
+    """The id as `str` writes it, in a sixth of the time."""
+    text: str = msgspec.to_builtins(id)
+    return text
+
+
 def now() -> datetime:
     """The present moment, with its time zone."""
     return datetime.now(UTC)

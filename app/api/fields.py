@@ -82,12 +82,12 @@ def _bounded_json(value: Any) -> Any:
 def check_json(value: Any, max_depth: int = MAX_JSON_DEPTH) -> None:
     """`ValueError` for what is nested too deep, has too many values, or holds text or numbers that cannot be stored."""
     level, depth, nodes = [value], 0, 0
+    texts: list[str] = []
     while level:
         depth, nodes = depth + 1, nodes + len(level)
         if depth > max_depth or nodes > MAX_JSON_NODES:
             raise ValueError("is nested too deep or has too many values")
         below: list[Any] = []
-        texts: list[str] = []
         for item in level:
             if isinstance(item, str):
                 texts.append(item)
@@ -98,8 +98,8 @@ def check_json(value: Any, max_depth: int = MAX_JSON_DEPTH) -> None:
                 below += item
             elif isinstance(item, int) and abs(item) > MAX_INTEGER:
                 raise ValueError("has a number that is too large")
-        _no_control("".join(texts))
         level = below
+    _no_control("".join(texts))
 
 
 def is_crowded(body: bytes) -> bool:

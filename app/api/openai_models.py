@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from app.agent.request import OpenAIRequest
 from app.api.fields import Id, ModelName, check_json
 from app.api.parts import parts_of
-from app.domain import MAX_TEXT
+from app.domain import MAX_TEXT, id_text
 from app.llm.messages import ROLES
 from app.llm.options import MAX_TOOLS
 from app.usecases.calls import names_of
@@ -205,7 +205,7 @@ class _Sampling(BaseModel):
         given = {name: every[name] for name in names if every[name] is not None}
         given["stream"] = bool(self.stream)
         if self.session_id is not None:
-            given["session_id"] = str(self.session_id)
+            given["session_id"] = id_text(self.session_id)
         return given
 
 
@@ -235,8 +235,9 @@ class ChatIn(_Sampling):
     @property
     def tool_names(self) -> frozenset[str]:
         """The names of the tools that the answer may call."""
-        old = [{"function": function} for function in self.functions or ()]
-        return names_of(old if self.speaks_of_functions else self.tools)
+        if self.functions and self.speaks_of_functions:
+            return names_of([{"function": function} for function in self.functions])
+        return names_of(self.tools)
 
     def request(self) -> Json:
         """The request in its one form."""

@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from app.api import openai_errors
 from app.api.wire import GOES_ON, HEARTBEAT, HEARTBEAT_SECONDS, EventStream
-from app.domain import ANSWER_TYPES, SPEAKER, Chunk, Outcome, Run, RunStatus, Usage
+from app.domain import ANSWER_TYPES, SPEAKER, Chunk, Outcome, Run, RunStatus, Usage, id_text
 from app.journal.log import Event, Log, LogFull
 from app.usecases import runs
 from app.usecases.calls import Call, Calls
@@ -57,12 +57,16 @@ class Choice:
 
     def deltas(self, events: Iterable[Event]) -> list[dict[str, Any]]:
         """What is said next. What is no part of the answer is in no `content`."""
-        return [delta for event in events for delta in self._of(event.chunk)]
+        found: list[dict[str, Any]] = []
+        for _, chunk in events:
+            kind = chunk.content_type
+            if kind in ANSWER_TYPES or kind == "question":  # which is all that a run says which waits for a person
+                found.append({"content": chunk.content, "content_type": kind})
+            else:
+                found += self._beside(kind, chunk)
+        return found
 
-    def _of(self, chunk: Chunk) -> list[dict[str, Any]]:
-        kind = chunk.content_type
-        if kind in ANSWER_TYPES or kind == "question":  # which is all that a run says which waits for a person
-            return [{"content": chunk.content, "content_type": kind}]
+    def _beside(self, kind: str, chunk: Chunk) -> list[dict[str, Any]]:
         if kind == SPEAKER:  # any client is to see who speaks
             self._speakers += 1
             apart = "\n\n" if self._speakers > 1 else ""
@@ -101,7 +105,7 @@ def failure(outcome: Outcome) -> Mapping[str, Any] | None:
     that was cancelled is all that was wanted of it.
     """
     run = outcome.run
-    if run.question:
+    if run.question or run.status is RunStatus.COMPLETED:
         return None
     if not run.status.is_final:
         return run.error or GOES_ON
@@ -132,7 +136,10 @@ async def respond(platform: Platform | None, begun: Sequence[LiveRun | Run], for
     first = begun[0].run if isinstance(begun[0], LiveRun) else begun[0]
     response = await (_streamed if stream else _whole)(platform, begun, form, _head(form, first))
     # Not by `headers`, which looks for each among all that there are.
-    response.raw_headers += [(b"x-session-id", str(first.session_id).encode()), (b"x-run-id", str(first.id).encode())]
+    response.raw_headers += [
+        (b"x-session-id", id_text(first.session_id).encode()),
+        (b"x-run-id", id_text(first.id).encode()),
+    ]
     return response
 
 

@@ -21,7 +21,20 @@ from app.agent.remembering import Recollection
 from app.agent.request import OpenAIRequest
 from app.agent.runner import Answer, answer
 from app.agent.version import AgentVersion
-from app.domain import ANSWER_TYPES, SPEAKER, Chunk, Message, Outcome, Run, RunStatus, Session, Usage, new_id, now
+from app.domain import (
+    ANSWER_TYPES,
+    SPEAKER,
+    Chunk,
+    Message,
+    Outcome,
+    Run,
+    RunStatus,
+    Session,
+    Usage,
+    id_text,
+    new_id,
+    now,
+)
 from app.errors import AppError, NotFound, Unavailable
 from app.journal.log import Log, LogFull, joined
 from app.journal.recorder import MAX_STEPS, Recorder
@@ -233,8 +246,8 @@ def caller_of(begun: Begun, version: AgentVersion | None = None) -> Caller:
     session = begun.session
     return Caller(
         begun.run.id,
-        str(begun.run.user_id),
-        str(session.id),
+        id_text(begun.run.user_id),
+        id_text(session.id),
         version.id if version else session.agent_id,
         version.digest if version else "",
         begun.budgets,
