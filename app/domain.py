@@ -36,6 +36,12 @@ def new_id() -> UUID:
     return UUID(int=value & ~(0x3 << 62) | 0x2 << 62)
 
 
+def id_text(id: UUID) -> str:
+    """The id as `str` writes it, in a sixth of the time."""
+    text: str = msgspec.to_builtins(id)
+    return text
+
+
 def now() -> datetime:
     """The present moment, with its time zone."""
     return datetime.now(UTC)
@@ -209,6 +215,8 @@ class Value(NamedTuple):
         return cls(body, sha256(body).digest())
 
 
+BESIDE = {"assistant": "tool_calls", "tool": "tool_call_id"}
+"""What a message of the OpenAI protocol has besides its content, by role."""
 MESSAGE_TYPES = {"user": "human", "assistant": "ai", "system": "system", "tool": "tool"}
 
 
@@ -289,8 +297,9 @@ class Message(Struct, frozen=True, dict=True):
         body: dict[str, Any] = {"role": self.role, "content": list(self.parts) if self.parts else self.content}
         if self.name:
             body["name"] = self.name
-        if beside := {"assistant": "tool_calls", "tool": "tool_call_id"}.get(self.role):
-            body |= {beside: self.additional_kwargs[beside]} if self.additional_kwargs.get(beside) else {}
+        beside = BESIDE.get(self.role)
+        if beside and self.additional_kwargs.get(beside):
+            body[beside] = self.additional_kwargs[beside]
         return body
 
 

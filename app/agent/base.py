@@ -108,6 +108,7 @@ class BaseAgent(Chattable):
             "session",
             "history",
             "request",
+            "_asked",
             "_recorder",
             "_threads",
         ):

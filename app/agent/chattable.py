@@ -48,7 +48,8 @@ class Binding:
     recorder: Recorder
     state: Mapping[str, Any] | None = None
     """The agent's state as it was stored with the last answer of this branch."""
-    request: OpenAIRequest | None = None
+    request: Callable[[], OpenAIRequest] | None = None
+    """Makes the request that is answered, for an agent that looks at it."""
     memory: Recollection | None = None
     """What the agent remembers; without one it begins with nothing, and nothing of it is stored."""
     toolboxes: Toolboxes | None = None
@@ -92,9 +93,7 @@ class Chattable:
     history: History
     llm: LLM
     stream: Stream
-    request: OpenAIRequest | None = None
-    """The request, when the message came through the OpenAI protocol."""
-
+    _asked: Callable[[], OpenAIRequest] | None = None
     _delegations: Delegations | None = None
     _box: Box | None = None
     _passages: Passages | None = None
@@ -232,6 +231,11 @@ class Chattable:
             self._passages = InProcess()
         return Knowledge(self._passages, self.embed, self._recorder)
 
+    @cached_property
+    def request(self) -> OpenAIRequest | None:
+        """The request, when the message came through the OpenAI protocol."""
+        return self._asked() if self._asked else None
+
     @property
     def sandbox(self) -> Sandbox:
         """Where code can be run that nobody has looked at, if the administrator allows it. In a script it may be."""
@@ -247,7 +251,9 @@ class Chattable:
         self.history = binding.history
         self.llm = binding.llm
         self.stream = stream
-        self.request = binding.request
+        self._asked = binding.request
+        if type(self).request is not Chattable.request or "request" in vars(self):  # one of its own would hide this one
+            self.request = binding.request() if binding.request else None
         self._passages = binding.passages
         self._delegations = binding.delegations
         self._box = binding.box

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr
 
@@ -54,12 +55,15 @@ class OpenAIRequest(BaseModel):
 
     def said(self) -> list[Message]:
         """The messages of the request."""
-        return [_message(message) for message in self.messages]
+        return [message_of(message) for message in self.messages]
 
 
 def last_of_user(messages: Sequence[Mapping[str, Any]]) -> int | None:
     """Where the last message of the user stands."""
-    return next((at for at in reversed(range(len(messages))) if messages[at].get("role") == "user"), None)
+    for at in reversed(range(len(messages))):
+        if messages[at].get("role") == "user":
+            return at
+    return None
 
 
 def text_of(content: Any) -> str:
@@ -71,17 +75,24 @@ def text_of(content: Any) -> str:
 
 def tokens_of(content: Any) -> int:
     """About how many tokens the content is."""
-    others = 0 if isinstance(content, str) else sum(not isinstance(part.get("text"), str) for part in content or ())
+    if isinstance(content, str):
+        return count(content)
+    others = sum(not isinstance(part.get("text"), str) for part in content or ())
     return count(text_of(content)) + PER_ATTACHMENT * others
 
 
-def _message(body: Mapping[str, Any]) -> Message:
+def message_of(body: Mapping[str, Any], id: UUID | None = None) -> Message:
+    """One message of a request; with an `id` as it is to be stored."""
     content = body.get("content")
     return Message(
         body["role"],
         text_of(content),
-        parts=() if isinstance(content, str | None) else tuple(content),
+        parts=() if isinstance(content, str) else tuple(content or ()),
         name=body.get("name"),
-        additional_kwargs={key: body[key] for key in ("tool_calls", "tool_call_id") if key in body},
+        id=id,
+        additional_kwargs={key: body[key] for key in _BESIDE if key in body},
         tokens=tokens_of(content),
     )
+
+
+_BESIDE = ("tool_calls", "tool_call_id")

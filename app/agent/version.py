@@ -82,6 +82,7 @@ class AgentVersion:
         self._settings = _settings(self.id, _declared(cls, "settings"), variables)
         self.params_schema: dict[str, Any] | None = self.params_model.model_json_schema() if self.params_model else None
         """JSON Schema of the parameters a session may set; None when there are none."""
+        self._has_defaults = False
         self.uses_memory = _says(cls, code, "memory")
         """Whether what it remembers is to be loaded before a message and stored after it."""
         self.uses_history = cls.chat.__module__.startswith("app.") or _says(cls, code, "history")
@@ -109,6 +110,12 @@ class AgentVersion:
             raise InvalidInput("The agent's parameters must be plain JSON.", param="agent.params") from None
         self.make_params(stored)
         return stored
+
+    def check_defaults(self) -> None:
+        """`InvalidInput` when it cannot do with its own parameters alone; that it can is found out once."""
+        if not self._has_defaults:
+            self.validate_params({})
+            self._has_defaults = True
 
     def make_params(self, params: Mapping[str, Any]) -> BaseModel | None:
         """The parameters as the agent sees them, or None when it declares none; `InvalidInput` as above."""

@@ -82,6 +82,7 @@ def _bounded_json(value: Any) -> Any:
 def check_json(value: Any, max_depth: int = MAX_JSON_DEPTH) -> None:
     """`ValueError` for what is nested too deep, has too many values, or holds text or numbers that cannot be stored."""
     level, depth, nodes = [value], 0, 0
+    texts: list[str] = []
     while level:
         depth, nodes = depth + 1, nodes + len(level)
         if depth > max_depth or nodes > MAX_JSON_NODES:
@@ -89,7 +90,7 @@ def check_json(value: Any, max_depth: int = MAX_JSON_DEPTH) -> None:
         below: list[Any] = []
         for item in level:
             if isinstance(item, str):
-                _no_control(item)
+                texts.append(item)
             elif isinstance(item, dict):
                 below += item
                 below += item.values()
@@ -98,6 +99,7 @@ def check_json(value: Any, max_depth: int = MAX_JSON_DEPTH) -> None:
             elif isinstance(item, int) and abs(item) > MAX_INTEGER:
                 raise ValueError("has a number that is too large")
         level = below
+    _no_control("".join(texts))
 
 
 def is_crowded(body: bytes) -> bool:

@@ -30,7 +30,7 @@ from app.usecases.platform import Platform
 T = TypeVar("T")
 PREFIXES = openai_errors.PREFIXES
 router = APIRouter(route_class=StrictRoute, tags=["openai"])
-WITHHELD = frozenset({"authorization", "cookie", "proxy-authorization", "x-api-key"})
+WITHHELD = frozenset({b"authorization", b"cookie", b"proxy-authorization", b"x-api-key"})
 """Headers that prove who calls, of which no agent is told."""
 SessionHeader = Annotated[Id | None, Header(alias="x-session-id", description="as `session_id` in the body")]
 
@@ -199,4 +199,4 @@ def _base64(vector: Any) -> str:
 
 def told(headers: Headers) -> dict[str, str]:
     """The headers that an agent is told of."""
-    return {name: value for name, value in headers.items() if name not in WITHHELD}
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in headers.raw if name not in WITHHELD}

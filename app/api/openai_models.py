@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from app.agent.request import OpenAIRequest
 from app.api.fields import Id, ModelName, check_json
 from app.api.parts import parts_of
-from app.domain import MAX_TEXT
+from app.domain import MAX_TEXT, id_text
 from app.llm.messages import ROLES
 from app.llm.options import MAX_TOOLS
 from app.usecases.calls import names_of
@@ -34,11 +34,15 @@ def checked(value: Any) -> Any:
     return value
 
 
+_MEANT = {**{role: role for role in ROLES}, "developer": "system", "function": "tool"}
+"""The role that each stands for."""
+
+
 def _message(message: Json, index: int) -> Json:
     """One message in the form that agents and servers are given."""
     role, content = message.get("role"), message.get("content")
-    role = {"developer": "system", "function": "tool"}.get(str(role), role)
-    if not isinstance(role, str) or role not in ROLES:
+    role = _MEANT.get(role) if isinstance(role, str) else None
+    if role is None:
         raise ValueError(f"[{index}].role must be one of {', '.join(sorted((*ROLES, 'function')))}")
     kept: Json = {"role": role, "content": _content(content, index)}
     if isinstance(name := message.get("name"), str) and name and role != "tool":
@@ -196,11 +200,13 @@ class _Sampling(BaseModel):
 
     def request(self) -> Json:
         """The request in its one form, as JSON, without what was null."""
-        given = {**self.__dict__, **(self.__pydantic_extra__ or {}), "stream": bool(self.stream), **self._session()}
-        return {name: value for name, value in given.items() if value is not None and name not in _ABOUT_THE_FORM}
-
-    def _session(self) -> Json:
-        return {} if self.session_id is None else {"session_id": str(self.session_id)}
+        every = {**self.__dict__, **(self.__pydantic_extra__ or {})}
+        names = sorted(self.model_fields_set - _ABOUT_THE_FORM)  # all others are null
+        given = {name: every[name] for name in names if every[name] is not None}
+        given["stream"] = bool(self.stream)
+        if self.session_id is not None:
+            given["session_id"] = id_text(self.session_id)
+        return given
 
 
 _ABOUT_THE_FORM = frozenset({"n", "stream_options"})
@@ -219,6 +225,7 @@ class ChatIn(_Sampling):
     reasoning_effort: str | None = Field(None, min_length=1, max_length=20)
     functions: list[Function] | None = Field(None, max_length=MAX_TOOLS, description="the old form of tools")
     function_call: Literal["none", "auto"] | Annotated[Json, WithJsonSchema(_NAMED)] | None = None
+    instructions: str | None = Field(None, max_length=MAX_TEXT, description="a system message for this answer alone")
 
     @property
     def speaks_of_functions(self) -> bool:
@@ -228,8 +235,9 @@ class ChatIn(_Sampling):
     @property
     def tool_names(self) -> frozenset[str]:
         """The names of the tools that the answer may call."""
-        old = [{"function": function} for function in self.functions or ()]
-        return names_of(old if self.speaks_of_functions else self.tools)
+        if self.functions and self.speaks_of_functions:
+            return names_of([{"function": function} for function in self.functions])
+        return names_of(self.tools)
 
     def request(self) -> Json:
         """The request in its one form."""

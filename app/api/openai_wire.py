@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
+from functools import reduce
+from operator import add
 from typing import Any
 from uuid import UUID
 
 import msgspec
+from msgspec import Struct
 from starlette.responses import Response
 
 from app.api import openai_errors
 from app.api.wire import GOES_ON, HEARTBEAT, HEARTBEAT_SECONDS, EventStream
-from app.domain import ANSWER_TYPES, SPEAKER, Chunk, Outcome, Run, RunStatus, Usage
+from app.domain import ANSWER_TYPES, SPEAKER, Chunk, Outcome, Run, RunStatus, Usage, id_text
 from app.journal.log import Event, Log, LogFull
 from app.usecases import runs
 from app.usecases.calls import Call, Calls
@@ -26,8 +28,7 @@ DONE = b"data: [DONE]\n\n"
 _encoder = msgspec.json.Encoder()
 
 
-@dataclass(frozen=True, slots=True)
-class Form:
+class Form(Struct, frozen=True):
     """How an answer is to look."""
 
     model: str
@@ -56,12 +57,16 @@ class Choice:
 
     def deltas(self, events: Iterable[Event]) -> list[dict[str, Any]]:
         """What is said next. What is no part of the answer is in no `content`."""
-        return [delta for event in events for delta in self._of(event.chunk)]
+        found: list[dict[str, Any]] = []
+        for _, chunk in events:
+            kind = chunk.content_type
+            if kind in ANSWER_TYPES or kind == "question":  # which is all that a run says which waits for a person
+                found.append({"content": chunk.content, "content_type": kind})
+            else:
+                found += self._beside(kind, chunk)
+        return found
 
-    def _of(self, chunk: Chunk) -> list[dict[str, Any]]:
-        kind = chunk.content_type
-        if kind in ANSWER_TYPES or kind == "question":  # which is all that a run says which waits for a person
-            return [{"content": chunk.content, "content_type": kind}]
+    def _beside(self, kind: str, chunk: Chunk) -> list[dict[str, Any]]:
         if kind == SPEAKER:  # any client is to see who speaks
             self._speakers += 1
             apart = "\n\n" if self._speakers > 1 else ""
@@ -100,7 +105,7 @@ def failure(outcome: Outcome) -> Mapping[str, Any] | None:
     that was cancelled is all that was wanted of it.
     """
     run = outcome.run
-    if run.question:
+    if run.question or run.status is RunStatus.COMPLETED:
         return None
     if not run.status.is_final:
         return run.error or GOES_ON
@@ -111,9 +116,9 @@ def failure(outcome: Outcome) -> Mapping[str, Any] | None:
     return None
 
 
-def usage(spent: Iterable[Usage]) -> dict[str, Any]:
-    """Usage as JSON."""
-    total = sum(spent, Usage())
+def usage(spent: Sequence[Usage]) -> dict[str, Any]:
+    """Usage as JSON, of one answer or several together."""
+    total = reduce(add, spent)
     return {
         "prompt_tokens": total.prompt,
         "completion_tokens": total.completion,
@@ -129,14 +134,25 @@ async def respond(platform: Platform | None, begun: Sequence[LiveRun | Run], for
     Without a `platform` all of them are this process's own.
     """
     first = begun[0].run if isinstance(begun[0], LiveRun) else begun[0]
-    frame = _Frame(form, first)
-    response = await (_streamed if stream else _whole)(platform, begun, form, frame)
-    response.headers["x-session-id"] = str(first.session_id)
-    response.headers["x-run-id"] = str(first.id)
+    response = await (_streamed if stream else _whole)(platform, begun, form, _head(form, first))
+    # Not by `headers`, which looks for each among all that there are.
+    response.raw_headers += [
+        (b"x-session-id", id_text(first.session_id).encode()),
+        (b"x-run-id", id_text(first.id).encode()),
+    ]
     return response
 
 
-async def _whole(platform: Platform | None, begun: Sequence[LiveRun | Run], form: Form, frame: _Frame) -> Response:
+def _head(form: Form, run: Run) -> dict[str, Any]:
+    """What the whole and each of its frames begin with."""
+    made = int(run.created_at.timestamp() if run.created_at else time.time())
+    kind, prefix = ("chat.completion", "chatcmpl") if form.is_chat else ("text_completion", "cmpl")
+    return {"id": f"{prefix}-{run.id.hex}", "object": kind, "created": made, "model": form.model}
+
+
+async def _whole(
+    platform: Platform | None, begun: Sequence[LiveRun | Run], form: Form, head: Mapping[str, Any]
+) -> Response:
     choices, spent = [], []
     for index, each in enumerate(begun):
         async with log_of(platform, each) as said:
@@ -144,47 +160,39 @@ async def _whole(platform: Platform | None, begun: Sequence[LiveRun | Run], form
         if error := failure(outcome):
             return openai_errors.response(error, from_run=True)
         choice = Choice(form, index, said.run_id)
-        new = said.since(shown(each))
-        message = _joined([choice.opening(), *choice.deltas(new)], is_chat=form.is_chat)
+        message = _joined([choice.opening(), *choice.deltas(said.since(shown(each)))], is_chat=form.is_chat)
         choices.append({"index": index, **message, "logprobs": None, "finish_reason": choice.finish(outcome)})
         spent.append(outcome.run.usage)
-    body = {**frame.head, "object": frame.kind, "choices": choices, "usage": usage(spent)}
+    body = {**head, "choices": choices, "usage": usage(spent)}
     return Response(_encoder.encode(body), media_type="application/json")
 
 
-def _joined(deltas: Iterable[dict[str, Any]], *, is_chat: bool) -> dict[str, Any]:
+def _joined(deltas: Sequence[dict[str, Any]], *, is_chat: bool) -> dict[str, Any]:
     """A message that is made of all its deltas."""
-    texts: dict[str, list[str]] = {"content": [], "reasoning_content": []}
-    calls: list[Any] = []
-    beside: dict[str, Any] = {}
-    for delta in deltas:
-        for name, parts in texts.items():
-            if delta.get(name):
-                parts.append(delta[name])
-        calls += ({key: value for key, value in call.items() if key != "index"} for call in delta.get("tool_calls", ()))
-        if "function_call" in delta:
-            beside["function_call"] = delta["function_call"]
-    content = "".join(texts["content"])
+    content = "".join([delta.get("content", "") for delta in deltas])
     if not is_chat:
         return {"text": content}
-    if texts["reasoning_content"]:
-        beside["reasoning_content"] = "".join(texts["reasoning_content"])
-    if calls:
-        beside["tool_calls"] = calls
-    is_called = calls or "function_call" in beside
-    return {
-        "message": {
-            "role": "assistant",
-            "content": None if is_called and not content else content,
-            "refusal": None,
-            **beside,
-        }
-    }
+    message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+    named = frozenset().union(*deltas)  # most answers are text alone
+    if "function_call" in named:
+        message["function_call"] = next(
+            delta["function_call"] for delta in reversed(deltas) if "function_call" in delta
+        )
+    if "reasoning_content" in named:
+        message["reasoning_content"] = "".join([delta.get("reasoning_content", "") for delta in deltas])
+    if "tool_calls" in named:
+        calls = [call for delta in deltas for call in delta.get("tool_calls", ())]
+        message["tool_calls"] = [{key: value for key, value in call.items() if key != "index"} for call in calls]
+    if not content and not named.isdisjoint({"function_call", "tool_calls"}):
+        message["content"] = None
+    return {"message": message}
 
 
-async def _streamed(platform: Platform | None, begun: Sequence[LiveRun | Run], form: Form, frame: _Frame) -> Response:
+async def _streamed(
+    platform: Platform | None, begun: Sequence[LiveRun | Run], form: Form, head: Mapping[str, Any]
+) -> Response:
     """The headers wait for the first thing said: a run that fails before it is an answer with its own status."""
-    frames = _frames(platform, begun, form, frame)
+    frames = _frames(platform, begun, form, _Frame(form, head))
     try:
         return EventStream(frames, await anext(frames))
     except _Failed as failed:
@@ -232,20 +240,14 @@ async def _frames(
 class _Frame:
     """What the frames of one answer have in common."""
 
-    def __init__(self, form: Form, run: Run) -> None:
+    def __init__(self, form: Form, head: Mapping[str, Any]) -> None:
         self._form = form
-        self.kind = "chat.completion" if form.is_chat else "text_completion"
-        made = int(run.created_at.timestamp() if run.created_at else time.time())
-        id = f"{'chatcmpl' if form.is_chat else 'cmpl'}-{run.id.hex}"
-        self.head = {"id": id, "object": self.kind, "created": made, "model": form.model}
-        if form.is_chat:
-            self.head["object"] = "chat.completion.chunk"
-
-        self._begin = b"data: %b," % _encoder.encode(self.head)[:-1]
+        self._head = {**head, "object": "chat.completion.chunk"} if form.is_chat else head
+        self._begin = b"data: %b," % _encoder.encode(self._head)[:-1]
         self._end = b',"usage":null}\n\n' if form.include_usage else b"}\n\n"
 
     def event(self, value: Mapping[str, Any]) -> bytes:
-        return b"data: %b\n\n" % _encoder.encode({**self.head, **value})
+        return b"data: %b\n\n" % _encoder.encode({**self._head, **value})
 
     def delta(self, index: int, delta: Mapping[str, Any], reason: str | None = None) -> bytes:
         """A frame, of which only the delta is encoded: there is one for every chunk."""
@@ -260,12 +262,9 @@ def shown(begun: LiveRun | Run) -> int:
     return begun.shown if isinstance(begun, LiveRun) else 0
 
 
-@asynccontextmanager
-async def log_of(platform: Platform | None, begun: LiveRun | Run) -> AsyncIterator[Log]:
+def log_of(platform: Platform | None, begun: LiveRun | Run) -> AbstractAsyncContextManager[Log]:
     """The log of a run that was begun here, or of one that is followed."""
     if isinstance(begun, LiveRun):
-        yield begun.log
-    else:
-        assert platform is not None  # noqa: S101 - a run that is followed is another's
-        async with runs.following(platform, begun) as said:
-            yield said
+        return nullcontext(begun.log)
+    assert platform is not None  # noqa: S101 - a run that is followed is another's
+    return runs.following(platform, begun)

@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from struct import Struct
 from typing import Any
 from uuid import UUID
 
@@ -269,13 +270,10 @@ def _packed(body: bytes) -> str:
 
 def _uncompressed(body: bytes) -> bytes:
     """zlib's format with one block that is stored as it is (RFC 1951, section 3.2.4): made without the memory that zlib asks for."""
-    length = len(body).to_bytes(2, "little")
-    return b"\x78\x01\x01%b%b%b%b" % (
-        length,
-        (~len(body) & 0xFFFF).to_bytes(2, "little"),
-        body,
-        zlib.adler32(body).to_bytes(4, "big"),
-    )
+    return _BEGIN.pack(b"\x78\x01\x01", len(body), ~len(body) & 0xFFFF) + body + zlib.adler32(body).to_bytes(4, "big")
+
+
+_BEGIN = Struct("<3sHH")
 
 
 class Row:

@@ -66,7 +66,9 @@ class Calls:
 
 def names_of(tools: Iterable[Any] | None) -> frozenset[str]:
     """The names of a request's tools."""
-    functions = (tool.get("function") for tool in tools or () if isinstance(tool, dict))
+    if not tools:  # as a rule
+        return frozenset()
+    functions = (tool.get("function") for tool in tools if isinstance(tool, dict))
     names = (function.get("name") for function in functions if isinstance(function, dict))
     return frozenset(name for name in names if isinstance(name, str))
 

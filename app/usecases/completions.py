@@ -17,7 +17,7 @@ import msgspec
 from msgspec.structs import replace
 
 from app.agent.relay import ModelRelay
-from app.agent.request import OpenAIRequest, last_of_user, text_of, tokens_of
+from app.agent.request import last_of_user, message_of, text_of, tokens_of
 from app.agent.runner import Answer
 from app.domain import Message, Outcome, Preset, Principal, Role, Run, new_id
 from app.errors import InvalidInput, NotFound
@@ -170,7 +170,7 @@ def wish(
 def check_params(platform: Platform, agent_id: str) -> None:
     """`InvalidInput` when the agent cannot do with its own parameters, for a request names none."""
     if agent_id != RELAY:
-        platform.agents.get(agent_id).validate_params({})
+        platform.agents.get(agent_id).check_defaults()
 
 
 def _asked(said: Sequence[Mapping[str, Any]]) -> Message:
@@ -193,7 +193,7 @@ def _new(said: Sequence[Mapping[str, Any]]) -> tuple[Sequence[Message], Message]
 
 def stored_form(said: Sequence[Mapping[str, Any]]) -> list[Message]:
     """Messages of a request as they are stored."""
-    return [replace(message, id=new_id()) for message in OpenAIRequest(messages=list(said)).said()]
+    return [message_of(each, new_id()) for each in said]
 
 
 async def check_results(platform: Platform, wanted: BeginRun, leaf_id: UUID | None) -> None:

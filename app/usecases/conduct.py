@@ -21,7 +21,20 @@ from app.agent.remembering import Recollection
 from app.agent.request import OpenAIRequest
 from app.agent.runner import Answer, answer
 from app.agent.version import AgentVersion
-from app.domain import ANSWER_TYPES, SPEAKER, Chunk, Message, Outcome, Run, RunStatus, Session, Usage, new_id, now
+from app.domain import (
+    ANSWER_TYPES,
+    SPEAKER,
+    Chunk,
+    Message,
+    Outcome,
+    Run,
+    RunStatus,
+    Session,
+    Usage,
+    id_text,
+    new_id,
+    now,
+)
 from app.errors import AppError, NotFound, Unavailable
 from app.journal.log import Log, LogFull, joined
 from app.journal.recorder import MAX_STEPS, Recorder
@@ -144,25 +157,24 @@ async def _result(platform: Platform, begun: Begun, live: LiveRun, work: Work) -
 
 async def answered(platform: Platform, begun: Begun, live: LiveRun) -> Answer:
     """The work of a run: its agent answers."""
-    session = begun.session
-    request = request_of(begun)
+    session, body = begun.session, begun.request["body"] if begun.request else {}
     if begun.attempt > 1:
         live.recorder.serve(Replay(await _done(platform, begun.run.id)))
     with platform.agents.lease(session.agent_id) as version:
         live.history = history = (
-            history_of(begun, request)
-            if request and begun.ephemeral
+            history_of(begun, body)
+            if body and begun.ephemeral
             else await _history(platform, begun, live, summarised=summaries.wanted(version, session.params))
         )
-        if begun.request and request:
-            live.tools = names_of(request.tools)
-            if begun.ephemeral:
-                record(live.recorder, begun.request["body"], history)
-            elif begun.request["body"].keys() - SAID:
-                record(live.recorder, begun.request["body"], history[-1:])
-        shown = told(request, history if begun.ephemeral else paired(summaries.shown(history)))
+        live.tools = names_of(body.get("tools"))
+        if body and begun.ephemeral:
+            record(live.recorder, body, history)
+        elif body.keys() - SAID:
+            record(live.recorder, body, history[-1:])
+        shown = told(body, history if begun.ephemeral else paired(summaries.shown(history)))
         delegations = Delegations(partial(_engaged, platform, begun, live), live.recorder, platform.run_timeout)
-        binding = await _bound(platform, begun, live, version, session, shown, request=request, delegations=delegations)
+        asked = partial(request_of, begun.request) if begun.request else None
+        binding = await _bound(platform, begun, live, version, session, shown, request=asked, delegations=delegations)
         given = await answer(version, binding, asked_in(shown), live.log, timeout=platform.run_timeout)
     if not (kept := delegations.kept):
         return given
@@ -178,7 +190,7 @@ async def _bound(
     session: Session,
     shown: Sequence[Message],
     *,
-    request: OpenAIRequest | None = None,
+    request: Callable[[], OpenAIRequest] | None = None,
     delegations: Delegations | None = None,
 ) -> Binding:
     """What an agent of the run works with: the run's own, or one that it delegates to."""
@@ -234,8 +246,8 @@ def caller_of(begun: Begun, version: AgentVersion | None = None) -> Caller:
     session = begun.session
     return Caller(
         begun.run.id,
-        str(begun.run.user_id),
-        str(session.id),
+        id_text(begun.run.user_id),
+        id_text(session.id),
         version.id if version else session.agent_id,
         version.digest if version else "",
         begun.budgets,

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from app.agent.request import OpenAIRequest, last_of_user
+from app.agent.request import OpenAIRequest, last_of_user, message_of
 from app.domain import Message
 from app.journal.recorder import Recorder
 from app.store.operations import Begun
@@ -23,26 +23,25 @@ SAID = frozenset({"model", "messages", "stream", "session_id"})
 """What the run itself and its session's messages tell of a request; its step tells the rest."""
 
 
-def request_of(begun: Begun) -> OpenAIRequest | None:
-    """The request, when there is one."""
-    if begun.request is None:
-        return None
-    request = OpenAIRequest.model_validate(begun.request["body"])
-    request.set_headers(begun.request["headers"])
+def request_of(asked: Mapping[str, Any]) -> OpenAIRequest:
+    """The request as an agent sees it."""
+    request = OpenAIRequest.model_validate(asked["body"])
+    request.set_headers(asked["headers"])
     return request
 
 
-def history_of(begun: Begun, request: OpenAIRequest) -> Sequence[Message]:
+def history_of(begun: Begun, body: Mapping[str, Any]) -> Sequence[Message]:
     """The messages of an ephemeral request; the one that is answered is the stored one."""
-    history, asked = request.said(), last_of_user(request.messages)
+    history, asked = [message_of(each) for each in body["messages"]], last_of_user(body["messages"])
     if asked is not None:
         history[asked] = replace(begun.message, parts=history[asked].parts, name=history[asked].name)
     return history
 
 
-def told(request: OpenAIRequest | None, history: Sequence[Message]) -> Sequence[Message]:
+def told(body: Mapping[str, Any], history: Sequence[Message]) -> Sequence[Message]:
     """What the agent is shown: the history under the instructions of the request, which are for this one answer."""
-    return [Message.system(request.instructions), *history] if request and request.instructions else history
+    instructions = body.get("instructions")
+    return [Message.system(instructions), *history] if instructions else history
 
 
 def asked_in(history: Sequence[Message]) -> Message:

@@ -657,6 +657,42 @@ async def test_an_agent_sees_the_request_and_no_secret(running: Engines, templat
     assert told == [None, "blue", "red", False]
 
 
+DECLARED = """
+from app.agent import Chattable, Message, OpenAIRequest
+
+
+class {name}(Chattable):
+    \"\"\"Has a request of its own.\"\"\"
+
+    id = "{id}"
+{body}
+    async def chat(self, message: Message) -> str:
+        return self.request.model if self.request else "no request"
+"""
+OWN = {
+    "declared": "    request: OpenAIRequest | None = None\n",
+    "made": "    def __init__(self, session=None):\n        super().__init__(session)\n        self.request = None\n",
+}
+
+
+async def test_an_agent_that_declares_the_request_itself_sees_it_too(
+    running: Engines, template: str, tmp_path: Path
+) -> None:
+    for id, body in OWN.items():
+        (tmp_path / f"{id}.py").write_text(DECLARED.format(name=id.title(), id=id, body=body))
+    async with copy(running, template) as url, open_house(url, agents_dir=tmp_path) as house, sdk(house) as client:
+        for id in OWN:
+            answer = await client.chat.completions.create(model=id, messages=said("hi"))
+            assert answer.choices[0].message.content == id
+            assert (await send(house.admin, await session(house.admin, id), "hi")).json()["content"] == "no request"
+
+
+async def test_instructions_that_are_no_text_are_refused_by_name(here: House) -> None:
+    body = {"model": ECHO, "messages": said("hi"), "instructions": 5}
+    answer = await here.admin.post("/v1/chat/completions", json=body)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "instructions")
+
+
 async def test_under_open_access_no_key_is_needed(running: Engines, template: str) -> None:
     async with copy(running, template) as url, open_house(url, auth="open") as house:
         stranger = await house.client()

@@ -9,10 +9,11 @@ import pytest
 from msgspec.structs import replace
 
 from app.api import openai_errors
-from app.api.openai_wire import BROKEN_OFF, Choice, Form, failure
-from app.domain import Chunk, Message, Outcome, Run, RunStatus, new_id
+from app.api.openai_wire import BROKEN_OFF, Choice, Form, failure, respond
+from app.domain import Chunk, Message, Outcome, Run, RunStatus, Usage, new_id
 from app.errors import AgentFailed, LLMRejected, NotFound, QuotaExceeded
-from app.journal.log import Event, LogFull
+from app.journal.log import Event, Log, LogFull
+from app.usecases.live import LiveRun
 
 FORM = Form("m", tools=frozenset({"f"}))
 RUN = Run(new_id(), new_id(), new_id(), "a", new_id(), RunStatus.COMPLETED)
@@ -56,6 +57,32 @@ def test_a_bare_text_has_neither_thoughts_nor_asides() -> None:
     choice = Choice(Form("m", is_chat=False), 0, RUN.id)
     found = said(choice, ("thinking", "hm"), ("status", "busy"), ("text", "a"), ("code", "b"))
     assert [delta["content"] for delta in found] == ["a", "b"]
+
+
+async def test_a_whole_answer_is_what_its_deltas_come_to() -> None:
+    log = Log(RUN.id)
+    for kind, content in (("thinking", "hm"), ("tool_call", call("f")), ("status", "busy"), ("tool_call", call("f"))):
+        log.append(Chunk(content, kind))
+    log.close(Outcome(RUN))
+    for form, named in ((FORM, "tool_calls"), (replace(FORM, speaks_of_functions=True), "function_call")):
+        answer = await respond(None, [LiveRun(RUN, log)], form, stream=False)
+        (choice,) = json.loads(answer.body)["choices"]
+        assert choice["message"].keys() == {"role", "content", "refusal", "reasoning_content", named}
+        assert (choice["message"]["content"], choice["message"]["reasoning_content"]) == (None, "hm")
+        assert choice["finish_reason"] == ("tool_calls" if named == "tool_calls" else "function_call")
+    assert answer.headers["x-run-id"] == str(RUN.id)
+
+
+async def test_two_answers_are_counted_together() -> None:
+    lives = []
+    for text in ("one", "two"):
+        run = replace(RUN, id=new_id(), usage=Usage(7, 3))
+        lives.append(LiveRun(run, Log(run.id)))
+        lives[-1].log.append(Chunk(text))
+        lives[-1].log.close(Outcome(run))
+    answer = json.loads((await respond(None, lives, FORM, stream=False)).body)
+    assert [choice["message"]["content"] for choice in answer["choices"]] == ["one", "two"]
+    assert (answer["object"], answer["usage"]["total_tokens"]) == ("chat.completion", 20)
 
 
 def test_the_reason_of_the_end() -> None:
