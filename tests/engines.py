@@ -55,7 +55,7 @@ def _embedded() -> Iterator[Engines]:
 
 
 def _memory() -> str | None:
-    """Where files are kept in memory, if there is much room: a database of a test's own takes some disks a second, and memory a twentieth."""
+    """Where files are kept in memory, if there is much room: a database takes some disks a second to make, and memory a twentieth."""
     has_room = os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ROOM
     return MEMORY if has_room else None
 
