@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from app.agent import LLM, Chattable, Chunk, History, Message, OpenAIRequest, Session, SessionParams
@@ -69,7 +70,8 @@ async def perform(
     user = User(new_id(), "Ada")
     session = Session(new_id(), user, version.id, dict(params or {}), session_params or SessionParams())
     message = Message.user(text)
-    binding = Binding(session, History([*before, message]), llm or Parrot(), seen.recorder, state, request)
+    asked = partial(OpenAIRequest.model_validate, request) if request else None
+    binding = Binding(session, History([*before, message]), llm or Parrot(), seen.recorder, state, asked)
     seen.answer = await answer(version, binding, message, seen.log, timeout=timeout)
     return seen
 
