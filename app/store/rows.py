@@ -175,8 +175,8 @@ class Rows:
     def add_step(self, run: Run, step: Step) -> None:
         """A step with its values."""
         scope = run.session_id.bytes
-        for part in step.parts:
-            self._keep(scope, part)
+        stored = self.stored
+        self.values |= {key: part.body for part in step.parts if (key := scope + part.digest) not in stored}
         self.steps.append(
             {
                 "run_id": run.id,
