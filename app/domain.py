@@ -197,7 +197,7 @@ class Chunk(Struct, frozen=True):
     content_type: str = "text"
 
 
-class Value(Struct):
+class Value(Struct, gc=False):
     """A step's input or output, or a part of it, under its SHA-256; in hexadecimal digits, by its `name`, other values know it.
 
     That of a message is sent and recorded with every turn, so what has been found out about it is kept in it: how many `tokens` it costs,
@@ -220,6 +220,8 @@ class Value(Struct):
 
 
 MESSAGE_TYPES = {"user": "human", "assistant": "ai", "system": "system", "tool": "tool"}
+BESIDE = {"assistant": "tool_calls", "tool": "tool_call_id"}
+"""What the protocol has of a message beside its content, by its role."""
 
 
 class Summary(Struct, frozen=True):
@@ -299,7 +301,7 @@ class Message(Struct, frozen=True, dict=True):
         body: dict[str, Any] = {"role": self.role, "content": list(self.parts) if self.parts else self.content}
         if self.name:
             body["name"] = self.name
-        if beside := {"assistant": "tool_calls", "tool": "tool_call_id"}.get(self.role):
+        if beside := self.additional_kwargs and BESIDE.get(self.role):
             body |= {beside: self.additional_kwargs[beside]} if self.additional_kwargs.get(beside) else {}
         return body
 

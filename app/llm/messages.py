@@ -86,25 +86,24 @@ def encoded(value: object, place: str) -> bytes:
     try:
         return canonical(value)
     except (TypeError, ValueError, RecursionError):
-        raise InvalidInput(f"{place} holds what JSON cannot express.", param=place) from None
+        raise _inexpressible(place) from None
+
+
+def _inexpressible(place: str) -> InvalidInput:
+    return InvalidInput(f"{place} holds what JSON cannot express.", param=place)
 
 
 def _value(message: Message | Mapping[str, Any], index: int) -> Value:
-    place = f"messages[{index}]"
-    if not isinstance(message, Message) or message.parts or message.role not in ROLES:
-        message = _checked(message, place)
-    value = _encoded(message, place)
+    if isinstance(message, Message) and not message.parts and message.role in ROLES:
+        try:
+            value = message.value
+        except (TypeError, ValueError, RecursionError):
+            raise _inexpressible(f"messages[{index}]") from None
+    else:
+        message = _checked(message, f"messages[{index}]")
+        value = Value.of(encoded(message, f"messages[{index}]"))
     value.tokens = count_message(message)
     return value
-
-
-def _encoded(message: Message | Mapping[str, Any], place: str) -> Value:
-    if isinstance(message, Message):
-        try:
-            return message.value
-        except (TypeError, ValueError, RecursionError):
-            message = message.to_openai()
-    return Value.of(encoded(message, place))
 
 
 def _listed(messages: Messages) -> list[Message | Mapping[str, Any]]:
