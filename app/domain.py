@@ -14,7 +14,7 @@ from decimal import Decimal
 from enum import StrEnum
 from functools import cached_property
 from hashlib import sha256
-from typing import Any, Generic, Literal, NamedTuple, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 from uuid import UUID
 
 import msgspec
@@ -203,16 +203,26 @@ class Chunk(Struct, frozen=True):
     content_type: str = "text"
 
 
-class Value(NamedTuple):
-    """A step's input or output, or a part of it, under its SHA-256."""
+class Value(Struct, gc=False):
+    """A step's input or output, or a part of it, under its SHA-256; in hexadecimal digits, by its `name`, other values know it.
+
+    That of a message is sent and recorded with every turn, so what has been found out about it is kept in it: how many `tokens` it costs,
+    once it is known to be good for a prompt, and the latest `run` of names, with its value, that ended with it.
+    """
 
     body: bytes
     digest: bytes
+    name: str
+    raw: msgspec.Raw
+    """The body as a part of a larger JSON."""
+    tokens: int = 0
+    run: tuple[Sequence[str], Value] | None = None
 
     @classmethod
     def of(cls, body: bytes) -> Value:
         """These bytes as a value."""
-        return cls(body, sha256(body).digest())
+        digest = sha256(body).digest()
+        return cls(body, digest, digest.hex(), msgspec.Raw(body))
 
 
 BESIDE = {"assistant": "tool_calls", "tool": "tool_call_id"}

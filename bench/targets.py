@@ -138,8 +138,11 @@ class Platform:
             raise WrongAnswer(f"the end is not the sum of its parts: {ending}")
 
     async def filled(self, count: int, length: int, *, words: int) -> list[str]:
-        """New sessions of `length` messages, of which the last 20 have `words` words; written past the platform."""
-        made = await self.sessions(count)
+        """New sessions of `length` messages, of which the last 20 have `words` words; written past the platform.
+
+        Nothing in them is summarised: that would be calls more, and windows shorter than those that are to be measured.
+        """
+        made = await self.sessions(count, params={"summary": False})
         db = await asyncpg.connect(self.database_url)
         try:
             for session in made:

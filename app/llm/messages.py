@@ -19,8 +19,8 @@ Messages = str | Message | Sequence[Message | Mapping[str, Any]]
 
 MANY = 32
 """With no more messages, a call's record names each."""
-RUN_ENDS = 16
-"""A run of names ends with one whose first byte is less: with every sixteenth, as a rule."""
+RUN_ENDS = "10"
+"""A run of names ends with one that is less, so whose first byte is less than 16: with every sixteenth, as a rule."""
 
 
 class Prompt(NamedTuple):
@@ -32,21 +32,16 @@ class Prompt(NamedTuple):
     @classmethod
     def of(cls, messages: Messages) -> Prompt:
         """`messages` encoded. What a `Message` knows of itself is not made again: a long history costs a look for each."""
-        values, tokens = [], PER_REPLY
+        values = []
         for index, message in enumerate(_listed(messages)):
-            if isinstance(message, Message) and not message.parts and message.role in ROLES:
-                values.append(_encoded(message, index))
-                tokens += count_message(message)
-            else:
-                body = _checked(message, f"messages[{index}]")
-                values.append(_encoded(body, index))
-                tokens += count_message(body)
-        return cls(values, tokens)
+            known = message.__dict__.get("value") if isinstance(message, Message) else None
+            values.append(known if known is not None and known.tokens else _value(message, index))
+        return cls(values, PER_REPLY + sum([value.tokens for value in values]))
 
     @property
     def raw(self) -> list[msgspec.Raw]:
         """The messages as parts of a larger JSON."""
-        return [msgspec.Raw(value.body) for value in self.values]
+        return [value.raw for value in self.values]
 
     def messages(self) -> list[dict[str, Any]]:
         """The messages as dictionaries, which belong to the caller."""
@@ -59,18 +54,26 @@ def named(values: Sequence[Value]) -> tuple[list[str], Sequence[Value]]:
     Of more than `MANY`, runs of names are values of their own: JSON arrays, which are named in their messages' place. Where a run ends
     depends on a name alone, so a conversation that grows at its end, or loses its beginning, has the same runs from turn to turn.
     """
-    names = [value.digest.hex() for value in values]
+    names = [value.name for value in values]
     if len(names) <= MANY:
         return names, values
     short: list[str] = []
     runs: list[Value] = []
     first = 0
-    for at, value in enumerate(values, 1):
-        if value.digest[0] < RUN_ENDS and at - first > 1:
-            runs.append(Value.of(canonical(names[first:at])))
-            short.append(runs[-1].digest.hex())
+    for at in [at for at, name in enumerate(names, 1) if name < RUN_ENDS]:
+        if at - first > 1:
+            run = _run(values[at - 1], names[first:at])
+            runs.append(run)
+            short.append(run.name)
             first = at
     return short + names[first:], [*values, *runs]
+
+
+def _run(last: Value, names: list[str]) -> Value:
+    """A run of names as a value, which is made anew only if it was another at the turn before."""
+    if last.run is None or last.run[0] != names:
+        last.run = names, Value.of(canonical(names))
+    return last.run[1]
 
 
 def normalise(messages: Messages) -> list[dict[str, Any]]:
@@ -83,16 +86,24 @@ def encoded(value: object, place: str) -> bytes:
     try:
         return canonical(value)
     except (TypeError, ValueError, RecursionError):
-        raise InvalidInput(f"{place} holds what JSON cannot express.", param=place) from None
+        raise _inexpressible(place) from None
 
 
-def _encoded(message: Message | Mapping[str, Any], index: int) -> Value:
-    if isinstance(message, Message):
+def _inexpressible(place: str) -> InvalidInput:
+    return InvalidInput(f"{place} holds what JSON cannot express.", param=place)
+
+
+def _value(message: Message | Mapping[str, Any], index: int) -> Value:
+    if isinstance(message, Message) and not message.parts and message.role in ROLES:
         try:
-            return message.value
+            value = message.value
         except (TypeError, ValueError, RecursionError):
-            message = message.to_openai()
-    return Value.of(encoded(message, f"messages[{index}]"))
+            raise _inexpressible(f"messages[{index}]") from None
+    else:
+        message = _checked(message, f"messages[{index}]")
+        value = Value.of(encoded(message, f"messages[{index}]"))
+    value.tokens = count_message(message)
+    return value
 
 
 def _listed(messages: Messages) -> list[Message | Mapping[str, Any]]:

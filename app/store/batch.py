@@ -7,7 +7,7 @@ answered from what is stored.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from uuid import UUID
 
 import asyncpg
@@ -19,11 +19,12 @@ from app.store.rows import Rows, ValueKey, store
 
 
 async def write(
-    db: asyncpg.Connection, replica: UUID, ops: Sequence[Op], stored: Container[ValueKey]
+    db: asyncpg.Connection, replica: UUID, ops: Sequence[Op], stored: Mapping[bytes, Container[bytes]]
 ) -> tuple[list[Result], Iterable[ValueKey]]:
     """Decide and store all of `ops`, at most one of each session, inside the caller's transaction.
 
-    Gives the result of each, in order, and the values that were new; those in `stored` are known to be there. A refusal is a result.
+    Gives the result of each, in order, and the values that were new; those in `stored`, by scope and digest, are known to be there.
+    A refusal is a result.
     Raises what PostgreSQL raises; then the transaction is to be rolled back.
     """
     rows = Rows(stored)

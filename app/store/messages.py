@@ -7,17 +7,15 @@ from typing import Any
 from uuid import UUID
 
 import msgspec
+from msgspec.json import decode
 from msgspec.structs import replace
 from sqlalchemy import (
     ColumnElement,
     FromClause,
     Row,
     and_,
-    case,
-    false,
     func,
     insert,
-    literal,
     not_,
     null,
     or_,
@@ -34,7 +32,23 @@ PAGE_BYTES = 4_000_000
 """How much content, `parts` and `additional_kwargs` a page of a list has at most, but always one message."""
 WINDOW_BYTES = 8_000_000
 """How much of a branch a window loads at most: agents' `parts`, `state` and asides are in no count of tokens."""
-_JSON = ("parts", "additional_kwargs", "state")
+_SIZE = (
+    "octet_length(m.content) + coalesce(pg_column_size(m.parts), 0) + coalesce(pg_column_size(m.additional_kwargs), 0)"
+    " + coalesce(pg_column_size(m.state), 0)"
+)
+WINDOW = f"""
+WITH RECURSIVE branch AS (
+  SELECT m.id, m.parent_id, m.tokens AS total, {_SIZE} AS size, 1 AS depth, false AS is_head FROM messages m WHERE m.id = $1
+  UNION ALL
+  SELECT m.id, m.parent_id, b.total + CASE WHEN h.is_head THEN 0 ELSE m.tokens END, b.size + {_SIZE}, b.depth + 1, h.is_head
+  FROM branch b JOIN messages m ON m.id = b.parent_id
+    CROSS JOIN LATERAL (SELECT coalesce(m.summary ->> 'run_id' <= $4, false) AS is_head) h
+  WHERE NOT b.is_head AND b.depth < $3 AND b.size + {_SIZE} <= {WINDOW_BYTES}
+    AND b.total + CASE WHEN h.is_head THEN 0 ELSE m.tokens END <= $2)
+SELECT m.role, m.content, m.parts, m.name, m.id, m.additional_kwargs, m.session_id, m.parent_id, m.seq, m.run_id, m.agent_id, m.tokens,
+  m.state, m.rating, m.comment, m.created_at, CASE WHEN b.is_head THEN m.summary END AS summary
+FROM branch b JOIN messages m ON m.id = b.id ORDER BY b.depth DESC"""  # noqa: S608 - names of columns only
+"""The columns in the order of the fields of `Message`, by whose places they are read."""
 _COLUMNS = [column for column in messages.c if column.name not in ("terms", "user_id", "summary")]
 _SHOWN = [null().label(column.name) if column.name == "state" else column for column in _COLUMNS]
 _FOUND = [null().label(column.name) if column.name == "parts" else column for column in _SHOWN]
@@ -173,6 +187,14 @@ async def add(db: AsyncConnection, owner: UUID, new: Sequence[Message]) -> None:
     await db.execute(insert(messages), rows)
 
 
+def _size(table: FromClause, *json: str) -> ColumnElement[int]:
+    """The bytes of a message's content and of some of its JSON (as stored, so perhaps compressed), without reading them."""
+    size: ColumnElement[int] = func.octet_length(table.c.content)
+    for name in json:
+        size = size + func.coalesce(func.pg_column_size(table.c[name]), 0)
+    return size
+
+
 async def window(
     db: AsyncConnection, leaf_id: UUID, *, max_tokens: int, max_messages: int, as_of: UUID | None = None
 ) -> Sequence[Message]:
@@ -180,41 +202,38 @@ async def window(
 
     With `as_of`, the id of a run, it ends at the newest summary on its way that was there then; its message is the first.
 
-    The walk goes from child to parent by primary key, so its cost depends on the window and not on the session's length.
+    The walk goes from child to parent by primary key, so its cost depends on the window and not on the session's length. It is asked of
+    the driver: SQLAlchemy takes longer to put the statement together, and to hand out its rows, than they take.
     """
-    parent = messages.alias("parent")
-    first = select(
-        messages.c.id,
-        messages.c.parent_id,
-        messages.c.tokens.label("total"),
-        _size(messages, *_JSON).label("size"),
-        literal(1).label("depth"),
-        false().label("is_head"),
-    )
-    branch = first.where(messages.c.id == leaf_id).cte("branch", recursive=True)
-    is_head = func.coalesce(parent.c.summary["run_id"].astext <= str(as_of), false()) if as_of else false()
-    total = branch.c.total + case((is_head, 0), else_=parent.c.tokens)
-    size = branch.c.size + _size(parent, *_JSON)
-    branch = branch.union_all(
-        select(parent.c.id, parent.c.parent_id, total, size, branch.c.depth + 1, is_head)
-        .join(parent, parent.c.id == branch.c.parent_id)
-        .where(not_(branch.c.is_head), total <= max_tokens, size <= WINDOW_BYTES, branch.c.depth < max_messages)
-    )
-    summary = case((branch.c.is_head, messages.c.summary)).label("summary")
-    query = select(*_COLUMNS, summary).join(branch, branch.c.id == messages.c.id).order_by(branch.c.depth.desc())
-    rows = (await db.execute(query)).all()
-    found = [message_of(row) for row in rows]
-    if found and rows[0].summary:
-        found[0] = replace(found[0], summary=msgspec.convert(rows[0].summary, Summary))
-    return found
+    driver = (await db.get_raw_connection()).driver_connection
+    assert driver is not None  # noqa: S101 - it has just been taken from the pool
+    run_id = str(as_of) if as_of else None
+    return [_in_window(*row) for row in await driver.fetch(WINDOW, leaf_id, max_tokens, max_messages, run_id)]
 
 
-def _size(table: FromClause, *json: str) -> ColumnElement[int]:
-    """The bytes of a message's content and of some of its JSON (as stored, so perhaps compressed), without reading them."""
-    size: ColumnElement[int] = func.octet_length(table.c.content)
-    for name in json:
-        size = size + func.coalesce(func.pg_column_size(table.c[name]), 0)
-    return size
+def _in_window(
+    role: str, content: str, parts: str | None, name: str | None, id: UUID, beside: str | None, *rest: Any
+) -> Message:
+    session_id, parent_id, seq, run_id, agent_id, tokens, state, rating, comment, created_at, summary = rest
+    return Message(
+        role,
+        content,
+        decode(parts) if parts else (),
+        name,
+        id,
+        decode(beside) if beside else {},
+        session_id,
+        parent_id,
+        seq,
+        run_id,
+        agent_id,
+        tokens,
+        decode(state) if state else None,
+        rating,
+        comment,
+        created_at,
+        decode(summary, type=Summary) if summary else None,
+    )
 
 
 async def _page(

@@ -74,9 +74,9 @@ INTERRUPT = "UPDATE runs SET cancel_requested = true WHERE id = ANY($1::uuid[])"
 
 @dataclass(slots=True)
 class Rows:
-    """What a batch stores, table by table. Values in `stored` are known to be there."""
+    """What a batch stores, table by table. Values in `stored`, by scope and digest, are known to be there."""
 
-    stored: Container[ValueKey] = ()
+    stored: Mapping[bytes, Container[bytes]] = field(default_factory=dict)
     messages: list[dict[str, Any]] = field(default_factory=list)
     runs: list[dict[str, Any]] = field(default_factory=list)
     ends: list[dict[str, Any]] = field(default_factory=list)
@@ -176,8 +176,8 @@ class Rows:
     def add_step(self, run: Run, step: Step) -> None:
         """A step with its values."""
         scope = run.session_id.bytes
-        for part in step.parts:
-            self._keep(scope, part)
+        stored = self.stored.get(scope, ())
+        self.values |= {scope + part.digest: part.body for part in step.parts if part.digest not in stored}
         self.steps.append(
             {
                 "run_id": run.id,
@@ -214,16 +214,12 @@ class Rows:
             }
         )
 
-    def _keep(self, scope: bytes, value: Value) -> None:
-        """Store a value if it is new."""
-        if (key := scope + value.digest) not in self.stored:
-            self.values[key] = value.body
-
     def _named(self, scope: bytes, body: bytes | None) -> str | None:
         if body is None:
             return None
         value = Value.of(body)
-        self._keep(scope, value)
+        if value.digest not in self.stored.get(scope, ()):
+            self.values[scope + value.digest] = value.body
         return _hex(value.digest)
 
 

@@ -6,6 +6,7 @@ disk, whoever shares it: one message alone pays for all of it, a hundred pay a h
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
@@ -28,14 +29,14 @@ from app.store.operations import (
     Repeated,
     Result,
 )
-from app.store.rows import ValueKey
+from app.store.rows import SCOPE_BYTES
 
 MAX_WAITING = 4096
 """How many beginnings may wait; more are told that the server is busy. Ends are as many as the runs there are."""
 REPLAY_SECONDS = 30.0
 """How long a batch is tried again while the database is away, before its callers are told."""
 MAX_REMEMBERED = 100_000
-"""How many values are known to be stored, at some 150 bytes each."""
+"""How many values are known to be stored, at some 150 bytes each, and 300 for each session."""
 
 
 class Writer:
@@ -43,7 +44,8 @@ class Writer:
 
     def __init__(self, connect: Connector, replica: UUID) -> None:
         self.replica = replica
-        self._stored: set[ValueKey] = set()
+        self._stored: defaultdict[bytes, set[bytes]] = defaultdict(set)
+        self._remembered = 0
         self._gatherer: Gatherer[Op, Any] = Gatherer(
             connect, self._write, name="runs", seconds=REPLAY_SECONDS, claims=_claims
         )
@@ -82,9 +84,12 @@ class Writer:
         async with db.transaction():
             results, values = await write(db, self.replica, ops, self._stored)
         # A long conversation goes to the model again at every turn: its messages need not go to the database again.
-        if len(self._stored) > MAX_REMEMBERED:
+        if self._remembered > MAX_REMEMBERED:
             self._stored.clear()
-        self._stored.update(values)
+            self._remembered = 0
+        for key in values:
+            self._stored[key[:SCOPE_BYTES]].add(key[SCOPE_BYTES:])
+            self._remembered += 1
         return results
 
 

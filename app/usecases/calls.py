@@ -92,7 +92,8 @@ def answered_in(messages: Iterable[Message]) -> set[str]:
 
 def paired(history: Sequence[Message]) -> Sequence[Message]:
     """The history without calls that were never answered and results whose calls are not in it, both of which servers refuse."""
-    made, answered = made_in(history), answered_in(history)
+    tied = [message for message in history if message.additional_kwargs or message.role == "tool"]
+    made, answered = made_in(tied), answered_in(tied)
     if made == answered:
         return history
     kept = []

@@ -15,6 +15,7 @@ MAX_MESSAGES = 200
 CACHE_CHARACTERS = 20_000_000
 """The size of the whole cache, in characters of content."""
 MAX_PAUSES = 10_000
+NOTHING: tuple[Sequence[Message], int] = ((), 0)
 
 
 def trim(branch: Sequence[Message]) -> list[Message]:
@@ -25,12 +26,11 @@ def trim(branch: Sequence[Message]) -> list[Message]:
 
 
 def _trimmed(branch: Sequence[Message], room: int) -> list[Message]:
-    first = len(branch)
-    while first > 0 and first > len(branch) - MAX_MESSAGES:
-        room -= branch[first - 1].tokens
-        if room < 0 and first < len(branch):
-            break
-        first -= 1
+    first, last = max(0, len(branch) - MAX_MESSAGES), len(branch) - 1
+    room -= sum([message.tokens for message in branch[first:]])
+    while room < 0 and first < last:
+        room += branch[first].tokens
+        first += 1
     while 0 < first < len(branch) and branch[first].role == "tool":  # a result needs its call
         first -= 1
     return list(branch[first:])
@@ -43,29 +43,30 @@ class Windows:
     """
 
     def __init__(self, max_characters: int = CACHE_CHARACTERS) -> None:
-        self._windows: OrderedDict[UUID, list[Message]] = OrderedDict()
+        self._windows: OrderedDict[UUID, tuple[Sequence[Message], int]] = OrderedDict()
         self._room = max_characters
 
-    def get(self, session_id: UUID, leaf_id: UUID) -> list[Message] | None:
+    def get(self, session_id: UUID, leaf_id: UUID) -> Sequence[Message] | None:
         """The window that ends with this message, if it is the one at hand."""
-        window = self._windows.get(session_id)
+        window, _ = self._windows.get(session_id, NOTHING)
         return window if window and window[-1].id == leaf_id else None
 
-    def put(self, session_id: UUID, branch: Sequence[Message]) -> None:
+    def put(self, session_id: UUID, window: Sequence[Message]) -> None:
         """Keep a branch's newest messages instead of what was kept for the session; nothing where there is more than text to it."""
         self.forget(session_id)
-        window = trim(branch)
-        if any(message.parts for message in window):  # images are large, and no count of tokens tells how
+        lengths = [len(message.content) for message in window if not message.parts]
+        if len(lengths) < len(window):  # images are large, and no count of tokens tells how
             return
-        self._windows[session_id] = window
-        self._room -= _size(window)
+        size = sum(lengths) + 500 * len(window)
+        self._windows[session_id] = window, size
+        self._room -= size
         while self._room < 0:
-            self._room += _size(self._windows.popitem(last=False)[1])
+            self._room += self._windows.popitem(last=False)[1][1]
 
     def forget(self, session_id: UUID) -> None:
         """Keep nothing of a session."""
-        if window := self._windows.pop(session_id, None):
-            self._room += _size(window)
+        if kept := self._windows.pop(session_id, None):
+            self._room += kept[1]
 
 
 class Pauses:
@@ -82,7 +83,3 @@ class Pauses:
         self._until[session_id] = time.monotonic() + seconds
         while len(self._until) > MAX_PAUSES:
             self._until.popitem(last=False)
-
-
-def _size(window: Sequence[Message]) -> int:
-    return sum(len(message.content) for message in window) + 500 * len(window)
