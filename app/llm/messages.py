@@ -32,10 +32,16 @@ class Prompt(NamedTuple):
     @classmethod
     def of(cls, messages: Messages) -> Prompt:
         """`messages` encoded. What a `Message` knows of itself is not made again: a long history costs a look for each."""
-        values = []
-        for index, message in enumerate(_listed(messages)):
-            known = message.__dict__.get("value") if isinstance(message, Message) else None
-            values.append(known if known is not None and known.tokens else _value(message, index))
+        listed = _listed(messages)
+        try:
+            values = [
+                known
+                if isinstance(each, Message) and not each.parts and (known := each.value).tokens
+                else _value(each, at)
+                for at, each in enumerate(listed)
+            ]
+        except (TypeError, ValueError, RecursionError):  # there is what JSON cannot express
+            values = [_value(each, at) for at, each in enumerate(listed)]
         return cls(values, PER_REPLY + sum([value.tokens for value in values]))
 
     @property

@@ -56,7 +56,7 @@ from app.usecases.measuring import run_ended
 from app.usecases.memories import SessionVectors
 from app.usecases.platform import Platform
 from app.usecases.requests import SAID, asked_in, history_of, record, request_of, told
-from app.usecases.windows import MAX_MESSAGES, MAX_TOKENS, trim
+from app.usecases.windows import MAX_MESSAGES, MAX_TOKENS, Window, trim
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -110,7 +110,7 @@ async def _conduct(platform: Platform, begun: Begun, live: LiveRun, work: Work) 
         live.stored = finished.stored
         run_ended(platform.metrics, finished.outcome.run, live.recorder.steps)
         if live.history and finished.outcome.messages and not begun.ephemeral:
-            platform.windows.put(live.run.session_id, [*live.history, *finished.outcome.messages])
+            platform.windows.put(live.run.session_id, live.history, finished.outcome.messages)
         if titles.is_wanted(platform, begun, finished):
             platform.tasks.start(titles.give(platform, begun, finished, caller_of(begun)), name="title")
     finally:
@@ -261,11 +261,11 @@ async def _history(platform: Platform, begun: Begun, live: LiveRun, *, summarise
     """The branch that ends with the message to answer, from its summary on where that is wanted."""
     message = begun.message
     as_of = await _first(platform, begun.run) if summarised else None
-    known = platform.windows.get(begun.session.id, message.parent_id) if message.parent_id else []
+    known = platform.windows.get(begun.session.id, message.parent_id) if message.parent_id else Window()
     if known is None or begun.run.parent_id or (known and known[0].summary and not summarised):
         window = trim(await _window(platform, begun, as_of, MAX_TOKENS, MAX_MESSAGES))
     else:
-        window = trim([*known, message])
+        window = known.grown([message])
     if not summarised or summaries.is_whole(window):
         return window
     longer = await _window(platform, begun, as_of, summaries.READ_TOKENS, summaries.READ_MESSAGES)

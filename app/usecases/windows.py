@@ -15,25 +15,53 @@ MAX_MESSAGES = 200
 CACHE_CHARACTERS = 20_000_000
 """The size of the whole cache, in characters of content."""
 MAX_PAUSES = 10_000
-NOTHING: tuple[Sequence[Message], int] = ((), 0)
 
 
-def trim(branch: Sequence[Message]) -> list[Message]:
-    """As many of the newest messages as fit, but always the last one; and the first of all where it has a summary."""
-    if len(branch) > 1 and (summary := branch[0].summary):
-        return [branch[0], *_trimmed(branch[1:], MAX_TOKENS - summary.tokens)]
-    return _trimmed(branch, MAX_TOKENS)
+class Window(list[Message]):
+    """As many of a branch's newest messages as fit, but always the last one; and the first of all where it has a summary.
+
+    It knows what its messages come to, so that a turn costs a look at those that come and go, and not at all of them.
+    """
+
+    tokens = 0
+    size = 0
+    """In characters: of the contents, and 500 for whatever else there is to a message."""
+    others = 0
+    """How many of them are more than text."""
+
+    def grown(self, said: Sequence[Message]) -> Window:
+        """The window when this has been said too."""
+        grown = Window(self)
+        grown.extend(said)
+        grown.tokens, grown.size, grown.others = self.tokens, self.size, self.others
+        grown._count(said, 1)
+        grown._trim()
+        return grown
+
+    def _count(self, messages: Sequence[Message], sign: int) -> None:
+        for message in messages:
+            self.tokens += sign * message.tokens
+            self.size += sign * (len(message.content) + 500)
+            self.others += sign * bool(message.parts)
+
+    def _trim(self) -> None:
+        begin, room, last = 0, MAX_TOKENS - self.tokens, len(self) - 1
+        if last > 0 and (summary := self[0].summary):
+            begin, room = 1, room + self[0].tokens - summary.tokens
+        first = begin
+        while first < last and (room < 0 or last - first >= MAX_MESSAGES):
+            room += self[first].tokens
+            first += 1
+        while begin < first and self[first].role == "tool":  # a result needs its call
+            first -= 1
+        if begin < first:
+            self._count(self[begin:first], -1)
+            del self[begin:first]
 
 
-def _trimmed(branch: Sequence[Message], room: int) -> list[Message]:
-    first, last = max(0, len(branch) - MAX_MESSAGES), len(branch) - 1
-    room -= sum([message.tokens for message in branch[first:]])
-    while room < 0 and first < last:
-        room += branch[first].tokens
-        first += 1
-    while 0 < first < len(branch) and branch[first].role == "tool":  # a result needs its call
-        first -= 1
-    return list(branch[first:])
+def trim(branch: Sequence[Message]) -> Window:
+    """The window at the end of a branch."""
+    return Window().grown(branch)
 
 
 class Windows:
@@ -43,30 +71,31 @@ class Windows:
     """
 
     def __init__(self, max_characters: int = CACHE_CHARACTERS) -> None:
-        self._windows: OrderedDict[UUID, tuple[Sequence[Message], int]] = OrderedDict()
+        self._windows: OrderedDict[UUID, Window] = OrderedDict()
         self._room = max_characters
 
-    def get(self, session_id: UUID, leaf_id: UUID) -> Sequence[Message] | None:
+    def get(self, session_id: UUID, leaf_id: UUID) -> Window | None:
         """The window that ends with this message, if it is the one at hand."""
-        window, _ = self._windows.get(session_id, NOTHING)
+        window = self._windows.get(session_id)
         return window if window and window[-1].id == leaf_id else None
 
-    def put(self, session_id: UUID, window: Sequence[Message]) -> None:
-        """Keep a branch's newest messages instead of what was kept for the session; nothing where there is more than text to it."""
+    def put(self, session_id: UUID, branch: Sequence[Message], said: Sequence[Message] = ()) -> None:
+        """Keep a branch's newest messages, with what was `said` then, instead of what was kept for the session; nothing where there is
+        more than text to it.
+        """
         self.forget(session_id)
-        lengths = [len(message.content) for message in window if not message.parts]
-        if len(lengths) < len(window):  # images are large, and no count of tokens tells how
+        window = (branch if isinstance(branch, Window) else trim(branch)).grown(said)
+        if window.others:  # images are large, and no count of tokens tells how
             return
-        size = sum(lengths) + 500 * len(window)
-        self._windows[session_id] = window, size
-        self._room -= size
+        self._windows[session_id] = window
+        self._room -= window.size
         while self._room < 0:
-            self._room += self._windows.popitem(last=False)[1][1]
+            self._room += self._windows.popitem(last=False)[1].size
 
     def forget(self, session_id: UUID) -> None:
         """Keep nothing of a session."""
-        if kept := self._windows.pop(session_id, None):
-            self._room += kept[1]
+        if window := self._windows.pop(session_id, None):
+            self._room += window.size
 
 
 class Pauses:
