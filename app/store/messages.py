@@ -7,7 +7,6 @@ from typing import Any
 from uuid import UUID
 
 import msgspec
-from msgspec.json import decode
 from msgspec.structs import replace
 from sqlalchemy import (
     ColumnElement,
@@ -211,28 +210,27 @@ async def window(
     return [_in_window(*row) for row in await driver.fetch(WINDOW, leaf_id, max_tokens, max_messages, run_id)]
 
 
-def _in_window(
-    role: str, content: str, parts: str | None, name: str | None, id: UUID, beside: str | None, *rest: Any
-) -> Message:
-    session_id, parent_id, seq, run_id, agent_id, tokens, state, rating, comment, created_at, summary = rest
+def _in_window(*row: Any) -> Message:
+    role, content, parts, name, id, beside, session_id, parent_id, seq, run_id, agent_id, *rest = row
+    tokens, state, rating, comment, created_at, summary = rest
     return Message(
         role,
         content,
-        decode(parts) if parts else (),
+        parts or (),
         name,
         id,
-        decode(beside) if beside else {},
+        beside or {},
         session_id,
         parent_id,
         seq,
         run_id,
         agent_id,
         tokens,
-        decode(state) if state else None,
+        state,
         rating,
         comment,
         created_at,
-        decode(summary, type=Summary) if summary else None,
+        summary and msgspec.convert(summary, Summary),
     )
 
 
