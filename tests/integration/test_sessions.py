@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import zlib
+from uuid import UUID
 
 import asyncpg
 
+from app.store import messages
 from tests.fakes.upstream import FakeUpstream
 from tests.house import House, send, session
 
@@ -137,6 +139,23 @@ async def count(database_url: str, query: str) -> int:
         return int(await connection.fetchval(query))
     finally:
         await connection.close()
+
+
+async def test_a_message_in_a_window_is_the_message_itself(house: House, database_url: str) -> None:
+    id = await session(house.admin)
+    said = (await send(house.admin, id, "hello")).json()["message_id"]
+    connection = await asyncpg.connect(database_url)
+    try:
+        await connection.execute(
+            """UPDATE messages SET parts = '[{"type": "text", "text": "x"}]', name = 'ann', additional_kwargs = '{"a": [1.5, null]}',
+            state = '{"b": "\u00e9"}', rating = 1, comment = 'good', tokens = 7"""
+        )
+    finally:
+        await connection.close()
+    async with house.platform.engine.connect() as db:
+        window = await messages.window(db, UUID(said), max_tokens=100, max_messages=10)
+        assert [each.role for each in window] == ["user", "assistant"]
+        assert window == [await messages.get(db, each.id, owner=None) for each in window if each.id]
 
 
 async def test_a_long_session_gives_an_agent_a_window_and_not_everything(house: House, database_url: str) -> None:

@@ -124,6 +124,22 @@ def test_a_long_conversation_is_named_by_runs_that_stay_the_same_as_it_moves_on(
         kept |= new
 
 
+def test_a_conversation_that_has_lost_its_beginning_is_named_as_one_that_never_had_it() -> None:
+    kept = [Message.user(f"word {number}", tokens=3) for number in range(120)]
+    named(Prompt.of(kept).values)
+    names, values = named(Prompt.of(kept[7:]).values)
+    fresh, others = named(Prompt.of([Message.user(each.content, tokens=3) for each in kept[7:]]).values)
+    assert names == fresh
+    assert [value.body for value in values] == [value.body for value in others]
+
+
+def test_a_message_that_is_not_good_for_a_prompt_is_refused_though_it_was_recorded() -> None:
+    odd = Message("robot", "hello")
+    assert odd.value
+    with pytest.raises(InvalidInput, match=r"messages\[1\].role"):
+        Prompt.of([Message.user("hello"), odd])
+
+
 def test_a_short_conversation_is_named_message_by_message() -> None:
     values = Prompt.of([Message.user(str(at)) for at in range(32)]).values
     assert named(values) == ([value.digest.hex() for value in values], values)

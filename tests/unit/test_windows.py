@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from app.domain import Message, new_id
+from msgspec.structs import replace
+
+from app.domain import Message, Summary, new_id
 from app.usecases.windows import MAX_MESSAGES, MAX_TOKENS, Windows, trim
 
 
@@ -15,6 +17,16 @@ def test_as_many_of_the_newest_fit_as_the_tokens_allow() -> None:
     assert trim(messages) == messages[-4:]
     assert trim(branch(3)) != []
     assert len(trim(branch(MAX_MESSAGES + 5))) == MAX_MESSAGES
+
+
+def test_a_window_that_has_grown_is_that_of_the_whole_branch() -> None:
+    said = [Message("tool" if at % 7 == 3 else "user", "x" * at, id=new_id(), tokens=at % 50) for at in range(600)]
+    for whole in (said, [replace(said[0], summary=Summary("before", 900, new_id())), *said[1:]]):
+        window = trim(whole[:1])
+        for at in range(1, len(whole), 3):
+            window = window.grown(whole[at : at + 3])
+            once = trim(whole[: at + 3])
+            assert (window, window.tokens, window.size) == (once, once.tokens, once.size)
 
 
 def test_the_last_message_is_always_there() -> None:
@@ -51,4 +63,6 @@ def test_a_window_with_more_than_text_is_not_kept() -> None:
     windows, id = Windows(), new_id()
     image = Message.user("look", id=new_id(), parts=({"type": "image_url"},))
     windows.put(id, [image])
+    assert windows.get(id, image.id or id) is None
+    windows.put(id, trim(branch(2)), [image])
     assert windows.get(id, image.id or id) is None
