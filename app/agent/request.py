@@ -8,7 +8,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr
 
-from app.domain import Message
+from app.domain import BESIDE, Message
 from app.llm.options import NAMES
 from app.llm.tokens import PER_ATTACHMENT, count
 
@@ -90,9 +90,6 @@ def message_of(body: Mapping[str, Any], id: UUID | None = None) -> Message:
         parts=() if isinstance(content, str) else tuple(content or ()),
         name=body.get("name"),
         id=id,
-        additional_kwargs={key: body[key] for key in _BESIDE if key in body},
+        additional_kwargs={key: body[key] for key in BESIDE.values() if key in body},
         tokens=tokens_of(content),
     )
-
-
-_BESIDE = ("tool_calls", "tool_call_id")

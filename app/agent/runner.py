@@ -220,11 +220,8 @@ async def final(given: Any, stream: Stream) -> dict[str, Any]:
             await given.close()
         return {"finish": _finish(given)}
     if isinstance(given, Reply):
-        at = 0
-        while chunks := await given.since(at):  # what `async for` would do, without a generator of its own
-            for chunk in chunks:
-                stream.append(chunk.content_type, chunk.content)
-            at += len(chunks)
+        async for chunk in given:
+            stream.append(chunk.content_type, chunk.content)
         return {"finish": _finish(given.response)}
     if given is None and stream.called:
         return {"finish": "tool_calls"}

@@ -220,7 +220,7 @@ class Rows:
         value = Value.of(body)
         if value.digest not in self.stored.get(scope, ()):
             self.values[scope + value.digest] = value.body
-        return _hex(value.digest)
+        return "\\x" + value.name
 
 
 async def store(db: asyncpg.Connection, rows: Rows) -> list[tuple[UUID, int]] | None:
