@@ -16,6 +16,7 @@ import httpx2
 import uvicorn
 from fastapi import FastAPI
 
+from app.api.gate import KEEP_ALIVE_SECONDS
 from app.main import create_app
 from app.settings import Settings
 from app.usecases import accounts
@@ -113,7 +114,10 @@ async def open_house(database_url: str, **settings: Any) -> AsyncIterator[House]
 @asynccontextmanager
 async def _serving(settings: dict[str, Any]) -> AsyncIterator[House]:
     app = create_app(Settings(_env_file=None, **settings))
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="on", timeout_graceful_shutdown=1))
+    config = uvicorn.Config(
+        app, log_config=None, lifespan="on", timeout_keep_alive=KEEP_ALIVE_SECONDS, timeout_graceful_shutdown=1
+    )
+    server = uvicorn.Server(config)
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
     with socket.create_server(("127.0.0.1", 0)) as listener:
         serving = asyncio.get_running_loop().create_task(server._serve([listener]))

@@ -24,7 +24,7 @@ from starlette.responses import Response
 
 from app.agent.request import OpenAIRequest
 from app.api import openai, openai_wire, problems
-from app.api.gate import Receive, Send, bounded, whole_body
+from app.api.gate import KEEP_ALIVE_SECONDS, Receive, Send, bounded, whole_body
 from app.api.openai_wire import Form
 from app.api.wire import left
 from app.domain import Message, Outcome, Run, RunStatus, new_id
@@ -110,6 +110,7 @@ class RunDoor:
             lifespan="off",
             log_config=None,
             access_log=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=CLOSE_SECONDS,
         )
         self._server = _Server(config)

@@ -34,6 +34,10 @@ App = Callable[[Any, Receive, Send], Awaitable[None]]
 Shortcut = Callable[[Platform, Principal, Headers, bytes], Awaitable[Response]]
 """A route that is called past FastAPI with its caller, headers and body: FastAPI's work costs more than all of the platform's."""
 
+KEEP_ALIVE_SECONDS = 75
+"""How long servers keep a connection on which nothing is asked: longer than nginx (60 s) and httpx (5 s), which would otherwise send
+into one that is just being closed."""
+
 PUBLIC = frozenset(
     {
         "/",

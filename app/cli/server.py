@@ -26,6 +26,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from app.api.gate import KEEP_ALIVE_SECONDS
 from app.cli import garbage
 from app.logs import configure
 from app.main import create_app, drain
@@ -34,9 +35,6 @@ from app.settings import Settings, load
 from app.tasks import Tasks
 
 CLOSE_SECONDS = 5  # for the last bytes of answers, once the application has drained
-KEEP_ALIVE_SECONDS = (
-    75  # longer than the 60 s for which nginx keeps a connection, so that it never sends into a closed one
-)
 ORPHAN_SECONDS = 5  # a worker without its parent has lost the embedded database too
 MAX_HEAD_BYTES = 65_536  # twice what the application takes, whose answer is the better one
 HEAD_SECONDS = 20.0
