@@ -9,13 +9,19 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
-from bench.client import Answer, Caller, dial_many
+from app.usecases.summaries import KEEP_MESSAGES
+from app.usecases.windows import MAX_MESSAGES
+from bench.client import Answer, Caller, WrongAnswer, dial_many
 from bench.processes import settled
 from bench.targets import Plan, Stage, Target
 from bench.upstream import CHUNKS
 
 AT_ONCE = 64
 STREAM_CHUNKS = 100
+LONG = {"long": (700, False), "long, short messages": (5, False), "long, summarised": (5, True)}
+"""Sessions of 10,000 messages: how many words each has, and whether the history is summarised, as it is by itself."""
+TURNS = (MAX_MESSAGES - KEEP_MESSAGES) // 2 + 1
+"""From one summary to the next, where messages are short: what is kept begins with a user's message, so it is one less."""
 GAP = 0.02
 """Seconds between two chunks: slow enough that each arrives by itself at every target."""
 
@@ -107,16 +113,29 @@ async def first(stage: Stage, size: Size, figures: Figures) -> None:
 
 
 async def long(stage: Stage, size: Size, figures: Figures) -> None:
-    """A send in a session of 10,000 messages against one of 10: with equal windows, and where all messages are short."""
-    ours = stage.platform
-    for kind, words in (("long", 700), ("long, short messages", 5)):
+    """A send in a session of 10,000 messages against one of 10: as sessions are, and with windows of a known size."""
+    for kind, (words, summarised) in LONG.items():
         turned = len(figures.values[f"{kind}, CPU"]["10"]) % 2 == 1  # neither length always goes first
         for length in sorted((10, 10_000), reverse=turned):
-            sessions = await ours.filled(size.long_sessions, length, words=words)
-            plan = [[ours.send(session, "What is the time?", stream=False)] * 16 for session in sessions]
-            load = await run(stage, ours, plan, figures, CHUNKS)
+            load = await _sent_in(stage, size, figures, length, words=words, summarised=summarised)
             figures.add(f"{kind}, CPU", str(length), load.cpu / len(load.answers) * 1e6)
             figures.add(f"{kind}, wall", str(length), median(answer.seconds for answer in load.answers) * 1000)
+
+
+async def _sent_in(stage: Stage, size: Size, figures: Figures, length: int, *, words: int, summarised: bool) -> Load:
+    """Messages in sessions of such a length: 16 in each, or from one summary of the history to the next, which is made too."""
+    ours = stage.platform
+    sessions = await ours.filled(size.long_sessions, length, words=words, summarised=summarised)
+    wanted = [ours.send(session, "What is the time?", stream=False) for session in sessions]
+    if not summarised or length < MAX_MESSAGES:
+        return await run(stage, ours, [[one] * 16 for one in wanted], figures, CHUNKS)
+    await run(stage, ours, [[one] for one in wanted], figures, CHUNKS)  # the first summary
+    before, _ = await ours.ledger()
+    load = await run(stage, ours, [[one] * TURNS for one in wanted], figures, CHUNKS)
+    after, _ = await ours.ledger()
+    if after - before != len(load.answers) + len(sessions):
+        raise WrongAnswer(f"{after - before} calls for {len(load.answers)} answers and {len(sessions)} summaries")
+    return load
 
 
 async def memory(stage: Stage, size: Size, figures: Figures) -> None:

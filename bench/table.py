@@ -8,6 +8,12 @@ from statistics import median
 
 Values = Mapping[str, Mapping[str, Sequence[float]]]
 """What was measured, by target, one value a round."""
+WINDOWS = {
+    "long": "equal windows",
+    "long, short messages": "windows of 200 and 10",
+    "long, summarised": "summarised",
+}
+"""What agents are given in long sessions."""
 HEADER = ("what", "ours", "FastAPI+aiohttp", "ratio", "bar", "met?")
 
 
@@ -47,7 +53,7 @@ def rows(values: Values) -> list[Row]:
         _limit("added time to first token, one caller, p50", values, "first", "ms", 5),
         _limit("memory of an idle worker", values, "memory", "MiB", 120),
     ]
-    for kind in ("long", "long, short messages"):
+    for kind in WINDOWS:
         found += [_lengths(kind, values, part, unit) for part, unit in (("CPU", "µs"), ("wall", "ms"))]
     found += [_stages(values), _hits(values)]
     found += [_answered(values), _journaled(values)]
@@ -125,9 +131,8 @@ def _lengths(kind: str, values: Values, part: str, unit: str) -> Row | None:
         return None
     many, few = values[key]["10000"], values[key]["10"]
     ratio = ratio_of(many, few)
-    window = "equal windows" if kind == "long" else "short messages, windows of 200 and 10"
     return Row(
-        f"{part} of a send, 10,000 messages against 10, {window}",
+        f"{part} of a send, 10,000 messages against 10, {WINDOWS[kind]}",
         _shown(median(many), unit),
         f"(10: {_shown(median(few), unit)})",
         f"{ratio:.2f}",
