@@ -32,6 +32,9 @@ MAX_QUEUED = 20
 MAX_BACKGROUND = 100
 """How many background messages of one user may wait for a worker."""
 
+CUT_OFF = frozenset({"shutdown", "server_lost"})
+"""The errors of runs that ended with their server, whatever they had said: a repeated request begins them anew."""
+
 AGENT = "coalesce(w.agent_id, s.agent_id)"
 CHECK = f"""
 SELECT (SELECT r.id FROM runs r WHERE r.session_id = s.id AND r.kind = 'chat' AND r.status IN ('running', 'waiting')
@@ -148,7 +151,7 @@ def _begin(
     if repeated and not check["stored"]:
         if op.key and repeated["fingerprint"] != op.key.fingerprint:
             raise Conflict("Idempotency-Key: it was used for another request.", param="idempotency-key")
-        if repeated["status"] != RunStatus.FAILED:
+        if repeated["status"] != RunStatus.FAILED and (repeated["error"] or {}).get("code") not in CUT_OFF:
             return Repeated(run_of(Row(repeated)))
         if not op.ephemeral:  # which brings all that it needs
             op = replace(op, again=True, message=replace(op.message, id=repeated["message_id"]))

@@ -201,6 +201,27 @@ async def test_a_background_run_asks_and_a_worker_goes_on_with_it(here: House, f
     assert fake.hits == 1
 
 
+@pytest.mark.parametrize("end", ["cancelled", "partial"])
+async def test_a_background_run_that_nobody_answers_leaves_no_job(here: House, end: str) -> None:
+    ann = await here.user("ann")
+    run_id = (await send(ann, await session(ann, "publisher"), "news", mode="background")).json()["run_id"]
+    async with asyncio.timeout(20):
+        while (await run_of(ann, run_id))["status"] != "waiting":
+            await asyncio.sleep(0.05)
+    if end == "cancelled":
+        await ann.post("/CancelRun", json={"run_id": run_id})
+    else:
+        late = "jsonb_set(pending, '{ask,expires_at}', '\"2020-01-01T00:00:00+00:00\"')"
+        async with here.platform.engine.begin() as db:
+            await db.execute(text(f"UPDATE runs SET pending = {late}"))
+        await replicas._end_lost(here.platform)
+    assert (await run_of(ann, run_id))["status"] == end
+    async with here.platform.engine.connect() as db:
+        (job,) = (await db.execute(text("SELECT state, ended_at FROM jobs"))).all()
+    assert job.state in ("cancelled", "completed")
+    assert job.ended_at
+
+
 async def test_clients_of_openai_see_the_question_as_the_answer(here: House) -> None:
     ann = await here.user("ann")
     id = await session(ann, "publisher")
