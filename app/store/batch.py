@@ -1,7 +1,7 @@
 """The beginnings and ends of runs of one batch, decided and stored in few statements of one transaction.
 
-The sessions are locked first, in the order of their ids, so that two writers cannot deadlock. Every later statement sees what was
-committed before it, which a statement that had itself waited for the locks would not. An operation that finds itself stored is
+The sessions are locked first, and every later statement sees what was committed before it. What others have locked, such as who erases
+a user with all of his conversations, is `Held`, and keeps nothing else from being stored. An operation that finds itself stored is
 answered from what is stored.
 """
 
@@ -14,6 +14,7 @@ import asyncpg
 from msgspec.structs import replace
 
 from app.store import asked, beginnings, budgets, endings, ephemeral, jobs, turns
+from app.store.gather import Held
 from app.store.operations import AnswerRun, BeginRun, Finished, FinishRun, Op, Promote, RecordSteps, Result
 from app.store.rows import Rows, ValueKey, store
 
@@ -36,7 +37,9 @@ async def write(
     rows = Rows(stored)
     await ephemeral.make(db, ops)
     locked = await turns.lock(db, [op.session_id for op in ops])
-    results: dict[UUID, Result] = {}
+    missing = {op.session_id: owner_of(op) for op in ops if op.session_id not in locked}
+    results: dict[UUID, Result] = {id: Held() for id in await turns.held(db, missing)}
+    everything, ops = ops, [op for op in ops if op.session_id not in results] if missing else ops
     promotes = [op for op in ops if isinstance(op, Promote)]
     due = [op.session_id for op in promotes]
     if begins := [op for op in ops if isinstance(op, BeginRun)]:
@@ -61,4 +64,9 @@ async def write(
             results[session_id] = replace(result, promoted=begun) if isinstance(result, Finished) else begun
     if finishes and spent is not None:  # last, for nothing is locked after budgets
         await budgets.charge(db, spent, [op.run.id for op in finishes])
-    return [results.get(op.session_id) for op in ops], rows.values
+    return [results.get(op.session_id) for op in everything], rows.values
+
+
+def owner_of(op: Op) -> UUID | None:
+    """The user for whom a session is made with its message."""
+    return op.principal.user.id if isinstance(op, BeginRun) and op.ephemeral else None

@@ -18,7 +18,10 @@ from app.store.runs import run_of
 
 LOCK = """
 SELECT s.*, u.name, u.role, u.status FROM sessions s JOIN users u ON u.id = s.user_id
-WHERE s.id = ANY($1::uuid[]) ORDER BY s.id FOR SHARE OF u FOR UPDATE OF s"""
+WHERE s.id = ANY($1::uuid[]) ORDER BY s.id FOR SHARE OF u SKIP LOCKED FOR UPDATE OF s SKIP LOCKED"""
+HELD = """
+SELECT w.session_id FROM unnest($1::uuid[], $2::uuid[]) AS w(session_id, user_id)
+WHERE EXISTS (SELECT FROM sessions s WHERE s.id = w.session_id) OR EXISTS (SELECT FROM users u WHERE u.id = w.user_id)"""
 BUDGETS = budgets.applying(user="r.user_id", agent="r.agent_id", session="r.session_id", credential="r.credential_id")
 NEXT_QUEUED = f"""
 SELECT DISTINCT ON (r.session_id) r.*, {BUDGETS} AS budgets FROM runs r WHERE r.session_id = ANY($1::uuid[]) AND r.status = 'queued'
@@ -36,8 +39,13 @@ KNOWN = "SELECT * FROM messages WHERE id = ANY($1::uuid[])"
 
 
 async def lock(db: asyncpg.Connection, session_ids: Sequence[UUID]) -> Mapping[UUID, asyncpg.Record]:
-    """The sessions with their users, locked in the order of their ids."""
+    """The sessions with their users, locked; without those that others have locked, whom nobody else's messages wait for."""
     return {row["id"]: row for row in await db.fetch(LOCK, session_ids)}
+
+
+async def held(db: asyncpg.Connection, wanted: Mapping[UUID, UUID | None]) -> set[UUID]:
+    """Those of these sessions that could not be locked and yet are there, or are to be made for a user who is."""
+    return {row["session_id"] for row in await db.fetch(HELD, list(wanted), list(wanted.values()))} if wanted else set()
 
 
 async def stored(db: asyncpg.Connection, ids: Sequence[UUID]) -> Mapping[UUID, Message]:
