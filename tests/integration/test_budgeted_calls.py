@@ -16,6 +16,7 @@ import pytest
 
 from app.domain import new_id
 from app.journal.recorder import Recorder
+from app.llm.call import COMPLETION, LEAST
 from app.llm.stages import Caller
 from app.store.database import connector
 from tests.calling import call, calling_house
@@ -267,3 +268,16 @@ async def test_a_known_context_bounds_what_is_asked_for(
         await call(ann, say="say hi")
     (sent,) = [request.body["max_tokens"] for request in fake.requests]
     assert 1900 < sent < 2000
+
+
+async def test_a_long_prompt_leaves_its_answer_half_of_the_rest_of_a_context(
+    running: Engines, database_url: str, tmp_path: Path, fake: FakeUpstream
+) -> None:
+    text = model("default", fake.base_url, context="8192")
+    async with calling_house(running, database_url, tmp_path, text) as house:
+        ann = await house.user("ann")
+        await limit(house, "user", user(ann), tokens=1_000_000)
+        for tokens in (1000, 3000, 4075, 5000, 8000):
+            await call(ann, say="say " + "a" * 4 * tokens)
+    sent = [request.body["max_tokens"] for request in fake.requests]
+    assert sent == [COMPLETION, 2592, 2055, 1592, LEAST]
