@@ -33,8 +33,12 @@ from app.llm.route import Attempt, Request, Router, chain, fitting
 from app.llm.stages import Caller, Reservations, Stages
 from app.llm.tokens import count, count_json
 
-COMPLETION = 4096
-"""How many tokens an answer is taken to want when the call does not say, as far as a budget is concerned."""
+COMPLETION = 8192
+"""How many tokens an answer is taken to want when the call does not say, as far as a budget is concerned.
+
+It is sent, or an answer could be longer than what was reserved; and vendors refuse more than their models can write, many more than this
+(DeepSeek: "the valid range of max_tokens is [1, 8192]"; DashScope: "Range of max_tokens should be [1, 8192]").
+"""
 LEAST = 256
 """An answer is not taken to want less, however near the prompt comes to the model's context: mostly it is counted too high here."""
 FRAME = 64

@@ -30,6 +30,7 @@ BUDGETS = "/api/v1/budgets"
 PRICE = "{ prompt = 1000, completion = 1000 }"
 """A thousandth a token."""
 MANY = 200
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -41,6 +42,7 @@ async def fake() -> AsyncIterator[FakeUpstream]:
 @pytest.fixture
 async def house(running: Engines, database_url: str, tmp_path: Path, fake: FakeUpstream) -> AsyncIterator[House]:
     text = model("default", fake.base_url, price=PRICE) + model("free", fake.base_url)
+    text += model("deep", fake.base_url, defaults="{ max_tokens = 10_000 }")
     async with calling_house(running, database_url, tmp_path, text) as opened:
         yield opened
 
@@ -117,6 +119,19 @@ async def test_an_answer_is_cut_to_what_was_reserved(house: House, fake: FakeUps
     assert 16 <= sent < 100
     assert answer["usage"]["completion"] == sent
     assert await settled(house, db, budget) == fake.tokens <= 100
+
+
+async def test_an_answer_of_no_given_length_is_cut_where_the_page_says(
+    house: House, fake: FakeUpstream, db: asyncpg.Connection
+) -> None:
+    ann = await house.user("ann")
+    budget = await limit(house, "user", user(ann), tokens=1_000_000)
+    answer = await call(ann, say=f"hi [[fault: chunks={COMPLETION + 9}]]")
+    assert answer["usage"]["completion"] == COMPLETION > 8000
+    assert f"when it gives none, {COMPLETION:,}" in (ROOT / "docs/models.md").read_text(encoding="utf-8")
+    answer = await call(ann, say=f"hi [[fault: chunks={COMPLETION + 9}]]", model="deep")
+    assert answer["usage"]["completion"] == COMPLETION + 9
+    assert await settled(house, db, budget) == fake.tokens
 
 
 async def test_a_call_that_wants_less_gets_less_by_the_name_it_gave(house: House, fake: FakeUpstream) -> None:
@@ -280,4 +295,4 @@ async def test_a_long_prompt_leaves_its_answer_half_of_the_rest_of_a_context(
         for tokens in (1000, 3000, 4075, 5000, 8000):
             await call(ann, say="say " + "a" * 4 * tokens)
     sent = [request.body["max_tokens"] for request in fake.requests]
-    assert sent == [COMPLETION, 2592, 2055, 1592, LEAST]
+    assert sent == [6112, 2592, 2055, 1592, LEAST]
