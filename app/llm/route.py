@@ -104,7 +104,7 @@ class Router:
                         raise
                     except LLMError as failed:
                         error = failed
-                        if isinstance(failed, UpstreamUnknown):
+                        if isinstance(failed, UpstreamUnknown | UpstreamLate):  # the latter may still be at work
                             gone.add(attempt.name)
                     else:
                         return attempt
@@ -268,7 +268,7 @@ class Attempt:
 def _answer(upstream: Upstream, spec: EndpointSpec, model: Model, request: Request) -> AsyncGenerator[Items, None]:
     if request.texts:
         return _vectors(upstream, spec, request)
-    return upstream.stream(_body(spec, model, request))
+    return upstream.stream(_body(spec, model, request), first_token=spec.first_token_seconds)
 
 
 def _body(spec: EndpointSpec, model: Model, request: Request) -> dict[str, Any]:
@@ -297,7 +297,9 @@ async def _batched(
 
 
 async def _vectors(upstream: Upstream, spec: EndpointSpec, request: Request) -> AsyncGenerator[Items, None]:
-    request.vectors, tokens = await upstream.embed(spec.model, request.texts, request.options)
+    request.vectors, tokens = await upstream.embed(
+        spec.model, request.texts, request.options, first_token=spec.first_token_seconds
+    )
     yield _embedded(request, tokens)
 
 
