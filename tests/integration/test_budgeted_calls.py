@@ -17,6 +17,7 @@ import pytest
 from app.domain import new_id
 from app.journal.recorder import Recorder
 from app.llm.call import COMPLETION, LEAST
+from app.llm.llm import LLM
 from app.llm.stages import Caller
 from app.store.database import connector
 from tests.calling import call, calling_house
@@ -42,6 +43,7 @@ async def fake() -> AsyncIterator[FakeUpstream]:
 @pytest.fixture
 async def house(running: Engines, database_url: str, tmp_path: Path, fake: FakeUpstream) -> AsyncIterator[House]:
     text = model("default", fake.base_url, price=PRICE) + model("free", fake.base_url)
+    text += model("mine", llm=f'"{__name__}:Obeying"')
     text += model("deep", fake.base_url, defaults="{ max_tokens = 10_000 }")
     async with calling_house(running, database_url, tmp_path, text) as opened:
         yield opened
@@ -52,6 +54,13 @@ async def db(database_url: str) -> AsyncIterator[asyncpg.Connection]:
     connection = await connector(database_url)()
     yield connection
     await connection.close()
+
+
+class Obeying(LLM):
+    """Says as many words as it may, each of which is counted as a token."""
+
+    async def generate(self, messages: list[dict[str, Any]], **options: Any) -> str:
+        return "one " * options.get("max_completion_tokens", options.get("max_tokens", 1000))
 
 
 async def limit(house: House, scope: str, id: str, **limits: Any) -> str:
@@ -146,6 +155,17 @@ async def test_a_call_that_wants_less_gets_less_by_the_name_it_gave(house: House
         [None, 30],
         [None, None],
     ]
+
+
+async def test_an_llm_of_ones_own_is_told_what_was_reserved(house: House, db: asyncpg.Connection) -> None:
+    ann = await house.user("ann")
+    id = await session(ann, "calling")
+    assert len((await call(ann, id, say="hi", model="mine"))["content"].split()) == 1000
+    small = await limit(house, "session", id, tokens=2000)
+    assert len((await call(ann, id, say="hi", model="mine", max_completion_tokens=20))["content"].split()) == 20
+    words = len((await call(ann, id, say="hi", model="mine"))["content"].split())
+    assert 16 <= words < 1000
+    assert await settled(house, db, small) <= 2000
 
 
 async def test_however_many_calls_begin_at_once_no_more_is_used_than_allowed(
