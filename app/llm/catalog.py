@@ -15,7 +15,7 @@ from app.domain import Usage
 from app.errors import InvalidInput, LLMUnavailable, NotFound, SettingsError
 from app.llm.options import checked
 from app.llm.toml_lines import Keys, dotted
-from app.llm.upstream import OPENAI, Upstream
+from app.llm.upstream import OPENAI, TOTAL_SECONDS, Upstream
 
 DEFAULT = "default"
 """The alias that a call gets which names none."""
@@ -40,6 +40,7 @@ _RANGES = {
     "rpm": 10_000_000,
     "tpm": 10_000_000_000,
     "batch_deadline": WINDOW_SECONDS,
+    "first_token_seconds": TOTAL_SECONDS,
 }
 
 
@@ -138,6 +139,8 @@ class EndpointSpec:
     """Whether the server has OpenAI's Files and Batches: then calls of mode batch go there."""
     batch_deadline: int | None = None
     """Seconds after which what a batch has not answered is asked at once; `WINDOW_SECONDS` by default."""
+    first_token_seconds: int | None = None
+    """How long the server may take to begin its answer; that of `Deadlines` by default."""
     id: str = ""
     """The same in every process: made of `base_url`, `model` and the name of the key's variable, never of the key."""
 

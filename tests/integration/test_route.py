@@ -116,6 +116,33 @@ async def test_a_server_that_never_begins_is_stood_in_for(tmp_path: Path, one: F
     assert hits(one, two) == [1, 1]
 
 
+async def test_a_server_that_never_begins_is_asked_once(tmp_path: Path, one: FakeUpstream, two: FakeUpstream) -> None:
+    text = model("default", one.base_url, fallback='["big"]') + model("big", two.base_url)
+    async with open_models(catalog_of(tmp_path, text), deadlines=Deadlines(first_token=0.2)) as models:
+        one.fail("hang", times=FOREVER)
+        two.fail("500", times=FOREVER)
+        with pytest.raises(LLMError):
+            await ask(models)
+        assert hits(one, two) == [1, 2], "only the other is asked once more"
+        models.catalog = catalog_of(tmp_path, model("default", one.base_url))
+        with pytest.raises(LLMUnavailable, match="did not begin to answer in time"):
+            await ask(models)
+    assert hits(one, two) == [2, 2]
+
+
+async def test_an_endpoint_has_as_long_to_begin_as_the_file_says_now(tmp_path: Path, one: FakeUpstream) -> None:
+    async with open_models(
+        catalog_of(tmp_path, model("default", one.base_url)), deadlines=Deadlines(first_token=0.2)
+    ) as models:
+        one.fail("first=0.6", times=FOREVER)
+        with pytest.raises(LLMUnavailable, match="did not begin to answer in time"):
+            await ask(models)
+        models.catalog = catalog_of(tmp_path, model("default", f"{one.base_url}, first_token_seconds = 30"))
+        assert await ask(models) == "hello there"
+        assert len(await run_llm(models.path, Recorder()).embed(["a text"])) == 1
+    assert one.hits == 3
+
+
 async def test_once_a_token_has_come_nobody_else_is_asked(tmp_path: Path, one: FakeUpstream, two: FakeUpstream) -> None:
     text = model("default", one.base_url, two.base_url, fallback='["big"]') + model("big", two.base_url)
     async with open_models(catalog_of(tmp_path, text)) as models:
