@@ -255,7 +255,7 @@ async def test_a_conversation_that_is_too_long_goes_to_a_model_that_holds_it(
     assert [(step.name, step.model) for step in recorder.steps] == [("default", "big-0")]
 
 
-@pytest.mark.parametrize("status", ["401", "403"])
+@pytest.mark.parametrize("status", ["401", "403 message=No_permission."])
 async def test_a_server_that_refuses_our_key_is_left_out_and_the_others_go_on(
     tmp_path: Path, one: FakeUpstream, two: FakeUpstream, status: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -302,7 +302,7 @@ async def test_a_refused_endpoint_is_asked_again_after_a_while(
         assert models.endpoints.of(spec).refused is None
 
 
-@pytest.mark.parametrize("status", ["400", "413", "422"])
+@pytest.mark.parametrize("status", ["400", "403", "413", "422"])
 async def test_a_request_that_was_rejected_is_asked_of_nobody_else(
     tmp_path: Path, one: FakeUpstream, two: FakeUpstream, status: str
 ) -> None:
@@ -312,6 +312,17 @@ async def test_a_request_that_was_rejected_is_asked_of_nobody_else(
         with pytest.raises(LLMRejected, match="Too many cooks"):
             await ask(models)
     assert hits(one, two) == [1, 0]
+
+
+async def test_a_403_for_one_request_takes_the_server_from_nobody(
+    tmp_path: Path, one: FakeUpstream, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_models(catalog_of(tmp_path, model("default", one.base_url))) as models:
+        with pytest.raises(LLMRejected, match="flagged") as raised:
+            await ask(models, "say bad things [[fault: 403 message=Your_input_was_flagged.]]")
+        assert (raised.value.status, raised.value.code) == (502, "llm_rejected")
+        assert await ask(models) == "hello there"
+    assert (one.hits, caplog.records) == (2, [])
 
 
 async def test_an_unknown_alias_is_told_with_those_that_are_known(tmp_path: Path, one: FakeUpstream) -> None:
