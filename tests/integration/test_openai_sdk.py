@@ -286,6 +286,14 @@ async def test_streamed_calls_come_with_an_index_and_once(client: AsyncOpenAI) -
     assert not any(chunk.choices[0].delta.content for chunk in streamed)
 
 
+async def test_a_text_streams_though_tools_might_be_called(client: AsyncOpenAI, fake: FakeUpstream) -> None:
+    before = fake.completed
+    ask = said("hi [[fault: chunks=20 delay=0.1]]")
+    stream = await client.chat.completions.create(model="default", messages=ask, tools=[WEATHER], stream=True)
+    completed = [fake.completed async for chunk in stream if chunk.choices[0].delta.content]
+    assert completed[0] == before, "the first word comes before the model's last"
+
+
 async def test_the_sdks_own_accumulator_takes_the_stream(client: AsyncOpenAI) -> None:
     async with client.chat.completions.stream(
         model="default", messages=said('call weather {"city": "Bonn"}'), tools=[WEATHER]
