@@ -26,6 +26,8 @@ _SECRET = re.compile(
     r"|[A-Za-z0-9_*+/=-]{32,}",
     re.IGNORECASE,
 )
+_NO_CREDIT = re.compile(r"insufficient_quota|exceeded_current_quota", re.IGNORECASE)
+"""How OpenAI in a 429, and Moonshot in a 403 or 429, say that an account has no credit (platform.openai.com, "Error codes")."""
 _NO_MODEL = re.compile(r"model_not_found|does not have access to model", re.IGNORECASE)
 """How OpenAI says in a 403 that not the key is refused but the model (community.openai.com, "Project does not have access to model")."""
 _OUR_KEY = re.compile(r"api.?key|\bkeys?\b|credential|permission|authenticat|authori[sz]", re.IGNORECASE)
@@ -33,10 +35,20 @@ _OUR_KEY = re.compile(r"api.?key|\bkeys?\b|credential|permission|authenticat|aut
 _MARKUP = re.compile(r"<\s*[/!a-zA-Z]")
 
 
-class UpstreamAuth(LLMUnavailable):
+class UpstreamUnwilling(LLMUnavailable):
+    """The language model's server refuses until something is set right."""
+
+
+class UpstreamAuth(UpstreamUnwilling):
     """The language model's server does not accept this server's key: check OPENAI_API_KEY."""
 
     code = "upstream_auth"
+
+
+class UpstreamUnpaid(UpstreamUnwilling):
+    """The account at the language model's server has no credit left."""
+
+    code = "upstream_unpaid"
 
 
 class EmptyAnswer(LLMError):
@@ -52,7 +64,7 @@ class UpstreamLate(LLMUnavailable):
     """The language model's server did not answer in time, though it may have worked."""
 
 
-class UpstreamUnknown(LLMUnavailable):
+class UpstreamUnknown(UpstreamUnwilling):
     """The language model's server knows no such address or model: check OPENAI_BASE_URL and the model name."""
 
 
@@ -61,20 +73,29 @@ class UpstreamBusy(LLMUnavailable):
 
 
 def refusal(status: int, headers: Mapping[str, str], body: bytes) -> LLMError:
-    """The error for an answer that is not 200. Whatever the upstream says, it is never a 401 to our caller."""
-    words = _words(body)
-    if status == 404 or 300 <= status < 400 or (status == 403 and _NO_MODEL.search(words)):
-        return UpstreamUnknown()
-    if status == 401 or (status == 403 and _OUR_KEY.search(words)):
-        return UpstreamAuth()
+    """The error for an answer that is not 200. Whatever the upstream says of us, it is never our caller's 401, 403 or used up budget."""
+    if unwilling := _unwilling(status, body):
+        return unwilling
     if status in (429, 529):  # the second is Anthropic's "overloaded"
         return UpstreamBusy(retry_after=retry_after(headers))
-    if status in (402, 408) or status in (502, 503, 504):
+    if status in (408, 502, 503, 504):
         return LLMUnavailable(retry_after=retry_after(headers))
     if 400 <= status < 500:
         said = upstream_message(body)
         return LLMRejected(f"The language model's server refused the request: {said}" if said else None)
     return LLMError(f"The language model's server failed with status {status}.", retry_after=retry_after(headers))
+
+
+def _unwilling(status: int, body: bytes) -> UpstreamUnwilling | None:
+    """The error for what is not the request's fault and does not pass by itself."""
+    words = _words(body)
+    if status == 402 or (status in (403, 429) and _NO_CREDIT.search(words)):
+        return UpstreamUnpaid()
+    if status == 404 or 300 <= status < 400 or (status == 403 and _NO_MODEL.search(words)):
+        return UpstreamUnknown()
+    if status == 401 or (status == 403 and _OUR_KEY.search(words)):
+        return UpstreamAuth()
+    return None
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

@@ -21,7 +21,7 @@ from app.llm.lease import Lease
 from app.llm.llm import LLM, Finish, Items
 from app.llm.messages import Prompt
 from app.llm.outstanding import Sought
-from app.llm.refusals import EmptyAnswer, UpstreamBusy, UpstreamLate, UpstreamUnknown
+from app.llm.refusals import EmptyAnswer, UpstreamBusy, UpstreamLate, UpstreamUnwilling
 from app.llm.upstream import Upstream, whole_chat
 from app.reports import report
 
@@ -104,7 +104,7 @@ class Router:
                         raise
                     except LLMError as failed:
                         error = failed
-                        if isinstance(failed, UpstreamUnknown):
+                        if isinstance(failed, UpstreamUnwilling):
                             gone.add(attempt.name)
                     else:
                         return attempt

@@ -11,7 +11,8 @@ all messages', the answer's no more than `max_tokens`. `/v1/embeddings` gives eq
 A fault is `NAME key=value …`, chosen by the model name (`fault:NAME:key=value`), by `[[fault: NAME key=value]]` in the
 last message, or for the next requests by `POST /_faults {"fault": "NAME …", "times": 1, "headers": {}}`.
 
-401 403 404 500 503 …   that status, with `retry-after=`, `retry-after-ms=`, `date=` (an HTTP date, in seconds)
+401 403 404 500 503 …   that status, with `retry-after=`, `retry-after-ms=`, `date=` (an HTTP date, in seconds), `message=`,
+                        `code=`
 html, empty_body        200 with a web page, or with nothing
 refuse                  the connection ends before any answer
 hang                    nothing is sent; with `after=N` nothing after N chunks
@@ -380,7 +381,8 @@ class Connection(asyncio.Protocol):
             moment = datetime.now(UTC) + timedelta(seconds=fault.number("date", 0))
             headers["retry-after"] = format_datetime(moment, usegmt=True)
         if fault.name.isdigit():
-            self._error(int(fault.name), fault.args.get("message", "Something is wrong.").replace("_", " "), headers)
+            message = fault.args.get("message", "Something is wrong.").replace("_", " ")
+            self._error(int(fault.name), message, headers, code=fault.args.get("code"))
         elif fault.name == "html":
             self._send(200, b"<!doctype html><title>Welcome</title>", "text/html")
         elif fault.name == "empty_body":
@@ -479,8 +481,10 @@ class Connection(asyncio.Protocol):
         if data:
             self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
 
-    def _error(self, status: int, message: str, headers: dict[str, str] | None = None) -> None:
-        body = {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": None}}
+    def _error(
+        self, status: int, message: str, headers: dict[str, str] | None = None, *, code: str | None = None
+    ) -> None:
+        body = {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": code}}
         self._json(status, body, headers)
 
     def _json(self, status: int, value: object, headers: dict[str, str] | None = None) -> None:

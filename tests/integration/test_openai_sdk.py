@@ -582,6 +582,11 @@ async def test_a_run_that_fails_is_an_error_before_the_first_word(
     with pytest.raises(openai.BadRequestError) as refused:
         await client.chat.completions.create(model="default", messages=said("hi"), stream=stream)
     assert refused.value.code == "llm_rejected"
+    fake.fail("429 code=insufficient_quota")
+    with pytest.raises(openai.InternalServerError) as unpaid:
+        await client.chat.completions.create(model="default", messages=said("hi"), stream=stream)
+    assert (unpaid.value.status_code, unpaid.value.code) == (503, "upstream_unpaid")
+    assert unpaid.value.response.headers["x-should-retry"] == "false"
 
 
 async def test_an_answer_that_breaks_off_is_an_error_in_the_stream(client: AsyncOpenAI) -> None:

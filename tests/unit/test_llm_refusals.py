@@ -13,6 +13,7 @@ from app.llm.refusals import (
     UpstreamAuth,
     UpstreamBusy,
     UpstreamUnknown,
+    UpstreamUnpaid,
     refusal,
     retry_after,
     upstream_message,
@@ -25,7 +26,7 @@ from app.llm.refusals import (
         (301, UpstreamUnknown, 503),
         (400, LLMRejected, 502),
         (401, UpstreamAuth, 503),
-        (402, LLMUnavailable, 503),
+        (402, UpstreamUnpaid, 503),
         (403, LLMRejected, 502),
         (404, UpstreamUnknown, 503),
         (408, LLMUnavailable, 503),
@@ -76,6 +77,36 @@ def test_a_refused_key_names_its_setting() -> None:
 )
 def test_a_403_is_for_the_key_only_when_it_says_so_in_its_own_words(body: bytes, kind: type[LLMError]) -> None:
     assert type(refusal(403, {}, body)) is kind
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind"),
+    [
+        (429, b'{"error": {"code": "insufficient_quota", "message": "Check your plan."}}', UpstreamUnpaid),
+        (429, b'{"error": {"type": "insufficient_quota", "code": null}}', UpstreamUnpaid),
+        (429, b'{"error": {"type": "exceeded_current_quota_error", "message": "Recharge."}}', UpstreamUnpaid),
+        (
+            403,
+            b'{"error": {"type": "exceeded_current_quota_error", "message": "The key is suspended."}}',
+            UpstreamUnpaid,
+        ),
+        (402, b'{"error": {"message": "Insufficient Balance", "code": "invalid_request_error"}}', UpstreamUnpaid),
+        (
+            429,
+            b'{"error": {"code": 429, "status": "RESOURCE_EXHAUSTED", "message": "Your quota a minute."}}',
+            UpstreamBusy,
+        ),
+        (429, b'{"error": {"code": "rate_limit_exceeded", "message": "Slow down."}}', UpstreamBusy),
+        (400, b'{"error": {"message": "What is insufficient_quota?"}}', LLMRejected),
+    ],
+)
+def test_an_account_without_credit_is_not_busy_and_no_budget_of_the_users(
+    status: int, body: bytes, kind: type[LLMError]
+) -> None:
+    error = refusal(status, {"retry-after": "1"}, body)
+    assert type(error) is kind
+    if kind is UpstreamUnpaid:
+        assert (error.status, error.code, error.retry_after) == (503, "upstream_unpaid", None)
 
 
 @pytest.mark.parametrize(
