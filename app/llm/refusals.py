@@ -51,6 +51,12 @@ class UpstreamUnpaid(UpstreamUnwilling):
     code = "upstream_unpaid"
 
 
+class UpstreamUnknown(UpstreamUnwilling):
+    """The language model's server knows no such address or model: check OPENAI_BASE_URL and the model name."""
+
+    code = "upstream_unknown"
+
+
 class EmptyAnswer(LLMError):
     """The language model gave an empty answer."""
 
@@ -62,10 +68,6 @@ class EmptyAnswer(LLMError):
 
 class UpstreamLate(LLMUnavailable):
     """The language model's server did not answer in time, though it may have worked."""
-
-
-class UpstreamUnknown(UpstreamUnwilling):
-    """The language model's server knows no such address or model: check OPENAI_BASE_URL and the model name."""
 
 
 class UpstreamBusy(LLMUnavailable):

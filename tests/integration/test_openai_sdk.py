@@ -632,6 +632,19 @@ async def test_a_lone_server_passes_names_through(running: Engines, template: st
     ):
         answer = await client.chat.completions.create(model="gpt-4o", messages=said("say through"))
         assert answer.choices[0].message.content == "through"
+        before = fake.hits
+        for model in ("fault:404", "fault:403:code=model_not_found"):
+            with pytest.raises(openai.NotFoundError, match="no such model") as unknown:
+                await client.chat.completions.create(model=model, messages=said("hi"))
+            assert (unknown.value.code, unknown.value.param) == ("model_not_found", "model")
+            assert unknown.value.response.headers["x-should-retry"] == "false"
+        with pytest.raises(openai.NotFoundError):
+            await client.embeddings.create(model="fault:404", input="text")
+        assert fake.hits == before + 3
+        fake.fail("404")
+        with pytest.raises(openai.InternalServerError, match="check OPENAI_BASE_URL") as wrong:
+            await client.chat.completions.create(model="default", messages=said("hi"))
+        assert (wrong.value.code, wrong.value.response.headers["x-should-retry"]) == ("upstream_unknown", "false")
 
 
 ASKER = """
