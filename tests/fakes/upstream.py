@@ -25,6 +25,7 @@ no_usage, bad_usage     usage is missing or negative; `details` adds cached and 
 bytes, crlf, comments   one byte at a time, CRLF, heartbeats between the events
 empty, whole            an answer without text; one JSON completion where a stream was asked for
 think                   some reasoning_content before the text
+refusal                 the text as a model's refusal, in place of content
 
 `chunks=100 delay=0.05 first=1` shape any answer: chunks, seconds between them, seconds before the first.
 """
@@ -414,7 +415,9 @@ class Connection(asyncio.Protocol):
                 break
             text += piece
             self._server.tokens += bool(piece.strip())
-            await self._event(frames.text(piece), fault)
+            await self._event(
+                frames.delta({"refusal": piece}) if fault.name == "refusal" else frames.text(piece), fault
+            )
             await asyncio.sleep(delay)
         if fault.name in _BREAKS:  # after a shorter answer too
             await self._break(frames, fault)

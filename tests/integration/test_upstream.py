@@ -56,7 +56,7 @@ async def test_an_answer_comes_in_chunks_and_ends_with_exact_usage(fake: FakeUps
 
 
 @pytest.mark.parametrize(
-    "fault", ["bytes", "crlf", "comments", "whole", "first=0.05", "delay=0.01", "think", "details"]
+    "fault", ["bytes", "crlf", "comments", "whole", "first=0.05", "delay=0.01", "think", "refusal", "details"]
 )
 async def test_harmless_habits_of_servers_change_nothing(client: Upstream, fault: str) -> None:
     text, finish = await ask(client, model=f"fault:{fault}")
