@@ -234,5 +234,6 @@ async def ask(platform: Platform, principal: Principal, endpoint: str, body: byt
     except Exception as error:  # whatever is wrong with one request is no matter of the others
         response = from_exception(error, endpoint)
     later = response.headers.get("retry-after")
-    may_do_better = response.status_code in (429, 503) and response.headers.get("x-should-retry") != "false"
+    is_told = later is not None or response.status_code in (429, 503)
+    may_do_better = is_told and response.headers.get("x-should-retry") != "false"
     return Answered(response.status_code, bytes(response.body), float(later or 1) if may_do_better else None)

@@ -16,7 +16,9 @@ PATHS = tuple(f"{prefix}/" for prefix in PREFIXES)
 """Under these the protocol is OpenAI's."""
 TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 MAX_RETRY_AFTER = 120
-REPEATABLE = frozenset({"llm_unavailable", "unavailable", "rate_limited", "shutdown", "goes_on_elsewhere"})
+REPEATABLE = frozenset(
+    {"llm_unavailable", "unavailable", "rate_limited", "shutdown", "server_lost", "goes_on_elsewhere"}
+)
 """Failures of a run after which the same request may do better. OpenAI's clients repeat any other 5xx too, unless they are told."""
 _PARAMS = {"agent.id": "model"}
 

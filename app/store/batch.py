@@ -19,11 +19,17 @@ from app.store.rows import Rows, ValueKey, store
 
 
 async def write(
-    db: asyncpg.Connection, replica: UUID, ops: Sequence[Op], stored: Mapping[bytes, Container[bytes]]
+    db: asyncpg.Connection,
+    replica: UUID,
+    ops: Sequence[Op],
+    stored: Mapping[bytes, Container[bytes]],
+    *,
+    replayed: bool = False,
 ) -> tuple[list[Result], Iterable[ValueKey]]:
     """Decide and store all of `ops`, at most one of each session, inside the caller's transaction.
 
     Gives the result of each, in order, and the values that were new; those in `stored`, by scope and digest, are known to be there.
+    With `replayed`, the same were tried before, and may have been committed.
     A refusal is a result.
     Raises what PostgreSQL raises; then the transaction is to be rolled back.
     """
@@ -37,7 +43,7 @@ async def write(
         results |= await beginnings.decide(db, replica, begins, locked, rows)
         await ephemeral.drop(db, begins, results)
     if answers := [op for op in ops if isinstance(op, AnswerRun)]:
-        refused, resumed = await asked.decide(db, answers)
+        refused, resumed = await asked.decide(db, answers, locked, rows, replayed=replayed)
         results |= refused
         due += resumed
     if records := [op for op in ops if isinstance(op, RecordSteps)]:
@@ -50,7 +56,7 @@ async def write(
     await jobs.settle_runs(db, endings.of_jobs(finishes, results))
     if due:
         wanted = {op.session_id: op.job for op in promotes if op.job}
-        for session_id, begun in (await turns.promote(db, replica, due, wanted)).items():
+        for session_id, begun in (await turns.promote(db, replica, due, wanted, replayed=replayed)).items():
             result = results.get(session_id)
             results[session_id] = replace(result, promoted=begun) if isinstance(result, Finished) else begun
     if finishes and spent is not None:  # last, for nothing is locked after budgets

@@ -44,7 +44,8 @@ SETTLE_RUNS = """
 UPDATE jobs j SET state = e.state, lost = j.lost + e.lost::int, error = e.error,
   ended_at = CASE WHEN e.state NOT IN ('queued', 'waiting') THEN now() END
 FROM unnest($1::uuid[], $2::text[], $3::boolean[], $4::jsonb[]) AS e(id, state, lost, error)
-WHERE j.id = e.id AND j.state = 'running' RETURNING j.id, j.state"""
+WHERE j.id = e.id AND (j.state = 'running' OR (j.state = 'waiting' AND e.state NOT IN ('queued', 'waiting')))
+RETURNING j.id, j.state"""
 TICKETLESS = f"""
 SELECT id, kind FROM jobs WHERE state = 'queued' AND NOT EXISTS (
   SELECT FROM pgqueuer q WHERE q.dedupe_key = jobs.id::text AND q.status IN ('queued', 'picked')) ORDER BY id LIMIT {REISSUED}"""  # noqa: S608 - a constant

@@ -127,6 +127,8 @@ class AnswerRun(Struct, frozen=True):
     session_id: UUID
     run_id: UUID
     answer: Any
+    key: IdempotencyKey | None = None
+    """Of the message that is the answer."""
 
 
 class Asks(Struct, frozen=True):

@@ -167,7 +167,8 @@ async def _end_lost(platform: Platform) -> None:
             ending = await _another_attempt(platform, ending)
         log.warning("run %s is %s for a server that died", run.id, "ended" if ending.run.status.is_final else "queued")
         finished = await finish(platform, ending)
-        await _forget(platform.redis, run.id)
+        if finished.stored:
+            await _forget(platform.redis, run.id)
         if finished.promoted:
             start(platform, finished.promoted)
 

@@ -156,6 +156,28 @@ async def test_of_two_answers_at_once_one_counts(here: House, fake: FakeUpstream
     assert fake.hits == 1
 
 
+async def test_equal_answers_with_one_key_are_one(here: House, fake: FakeUpstream) -> None:
+    ann = await here.user("ann")
+    id = await session(ann, "publisher")
+    run_id = (await send(ann, id, "news")).json()["run_id"]
+
+    async def answer(content: str) -> httpx2.Response:
+        body = {"session_id": id, "content": content}
+        return await ann.post("/SendMessage", json=body, headers={"idempotency-key": "k"})
+
+    answers = await asyncio.gather(*(answer("yes") for _ in range(5)))
+    assert {(told.status_code, told.json()["run_id"], told.json()["content"]) for told in answers} == {
+        (200, run_id, "Where?")
+    }
+    other = await answer("no")
+    assert (other.status_code, other.json()["param"]) == (409, "idempotency-key")
+    done = (await send(ann, id, "the paper")).json()
+    again = (await answer("yes")).json()
+    assert (again["message_id"], again["content"]) == (done["message_id"], done["content"])
+    items = (await ann.post("/ListMessages", json={"session_id": id})).json()["items"]
+    assert ([item["role"] for item in items], fake.hits) == (["user", "assistant"], 1)
+
+
 async def test_a_run_that_waits_can_be_cancelled_and_keeps_what_it_said(here: House) -> None:
     ann = await here.user("ann")
     id = await session(ann, "publisher")
@@ -199,6 +221,27 @@ async def test_a_background_run_asks_and_a_worker_goes_on_with_it(here: House, f
         while (await run_of(ann, run_id))["status"] != "completed":
             await asyncio.sleep(0.05)
     assert fake.hits == 1
+
+
+@pytest.mark.parametrize("end", ["cancelled", "partial"])
+async def test_a_background_run_that_nobody_answers_leaves_no_job(here: House, end: str) -> None:
+    ann = await here.user("ann")
+    run_id = (await send(ann, await session(ann, "publisher"), "news", mode="background")).json()["run_id"]
+    async with asyncio.timeout(20):
+        while (await run_of(ann, run_id))["status"] != "waiting":
+            await asyncio.sleep(0.05)
+    if end == "cancelled":
+        await ann.post("/CancelRun", json={"run_id": run_id})
+    else:
+        late = "jsonb_set(pending, '{ask,expires_at}', '\"2020-01-01T00:00:00+00:00\"')"
+        async with here.platform.engine.begin() as db:
+            await db.execute(text(f"UPDATE runs SET pending = {late}"))
+        await replicas._end_lost(here.platform)
+    assert (await run_of(ann, run_id))["status"] == end
+    async with here.platform.engine.connect() as db:
+        (job,) = (await db.execute(text("SELECT state, ended_at FROM jobs"))).all()
+    assert job.state in ("cancelled", "completed")
+    assert job.ended_at
 
 
 async def test_clients_of_openai_see_the_question_as_the_answer(here: House) -> None:

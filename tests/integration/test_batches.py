@@ -146,6 +146,21 @@ async def test_where_there_is_no_room_a_request_is_made_again(client: AsyncOpenA
     assert (await lines(client, done.output_file_id))["request 0"]["response"]["status_code"] == 200
 
 
+async def test_what_ended_with_its_server_is_asked_again(
+    llm_house: House, client: AsyncOpenAI, fake: FakeUpstream
+) -> None:
+    batch = await submit(client, [chat("say as far as it came [[fault: slow delay=0.1]]")])
+    live = llm_house.platform.live[UUID(await llm_house.until_live())]
+    async with asyncio.timeout(10):
+        while not live.log.events:
+            await asyncio.sleep(0.01)
+    live.end("shutdown")
+    done = await until(client, batch, "completed")
+    answer = (await lines(client, done.output_file_id))["request 0"]["response"]
+    assert (answer["status_code"], fake.hits) == (200, 2)
+    assert answer["body"]["choices"][0]["message"]["content"] == "as far as it came"
+
+
 async def test_a_file_that_is_no_batch_fails_it_with_its_lines(client: AsyncOpenAI, fake: FakeUpstream) -> None:
     content = (
         b'{"custom_id": "a"}\n' + json.dumps({"custom_id": "b", "method": "POST", "url": "/", "body": {}}).encode()

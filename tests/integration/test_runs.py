@@ -11,9 +11,10 @@ from uuid import UUID
 import httpx2
 import pytest
 
-from app.domain import Message, Principal, RunStatus, Scope, new_id
-from app.store import accounts
+from app.domain import Chunk, Message, Principal, RunStatus, Scope, new_id
+from app.store import accounts, redis
 from app.store.operations import BeginRun, Begun
+from app.usecases import replicas
 from tests.engines import Engines
 from tests.fakes.upstream import FakeUpstream
 from tests.house import House, events, open_house, send, session
@@ -182,6 +183,54 @@ async def test_after_a_failure_the_same_key_tries_again_as_a_sibling(llm_house: 
     listed = (await llm_house.admin.post("/ListMessages", json={"session_id": id})).json()["items"]
     assert [item["role"] for item in listed] == ["user", "assistant", "user", "assistant"]
     assert listed[3]["parent_id"] == listed[2]["id"]
+
+
+async def test_what_ended_with_its_server_is_begun_anew_under_the_same_key(
+    llm_house: House, fake: FakeUpstream
+) -> None:
+    id = await session(llm_house.admin, "simple_openai_agent")
+    body = {"session_id": id, "content": "say as far as it came [[fault: slow delay=0.2]]"}
+    sending = asyncio.ensure_future(llm_house.admin.post("/SendMessage", json=body, headers={"idempotency-key": "k"}))
+    live = llm_house.platform.live[UUID(await llm_house.until_live())]
+    async with asyncio.timeout(10):
+        while not live.log.events:
+            await asyncio.sleep(0.01)
+    live.end("shutdown")
+    first = (await sending).json()
+    assert (first["additional_kwargs"]["status"], fake.hits) == ("partial", 1)
+    second = (await llm_house.admin.post("/SendMessage", json=body, headers={"idempotency-key": "k"})).json()
+    assert (second["content"], fake.hits) == ("as far as it came", 2)
+    third = (await llm_house.admin.post("/SendMessage", json=body, headers={"idempotency-key": "k"})).json()
+    assert (third["message_id"], fake.hits) == (second["message_id"], 2)
+    listed = (await llm_house.admin.post("/ListMessages", json={"session_id": id})).json()["items"]
+    assert [item["role"] for item in listed] == ["user", "assistant", "assistant"]
+
+
+async def test_what_a_dead_server_has_said_is_kept_until_its_end_is_stored(pair: tuple[House, House]) -> None:
+    platform, client = pair[0].platform, pair[0].platform.redis
+    assert client
+    run_id = UUID((await send(pair[0].admin, await session(pair[0].admin), "repeat: x")).json()["run_id"])
+    await redis.append(client, [(run_id, redis.Entry(0, [Chunk("as far as it came")], []))])
+
+    async def execute(*statements: str) -> None:
+        async with platform.engine.begin() as db:
+            for statement in statements:
+                await db.exec_driver_sql(statement)
+
+    lost = "UPDATE runs SET status = 'running', ended_at = NULL, replica = '00000000-0000-0000-0000-000000000001'"
+    await execute(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'the disk is full'; END $$",
+        "CREATE TRIGGER refuse BEFORE UPDATE ON runs FOR EACH ROW WHEN (NEW.status = 'partial') EXECUTE FUNCTION refuse()",
+        lost,
+    )
+    await replicas._end_lost(platform)
+    assert await redis.load(client, run_id)
+    await execute("DROP TRIGGER refuse ON runs", lost)
+    await replicas._end_lost(platform)
+    found = (await pair[1].admin.get(f"/api/v1/runs/{run_id}")).json()
+    assert (found["status"], found["error"]["code"]) == ("partial", "server_lost")
+    assert said(await follow(pair[1].admin, str(run_id))).endswith("as far as it came")
+    assert not await redis.load(client, run_id)
 
 
 @pytest.mark.parametrize("key", ["", "x" * 256, "tab\tbed"])
