@@ -198,6 +198,8 @@ class Model:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     discover: bool = False
     """Whether the other models of the server are to be aliases too: see `discovered`."""
+    is_passed_through: bool = False
+    """Whether it is no alias, but whatever name was asked for: see `Catalog`."""
 
     def __post_init__(self) -> None:
         if [bool(self.endpoints), bool(self.cascade), self.llm is not None].count(True) != 1:
@@ -295,7 +297,7 @@ class Catalog:
             )
         if self.passes_through:
             (endpoint,) = self.models[DEFAULT].endpoints
-            return Model(alias, (replace(endpoint, model=alias),))
+            return Model(alias, (replace(endpoint, model=alias),), is_passed_through=True)
         raise NotFound(f"model{' as default' if alias == DEFAULT else ''}; known are {self._listed()}", param="model")
 
     def _listed(self) -> str:

@@ -12,7 +12,7 @@ from weakref import WeakValueDictionary
 from msgspec import Struct
 
 from app.domain import Usage
-from app.errors import AppError, LLMError, LLMRejected
+from app.errors import AppError, LLMError, LLMRejected, NotFound
 from app.llm.answer import Answer
 from app.llm.batching import Batching
 from app.llm.catalog import WINDOW_SECONDS, EndpointSpec, Model
@@ -21,7 +21,7 @@ from app.llm.lease import Lease
 from app.llm.llm import LLM, Finish, Items
 from app.llm.messages import Prompt
 from app.llm.outstanding import Sought
-from app.llm.refusals import EmptyAnswer, UpstreamBusy, UpstreamLate, UpstreamUnknown
+from app.llm.refusals import EmptyAnswer, UpstreamBusy, UpstreamLate, UpstreamUnknown, UpstreamUnwilling
 from app.llm.upstream import Upstream, whole_chat
 from app.reports import report
 
@@ -42,6 +42,7 @@ LANE = 400
 MAX_ANSWER = 64_000_000
 """The longest answer out of a batch, in bytes."""
 NOTHING = Usage()
+UNKNOWN = "model at the language model's server: check its name, and OPENAI_BASE_URL"
 
 
 class Request(Struct):
@@ -104,7 +105,7 @@ class Router:
                         raise
                     except LLMError as failed:
                         error = failed
-                        if isinstance(failed, UpstreamUnknown | UpstreamLate):  # the latter may still be at work
+                        if isinstance(failed, UpstreamUnwilling | UpstreamLate):  # the latter may still be at work
                             gone.add(attempt.name)
                     else:
                         return attempt
@@ -261,6 +262,8 @@ class Attempt:
         if isinstance(error, UpstreamBusy):
             self._lease.throttled(error.retry_after)
             return
+        if isinstance(error, UpstreamUnknown) and self._model.is_passed_through:
+            raise NotFound(UNKNOWN, param="model") from error
         told = self._choice.endpoint.failed(error, self._choice.spec)
         if told is not error:
             raise told from error
