@@ -11,6 +11,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from app.agent.plain import canonical
 from app.errors import AgentFailed, InvalidInput
 from app.journal.recorder import Recorder
+from app.journal.replay import Suspended
 
 T = TypeVar("T")
 
@@ -19,18 +20,6 @@ MAX_QUESTION = 10_000
 MAX_SECONDS = 30 * 86_400.0
 """The longest time a run waits for an answer."""
 NOT_UNDERSTOOD = "I could not read your answer: {problem}. {question}"
-
-
-class Suspended(BaseException):
-    """The run waits for a person. It is no `Exception`, so that an agent's own handlers let it pass."""
-
-    def __init__(self, question: str, schema: dict[str, Any], seconds: float, seq: int) -> None:
-        super().__init__(question)
-        self.question = question
-        self.schema = schema
-        self.seconds = seconds
-        self.seq = seq
-        """The number of its step, which has no output yet."""
 
 
 def ask(recorder: Recorder, show: Callable[[str, str], None], question: str, schema: type[T], seconds: float) -> T:

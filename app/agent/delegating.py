@@ -13,7 +13,6 @@ from uuid import UUID
 import msgspec
 from msgspec import Struct
 
-from app.agent.asking import Suspended
 from app.agent.chattable import Binding
 from app.agent.plain import plain
 from app.agent.runner import GRACE, Answer, answer
@@ -107,9 +106,6 @@ class Delegations:
                 if step.served is None:
                     heard = events if step.handed_on is None else Log(new_id())
                     outcome = await self._answer(wish, heard)
-                    if isinstance(outcome, Suspended):
-                        step.status = "partial"
-                        return outcome
                     step.done(msgspec.json.encode(outcome))
                     if step.served is None:
                         return outcome
@@ -123,14 +119,11 @@ class Delegations:
             id = events.run_id
             events.close(Outcome(Run(id, id, id, wish.agent_id, id)))
 
-    async def _answer(self, wish: Wish, events: Log) -> Said | Suspended:
+    async def _answer(self, wish: Wish, events: Log) -> Said:
         below = Delegations(self._engage, self._recorder, self._seconds, above=self)
         async with self._engage(wish) as (version, found):
             binding = self._bound(wish.agent_id, replace(found, delegations=below))
-            try:
-                given = await answer(version, binding, wish.history[-1], events, timeout=self._seconds)
-            except Suspended as asked:
-                return asked
+            given = await answer(version, binding, wish.history[-1], events, timeout=self._seconds)
         chunks = joined(event.chunk for event in events.events)
         keep(below._kept, wish.agent_id, given)
         return Said([(chunk.content_type, chunk.content) for chunk in chunks], given.finish, dict(below.kept))

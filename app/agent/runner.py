@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 from msgspec import Struct, field
 
-from app.agent.asking import Suspended
 from app.agent.chattable import Binding, Chattable, Own
 from app.agent.plain import clean, plain
 from app.agent.stream import Stream
@@ -22,6 +21,7 @@ from app.agent.watchdog import AgentBlocked, in_agent
 from app.domain import Chunk, MemoryChange, Message
 from app.errors import AgentFailed, AgentTimeout, AppError
 from app.journal.log import Log
+from app.journal.replay import suspension
 from app.llm.bridge import wait
 from app.llm.llm import Completion, Reply
 from app.llm.run import RunLLM
@@ -84,10 +84,8 @@ async def answer(
             if isinstance(binding.llm, RunLLM):
                 await binding.llm.close()
     outcome = task.result()
-    if isinstance(outcome, Suspended):
-        raise outcome
     if isinstance(outcome, BaseException):
-        raise _fault(version, outcome)
+        raise suspension(outcome) or _fault(version, outcome)
     return outcome
 
 

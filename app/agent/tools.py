@@ -19,6 +19,7 @@ from app.agent.threads import Threads
 from app.domain import Chunk, Usage
 from app.errors import AgentFailed, AppError, InvalidInput
 from app.journal.recorder import Recorder
+from app.journal.replay import Suspended, suspension
 from app.llm.llm import LLM, Completion, Finish, Items, ToolCall
 from app.llm.messages import Messages, normalise
 
@@ -157,16 +158,26 @@ class ToolExecutor:
         self._threads = threads or Threads("tools", AT_ONCE)
 
     async def execute(self, calls: Sequence[ToolCall | Mapping[str, Any]]) -> list[ToolResult]:
-        """The results, in the order of the calls."""
+        """The results, in the order of the calls. When one asks a person, the others end first: they are not done twice."""
         places = asyncio.Semaphore(AT_ONCE)
 
-        async def one(call: ToolCall) -> ToolResult:
+        async def one(call: ToolCall) -> ToolResult | Suspended:
             async with places:
-                return await self._execute(call)
+                try:
+                    return await self._execute(call)
+                except BaseException as error:
+                    if asked := suspension(error):
+                        return asked
+                    raise
 
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(one(_call(call))) for call in calls]
-        return [task.result() for task in tasks]
+        results: list[ToolResult] = []
+        for task in tasks:
+            if isinstance(result := task.result(), Suspended):
+                raise result
+            results.append(result)
+        return results
 
     async def _execute(self, call: ToolCall) -> ToolResult:
         given = canonical({"arguments": call.arguments})

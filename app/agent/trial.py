@@ -12,7 +12,6 @@ from typing import Any, TypeAlias
 
 from msgspec import structs
 
-from app.agent.asking import Suspended
 from app.agent.chattable import Binding
 from app.agent.delegating import Delegations, Wish
 from app.agent.history import History
@@ -24,7 +23,7 @@ from app.domain import Chunk, Message, Session, SessionParams, Step, Usage, User
 from app.errors import AgentFailed
 from app.journal.log import Log
 from app.journal.recorder import Recorder
-from app.journal.replay import Done, Replay
+from app.journal.replay import Done, Replay, Suspended
 from app.llm.llm import LLM, Finish, Items, Reply
 from app.llm.messages import Messages, Prompt
 
@@ -115,9 +114,12 @@ class Trial:
                 step.kind,
                 sha256(step.input).digest() if step.input else b"",
                 canonical(answer) if step.seq == seq else step.output,
+                step.status,
+                step.error,
+                step.model,
             )
             for step in self._earlier
-            if step.status == "completed" or step.kind == "ask"
+            if step.status != "cancelled"
         ]
         answered = {step.seq: step.output for step in done}
         for step in self._earlier:

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 from app.domain import Step, Usage, Value, now
 from app.errors import AgentFailed, AppError
-from app.journal.replay import Done, Replay, Verdict, failure
+from app.journal.replay import Done, Replay, Verdict, failure, suspension
 
 MAX_STEPS = 10_000
 """The most steps of one run."""
@@ -237,9 +237,11 @@ def _counts(usage: Usage) -> tuple[int, int, int, int, bool]:
     return usage.prompt, usage.completion, usage.cached, usage.reasoning, usage.estimated
 
 
-def _verdict(error: BaseException) -> tuple[Literal["failed", "cancelled"], Mapping[str, Any]]:
+def _verdict(error: BaseException) -> tuple[Literal["failed", "cancelled", "partial"], Mapping[str, Any] | None]:
     if isinstance(error, asyncio.CancelledError | GeneratorExit):
         return "cancelled", {"code": "cancelled"}
     if isinstance(error, AppError):
         return "failed", error.to_dict()
+    if suspension(error):
+        return "partial", None
     return "failed", {"code": type(error).__name__}

@@ -81,6 +81,25 @@ class ReplayDiverged(Conflict):
         return {**super().to_dict(), "path": self.path, "difference": self.difference}
 
 
+class Suspended(BaseException):
+    """The run waits for a person. It is no `Exception`, so that an agent's own handlers let it pass."""
+
+    def __init__(self, question: str, schema: dict[str, Any], seconds: float, seq: int) -> None:
+        super().__init__(question)
+        self.question = question
+        self.schema = schema
+        self.seconds = seconds
+        self.seq = seq
+        """The number of its step, which has no output yet."""
+
+
+def suspension(error: BaseException) -> Suspended | None:
+    """The question that ended something, also out of a task group."""
+    if isinstance(error, BaseExceptionGroup):
+        return next(filter(None, map(suspension, error.exceptions)), None)
+    return error if isinstance(error, Suspended) else None
+
+
 Verdict = Literal["serve", "redo", "do"]
 
 

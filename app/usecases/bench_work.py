@@ -20,7 +20,6 @@ from uuid import UUID
 from msgspec import Struct
 from msgspec.structs import replace
 
-from app.agent.asking import Suspended
 from app.agent.chattable import Binding
 from app.agent.history import History
 from app.agent.plain import clean
@@ -43,6 +42,7 @@ from app.domain import (
 from app.errors import AgentFailed, AppError, InvalidInput, NotFound, QuotaExceeded
 from app.journal.log import Log
 from app.journal.recorder import Recorder
+from app.journal.replay import Suspended
 from app.llm.catalog import DEFAULT
 from app.llm.run import RunLLM
 from app.llm.stages import Caller

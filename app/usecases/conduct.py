@@ -13,7 +13,6 @@ from uuid import UUID
 
 from msgspec.structs import replace
 
-from app.agent.asking import Suspended
 from app.agent.chattable import Binding
 from app.agent.delegating import Delegations, Wish, memories_of, state_of, states
 from app.agent.history import History
@@ -38,7 +37,7 @@ from app.domain import (
 from app.errors import AppError, NotFound, Unavailable
 from app.journal.log import Log, LogFull, joined
 from app.journal.recorder import MAX_STEPS, Recorder
-from app.journal.replay import Done, Replay
+from app.journal.replay import Done, Replay, Suspended
 from app.llm.run import RunLLM
 from app.llm.stages import Caller
 from app.llm.tokens import count

@@ -20,8 +20,10 @@ from tests.house import House, events, open_house, send, session
 from tests.integration.test_openai_sdk import sdk
 
 AGENT = '''
+import asyncio
+
 from pydantic import BaseModel
-from app.agent import Chattable, Message
+from app.agent import Chattable, Message, Reply
 
 CALLS = []
 
@@ -51,6 +53,31 @@ class Publisher(Chattable):
 
     async def tell(self, what: str) -> None:
         await self.stream.send("text", what)
+
+
+class Desk(Chattable):
+    """Asks wherever it is."""
+
+    id = "desk"
+
+    async def chat(self, message: Message) -> Reply | str:
+        if message.content == "in a step":
+            return f"May it? {await self.step(self.may)}"
+        if message.content == "in a group":
+            async with asyncio.TaskGroup() as group:
+                asked = group.create_task(self.ask("Why?"))
+            return f"Why? {asked.result()}"
+        return await self.run_tools(message, tools=[self.may, self.put])
+
+    async def may(self) -> str:
+        async with asyncio.TaskGroup() as group:
+            asked = group.create_task(self.ask("May I?"))
+        return asked.result()
+
+    async def put(self) -> str:
+        await asyncio.sleep(0.01)
+        CALLS.append("put")
+        return f"put {CALLS.count('put')} times"
 '''
 
 
@@ -103,6 +130,40 @@ async def test_the_next_message_answers_and_nothing_is_done_twice(here: House, f
         ("ask", "ask", "completed"),
     ]
     assert bills == run["usage"]["total"]
+
+
+async def kinds(house: House) -> list[tuple[str, str, str]]:
+    async with house.platform.engine.connect() as db:
+        found = await db.execute(text("SELECT kind, path, status FROM steps WHERE error IS NULL ORDER BY seq"))
+        return [(step.kind, step.path, step.status) for step in found]
+
+
+async def test_a_tool_may_ask_and_the_others_of_its_round_are_done_once(here: House, fake: FakeUpstream) -> None:
+    ann = await here.user("ann")
+    id = await session(ann, "desk")
+    assert (await send(ann, id, "call may {}; put {}")).json()["content"] == "May I?"
+    assert (await send(ann, id, "yes")).json()["content"] == "The tool said: put 1 times"
+    assert [message["content"] for message in fake.requests[-1].body["messages"][-2:]] == ["yes", "put 1 times"]
+    assert (fake.hits, await kinds(here)) == (
+        2,
+        [
+            ("llm", "/default", "completed"),
+            ("tool", "/may", "partial"),
+            ("tool", "/put", "completed"),
+            ("ask", "/may/ask", "completed"),
+            ("tool", "/may", "completed"),
+            ("llm", "/default", "completed"),
+        ],
+    )
+
+
+@pytest.mark.parametrize(("where", "question"), [("in a step", "May I?"), ("in a group", "Why?")])
+async def test_a_step_and_a_task_group_may_ask(here: House, where: str, question: str) -> None:
+    ann = await here.user("ann")
+    id = await session(ann, "desk")
+    assert (await send(ann, id, where)).json()["content"] == question
+    assert (await send(ann, id, "so")).json()["content"].endswith("? so")
+    assert [status for kind, _, status in await kinds(here) if kind == "step"] in ([], ["partial", "completed"])
 
 
 async def test_a_stream_ends_with_the_question_and_the_next_one_begins_after_it(here: House) -> None:

@@ -13,6 +13,7 @@ from app.errors import NotFound
 from app.journal import recorder as recorder_module
 from app.journal.log import CHUNK_BYTES, Log, LogFull, joined
 from app.journal.recorder import JournalFull, Recorder
+from app.journal.replay import Done, Replay, Suspended, suspension
 
 
 def ended(log: Log) -> Outcome:
@@ -104,6 +105,7 @@ def test_steps_are_recorded_in_the_order_they_began_with_their_parents() -> None
         (KeyError("secret"), "failed", "KeyError"),
         (asyncio.CancelledError(), "cancelled", "cancelled"),
         (GeneratorExit(), "cancelled", "cancelled"),
+        (BaseExceptionGroup("", [KeyError(), SystemExit()]), "failed", "BaseExceptionGroup"),
     ],
 )
 def test_an_error_ends_its_step_and_goes_on(error: BaseException, status: str, code: str) -> None:
@@ -115,6 +117,22 @@ def test_an_error_ends_its_step_and_goes_on(error: BaseException, status: str, c
     assert step.error is not None
     assert step.error["code"] == code
     assert "secret" not in str(step.error)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_step_that_is_left_by_a_question_has_not_failed_and_happens_again(wrapped: bool) -> None:
+    asked: BaseException = Suspended("Why?", {}, 60, 2)
+    error = BaseExceptionGroup("", [KeyError(), BaseExceptionGroup("", [asked])]) if wrapped else asked
+    recorder = Recorder()
+    with pytest.raises(type(error)), recorder.step("step", "s"):
+        raise error
+    (step,) = recorder.steps
+    assert (step.status, step.error) == ("partial", None)
+    assert suspension(error) is asked
+    again = Recorder(1, Replay([Done(step.seq, step.path, step.kind, b"", step.output, step.status, step.error)]))
+    with again.step("step", "s") as anew:
+        assert anew.served is None
+    assert [(step.seq, step.status) for step in again.steps] == [(2, "completed")]
 
 
 def test_the_record_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

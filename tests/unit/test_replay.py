@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from app.agent.asking import Suspended, ask
+from app.agent.asking import ask
 from app.agent.plain import canonical, revived
 from app.errors import AppError, InvalidInput, LLMRejected, NotFound
 from app.journal.recorder import Recorder
-from app.journal.replay import Done, Replay, ReplayDiverged, Rerun
+from app.journal.replay import Done, Replay, ReplayDiverged, Rerun, Suspended
 
 
 def taken(replay: Replay, path: str, given: bytes) -> bytes | None:

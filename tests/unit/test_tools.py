@@ -1,11 +1,12 @@
 """Tools are described by their signatures, and whatever goes wrong with one is a sentence for the model."""
 
 import asyncio
+import contextlib
 import json
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import pytest
 from pydantic import BaseModel, Field
@@ -230,6 +231,38 @@ def test_the_loop_calls_tools_until_none_is_asked_for() -> None:
     ]
     assert llm.asked[2][0][1]["tool_calls"][0]["function"]["name"] == "weather"
     assert said.usage.completion == sum(step.usage.completion for step in said.steps)
+
+
+class Careful(Chattable):
+    """Begins anew with each answer, as on the platform: what it did then is served."""
+
+    id = "careful"
+    done: ClassVar[list[str]] = []
+
+    async def chat(self, message: Message) -> Reply:
+        with contextlib.suppress(AgentFailed, ValueError):
+            await self.step(self.fail)
+        return await self.run_tools(message, tools=[self.send, self.put, broken])
+
+    async def send(self, to: str) -> str:
+        return await self.ask(f"Send to {to}?")
+
+    async def put(self) -> str:
+        self.done.append("put")
+        return "put"
+
+    async def fail(self) -> None:
+        self.done.append("fail")
+        raise ValueError
+
+
+def test_a_tool_may_ask_and_what_was_done_beside_it_is_not_done_again() -> None:
+    round_of_calls = [call("send", to="Bo"), call("broken"), call("send", to="Di"), call("put")]
+    said = answer(Careful, "x", llm=Scripted([round_of_calls, "Sent."]), replies=["yes", "no"])
+    assert (said.text, Careful.done) == ("Sent.", ["fail", "put"])
+    assert [chunk.content for chunk in said.chunks if chunk.content_type == "tool"] == [
+        "yes\nbroken failed: ValueError.\nno\nput\n"
+    ]
 
 
 class Endless(Chattable):
