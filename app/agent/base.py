@@ -34,6 +34,7 @@ class BaseAgent(Chattable):
     default_memory_cls: ClassVar[type[BaseMemory]] = MemoryManager
     """What the memory is when none is given."""
 
+    _remembering = ("memory", ".chat")  # the one of this class remembers, in whichever agent it is called
     _made: tuple[tuple[Any, ...], dict[str, Any]]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:

@@ -93,6 +93,8 @@ class Chattable:
     history: History
     llm: LLM
     stream: Stream
+    _remembering: ClassVar[Sequence[str]] = ("memory",)
+    """What stands in the text of an agent that remembers something."""
     _asked: Callable[[], OpenAIRequest] | None = None
     _delegations: Delegations | None = None
     _box: Box | None = None

@@ -83,7 +83,7 @@ class AgentVersion:
         self.params_schema: dict[str, Any] | None = self.params_model.model_json_schema() if self.params_model else None
         """JSON Schema of the parameters a session may set; None when there are none."""
         self._has_defaults = False
-        self.uses_memory = _says(cls, code, "memory")
+        self.uses_memory = _says(cls, code, *cls._remembering)
         """Whether what it remembers is to be loaded before a message and stored after it."""
         self.uses_history = cls.chat.__module__.startswith("app.") or _says(cls, code, "history")
         """Whether it looks at what was said before, so that a summary of it may be worth its price."""
@@ -167,8 +167,8 @@ def declared_in(module: str, namespace: Mapping[str, Any]) -> list[type[Chattabl
     return found
 
 
-def _says(cls: type[Chattable], code: Code, word: str) -> bool:
-    """Whether the word stands in the agent's modules, or in one that a class used there comes from; also when that cannot be told."""
+def _says(cls: type[Chattable], code: Code, *words: str) -> bool:
+    """Whether a word stands in the agent's modules, or in one that a class used there comes from; also when that cannot be told."""
     names = [name for name in sys.modules if name == code.name or name.startswith(code.name + ".")]
     classes = [value for name in names for value in vars(sys.modules[name]).values() if inspect.isclass(value)]
     names += [base.__module__ for used in (cls, *classes) if issubclass(used, Chattable) for base in used.__mro__]
@@ -176,7 +176,8 @@ def _says(cls: type[Chattable], code: Code, word: str) -> bool:
         if name.startswith("app.") or name in ("builtins", "typing", "abc"):
             continue
         try:
-            if word in inspect.getsource(sys.modules[name]):
+            text = inspect.getsource(sys.modules[name])
+            if any(word in text for word in words):
                 return True
         except (OSError, KeyError, TypeError):
             return True

@@ -105,6 +105,37 @@ class Rememberer(BaseAgent):
     async def chat(self, message: Message):
         return await self.create_prompt(enable_memory=True).acall(message.content)
 '''
+TOOLKIT = """
+from app.agent import BaseAgent, Message
+
+
+class Pirate(BaseAgent):
+    id = "pirate"
+
+    async def chat(self, message: Message):
+        return await super().chat(message.content)
+
+
+class Captain(BaseAgent):
+    id = "captain"
+
+    async def chat(self, message: Message):
+        return await self.derive(Mate).chat(message.content)
+
+
+class Mate(BaseAgent):
+    pass
+"""
+PARROT = """
+from app.agent import BaseAgent, Message
+
+
+class Parrot(BaseAgent):
+    id = "parrot"
+
+    async def chat(self, message: Message) -> str:
+        return message.content
+"""
 NAIVE = """
 from app.agent import Chattable, Message
 
@@ -121,6 +152,8 @@ class Naive(Chattable):
 def agents_dir(tmp_path: Path) -> Path:
     (tmp_path / "keepers.py").write_text(AGENTS)
     (tmp_path / "naive.py").write_text(NAIVE)
+    (tmp_path / "toolkit.py").write_text(TOOLKIT)
+    (tmp_path / "parrot.py").write_text(PARROT)
     return tmp_path
 
 
@@ -143,7 +176,7 @@ async def stored(house: House) -> int:
 
 
 async def test_only_an_agent_that_speaks_of_it_has_its_memory_loaded(house: House) -> None:
-    for agent, expected in (("keeper", True), ("small", True), ("naive", False)):
+    for agent, expected in (("keeper", True), ("small", True), ("pirate", True), ("naive", False), ("parrot", False)):
         with house.platform.agents.lease(agent) as version:
             assert version.uses_memory is expected
 
@@ -312,12 +345,13 @@ async def test_a_crash_before_the_answer_is_stored_remembers_nothing(house: Hous
     assert await stored(house) == 0
 
 
+@pytest.mark.parametrize("agent", ["rememberer", "pirate", "captain"])
 async def test_a_toolkit_agent_remembers_over_messages(
-    running: Engines, database_url: str, fake: FakeUpstream, agents_dir: Path
+    running: Engines, database_url: str, fake: FakeUpstream, agents_dir: Path, agent: str
 ) -> None:
     settings = {"redis_url": running.redis_url, "openai_base_url": fake.base_url, "openai_api_key": "sk-test"}
     async with open_house(database_url, agents_dir=agents_dir, **settings) as house:
-        chat = await session(house.admin, "rememberer")
+        chat = await session(house.admin, agent)
         await said(house.admin, chat, "say hello")
         told = await said(house.admin, chat, "what was the first thing I said")
         assert "say hello" in told["content"]
