@@ -16,10 +16,11 @@ from app.agent.chattable import Binding
 from app.agent.delegating import Delegations, Wish
 from app.agent.history import History
 from app.agent.plain import canonical
+from app.agent.remembering import Recollection
 from app.agent.runner import Answer, answer
 from app.agent.sandbox import Box
 from app.agent.version import AgentVersion
-from app.domain import Chunk, Message, Session, SessionParams, Step, Usage, User, new_id
+from app.domain import Chunk, MemoryChange, Message, Session, SessionParams, Step, Usage, User, new_id
 from app.errors import AgentFailed
 from app.journal.log import Log
 from app.journal.recorder import Recorder
@@ -72,9 +73,10 @@ class Trial:
         *,
         state: Mapping[str, Any] | None = None,
         before: Sequence[Message] = (),
+        memories: Sequence[MemoryChange] = (),
         timeout: float = 60,  # noqa: ASYNC109 - the agent's, not the caller's
     ) -> Answer:
-        """What the agent answers to `text` after `before`; its errors are raised as `AppError`s.
+        """What the agent answers to `text` after `before`, remembering `memories`; its errors are raised as `AppError`s.
 
         When it has asked the person it begins anew, as on the platform: what it did is served, and `log` is a new one that begins with
         what was said.
@@ -85,7 +87,8 @@ class Trial:
                 self._llm, self._recorder, {key: list(said) for key, said in self._said.items()}, self._said
             )
             history, box = History([*before, message]), Box(enabled=True)
-            binding = Binding(self.session, history, llm, self._recorder, state, box=box)
+            memory = self._recollection(memories) if self._version.uses_memory else None
+            binding = Binding(self.session, history, llm, self._recorder, state, memory=memory, box=box)
             if self._others:
                 delegations = Delegations(partial(self._engaged, self._others, llm), self._recorder, timeout)
                 binding = replace(binding, delegations=delegations)
@@ -97,6 +100,11 @@ class Trial:
                 self._begin_anew(asked.seq, await self._person(asked.question, asked.schema))
             finally:
                 await llm.close()
+
+    def _recollection(self, memories: Sequence[MemoryChange]) -> Recollection:
+        made = Recollection()
+        made.apply(memories, self.session.id)
+        return made
 
     @asynccontextmanager
     async def _engaged(self, others: Others, llm: LLM, wish: Wish) -> AsyncIterator[tuple[AgentVersion, Binding]]:

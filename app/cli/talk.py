@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ import typer
 from app.agent.runner import Answer
 from app.agent.trial import Others, Trial
 from app.agent.version import AgentVersion
-from app.domain import ANSWER_TYPES, Message
+from app.domain import ANSWER_TYPES, MemoryChange, Message
 from app.errors import AgentFailed, AppError
 from app.llm.llm import LLM
 from app.tasks import Tasks
@@ -31,30 +31,33 @@ async def talk(
     scripted: Sequence[str] | None,
     others: Others | None = None,
 ) -> bool:
-    """Have it answer `text`, or every line of standard input, each with what was said before; whether all went well.
+    """Have it answer `text`, or every line of standard input, each with what was said and remembered before; whether all went well.
 
     `others` are the agents that it can delegate to.
     """
     before: list[Message] = []
+    memories: list[MemoryChange] = []
     state: Mapping[str, Any] | None = None
     well = True
     async with _llm(scripted) as llm:
         async for line in _lines(text):
             try:
                 trial = Trial(version, llm, params=params, person=_person, others=others)
-                given = await _answered(trial, line, before, state)
+                work = trial.answer(line, before=before, memories=memories, state=state, timeout=TIMEOUT)
+                given = await _answered(trial, work)
             except AppError as error:
                 typer.echo(error.message, err=True)
                 well = False
             else:
                 before += [Message.user(line), Message.assistant(given.text)]
+                memories += given.memories
                 state = given.state
     return well
 
 
-async def _answered(trial: Trial, text: str, before: Sequence[Message], state: Mapping[str, Any] | None) -> Answer:
+async def _answered(trial: Trial, answer: Coroutine[Any, Any, Answer]) -> Answer:
     tasks, position, said = Tasks(), 0, ""
-    work = tasks.start(_outcome(trial, text, before, state), name="answer")
+    work = tasks.start(_outcome(answer), name="answer")
     try:
         over = False
         while not over:
@@ -79,11 +82,9 @@ async def _answered(trial: Trial, text: str, before: Sequence[Message], state: M
     return outcome
 
 
-async def _outcome(
-    trial: Trial, text: str, before: Sequence[Message], state: Mapping[str, Any] | None
-) -> Answer | AppError:
+async def _outcome(answer: Coroutine[Any, Any, Answer]) -> Answer | AppError:
     try:
-        return await trial.answer(text, before=before, state=state, timeout=TIMEOUT)
+        return await answer
     except AppError as error:
         return error
 

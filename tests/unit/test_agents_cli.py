@@ -234,6 +234,37 @@ async def test_one_agent_is_talked_to_line_by_line_and_keeps_its_history(folder:
     assert [len(request.body["messages"]) for request in fake.requests] == [2, 4]
 
 
+KEEPER = """
+from app.agent import Chattable, Message
+
+
+class Keeper(Chattable):
+    id = "keeper"
+
+    async def chat(self, message: Message) -> str:
+        if message.content == "forget":
+            self.memory.clear()
+        elif message.content == "fail":
+            self.memory.add_user("what a failure leaves")
+            raise ValueError
+        else:
+            self.memory.add_user(message.content)
+            self.memory.user.add_user(message.content)
+        return str([[entry.content for entry in scope] for scope in (self.memory, self.memory.user)])
+"""
+
+
+async def test_what_it_remembers_it_keeps_from_line_to_line(folder: Path) -> None:
+    (folder / "agents/keeper.py").write_text(KEEPER)
+    said = await run("run", "keeper", "--scripted", "x", typed="tea\nmilk\nfail\nforget\nrum\n")
+    assert said.stdout.splitlines() == [
+        "[['tea'], ['tea']]",
+        "[['tea', 'milk'], ['tea', 'milk']]",
+        "[[], ['tea', 'milk']]",
+        "[['rum'], ['tea', 'milk', 'rum']]",
+    ]
+
+
 async def test_a_script_stands_in_for_the_model_and_parameters_are_checked(folder: Path) -> None:
     await run("new", "bot")
     assert (await run("run", "bot", "Hi", "--scripted", "Good day.")).stdout == "Good day.\n"
