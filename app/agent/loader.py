@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import itertools
 import logging
 import re
 import sys
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,17 +24,32 @@ from app.agent.chattable import Chattable
 from app.agent.threads import Threads
 from app.agent.version import AgentVersion, Code, declared_in
 from app.errors import NotFound, PluginError
+from app.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
 POLL = 0.3
 """Seconds between two looks at the folder."""
 DEADLINE = 10.0
-"""Seconds a file may take to be imported."""
+"""Seconds that others wait for a file to be imported."""
+PATIENCE = 120.0
+"""Seconds after which it is given up: a large library on a cold disk takes a minute."""
+AGAIN = 10.0
+"""Seconds between two looks at whether something was installed since a file failed for what it imports."""
 IMPORTS = 64
 """Files that may be importing at once, those past their deadline included."""
 
 Signature = tuple[tuple[str, int, int], ...]
+Found = Mapping[str, AgentVersion | str]
+"""What a file declares: an agent, or why it cannot be used, for each id."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Import:
+    """The import of one text of a file."""
+
+    code: Code
+    work: asyncio.Task[Found | BaseException]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +78,12 @@ class _Unit:
     """The reason why the file as a whole cannot."""
     waits: bool = False
     """Whether the reason is an id that another file has."""
+    lacks: bool = False
+    """Whether it is something that the file imports."""
+    looked_at: float = 0.0
+    """When it was last seen to that, in seconds since 1970."""
+    importing: _Import | None = None
+    """What goes on, for longer than others wait for it."""
 
 
 class Agents:
@@ -72,6 +95,7 @@ class Agents:
         variables: Mapping[str, str],
         *,
         deadline: float = DEADLINE,
+        again: float = AGAIN,
         own: Sequence[type[Chattable]] = (),
         servers: Collection[str] = (),
         only: str | None = None,
@@ -85,11 +109,13 @@ class Agents:
         self._only = only
         self._variables = variables
         self._deadline = deadline
+        self._again = again
         self._units: dict[str, _Unit] = {}
         self._own = frozenset(cls.id for cls in own)
         self._agents = {cls.id: _own_version(cls, variables) for cls in own}
         self._numbers = itertools.count(1)
         self._threads = Threads("agent import", IMPORTS)
+        self._tasks = Tasks()
         self._refreshing = asyncio.Lock()
         self._finder = _Finder()
 
@@ -105,7 +131,7 @@ class Agents:
     def close(self) -> None:
         """Let go of all modules."""
         for unit in self._units.values():
-            self._replace(unit, {})
+            self._forget(unit)
         self._units.clear()
         if self._finder in sys.meta_path:
             sys.meta_path.remove(self._finder)
@@ -125,14 +151,16 @@ class Agents:
             there = await asyncio.to_thread(_scan, self._folder, self._only)
             gone = [name for name in self._units if name not in there]
             for name in gone:
-                self._replace(self._units.pop(name), {})
+                self._forget(self._units.pop(name))
                 log.info("agents/%s is gone", name)
             changed = bool(gone)
             for name, signature in there.items():
                 unit = self._units.setdefault(name, _Unit(self._folder / name))
-                if unit.signature != signature:
+                if unit.signature != signature or (unit.lacks and await self._is_worth_another_look(unit)):
                     unit.signature = signature
                     changed = await self._load(name, unit) or changed
+                elif unit.importing and unit.importing.work.done():
+                    changed = self._take(name, unit, unit.importing) or changed
             if changed:  # an id may be free now
                 for unit in self._units.values():
                     unit.signature = None if unit.waits else unit.signature
@@ -163,22 +191,39 @@ class Agents:
         """Every agent and every file that could not be loaded, by source."""
         return [row for name, unit in sorted(self._units.items()) for row in _rows(name, unit)]
 
+    async def _is_worth_another_look(self, unit: _Unit) -> bool:
+        """Whether something was installed since the last look, or shortly before it, as it takes its time."""
+        since = unit.looked_at - self._again
+        if time.time() < unit.looked_at + self._again:
+            return False
+        unit.looked_at = time.time()
+        return await asyncio.to_thread(_installed_at) > since
+
     async def _load(self, name: str, unit: _Unit) -> bool:
-        """Put the newest version of a file in service; False, with the reason kept, when it cannot be used."""
+        """Put the newest version of a file in service; False, with the reason kept, when it cannot be used, or not yet."""
+        self._abandon(unit)
+        unit.looked_at = time.time()
         code = Code(self._free_name(unit.path), await asyncio.to_thread(_digest, unit.path))
         code.hold()
+        work = self._tasks.start(self._imported(name, unit.path, code), name=f"import of {name}")
+        unit.importing = _Import(code, work)
+        await asyncio.wait((work,), timeout=self._deadline)
+        return self._take(name, unit, unit.importing)
+
+    def _take(self, name: str, unit: _Unit, done: _Import) -> bool:
+        """What has come of an import, as far as it has."""
+        found = done.work.result() if done.work.done() else TimeoutError()
         try:
-            async with asyncio.timeout(self._deadline):  # not wait_for: its task would let SystemExit end the loop
-                found = await self._threads.run(lambda: self._import(name, unit.path, code), wait=True)
+            if isinstance(found, BaseException):
+                raise found
             self._check_free(unit, found)
         except BaseException as error:
-            if isinstance(error, asyncio.CancelledError) and _is_cancelled():
-                raise
             unit.error, unit.waits = _reason(error, unit.path), isinstance(error, _IdTakenError)
+            unit.lacks = isinstance(error, ImportError)
             log.warning("agents/%s is not loaded: %s", name, unit.error, exc_info=None if unit.waits else error)
             return False
         else:
-            unit.error, unit.waits = None, False
+            unit.error, unit.waits, unit.lacks = None, False, False
             unit.failed = {key: value for key, value in found.items() if isinstance(value, str)}
             kept = {key: unit.versions[key] for key in unit.failed if key in unit.versions}
             self._replace(unit, kept | {key: value for key, value in found.items() if isinstance(value, AgentVersion)})
@@ -187,9 +232,19 @@ class Agents:
             log.info("agents/%s is loaded: %s", name, ", ".join(unit.versions) or "no agent")
             return True
         finally:
-            code.release()
+            if done.work.done():
+                self._abandon(unit)
 
-    def _import(self, name: str, path: Path, code: Code) -> dict[str, AgentVersion | str]:
+    async def _imported(self, name: str, path: Path, code: Code) -> Found | BaseException:
+        """What an import comes to. It never raises: `SystemExit` out of a task would end the event loop."""
+        try:
+            async with asyncio.timeout(PATIENCE):
+                return await self._threads.run(lambda: self._import(name, path, code), wait=True)
+        except BaseException as error:
+            return error
+
+    def _import(self, name: str, path: Path, code: Code) -> Found:
+        importlib.invalidate_caches()  # of what was not installed before
         module = import_file(code.name, path)
         found = declared_in(code.name, vars(module))
         if not found:
@@ -201,6 +256,17 @@ class Agents:
             except PluginError as error:
                 agents[cls.id] = str(error)
         return agents
+
+    def _abandon(self, unit: _Unit) -> None:
+        """Let go of an import, whether or not it has ended."""
+        if unit.importing:
+            unit.importing.work.cancel()
+            unit.importing.code.release()
+            unit.importing = None
+
+    def _forget(self, unit: _Unit) -> None:
+        self._abandon(unit)
+        self._replace(unit, {})
 
     def _check_free(self, unit: _Unit, found: Mapping[str, object]) -> None:
         for agent_id in found:
@@ -234,11 +300,6 @@ class _IdTakenError(PluginError):
     """Another file has the id."""
 
 
-def _is_cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
-
-
 def _scan(folder: Path, only: str | None = None) -> dict[str, Signature]:
     """The files and packages of agents, each with what tells a change."""
     there = {}
@@ -263,6 +324,12 @@ def _signature(path: Path) -> Signature:
         if file.is_file():
             found.append((str(file), status.st_mtime_ns, status.st_size))
     return tuple(found)
+
+
+def _installed_at() -> float:
+    """When something was last put into a folder that libraries are imported from, in seconds since 1970."""
+    folders = [folder for folder in map(Path, sys.path) if folder.is_dir()]
+    return max((folder.stat().st_mtime for folder in folders), default=0.0)
 
 
 def _digest(path: Path) -> str:

@@ -149,6 +149,83 @@ async def test_an_import_that_never_ends_is_given_up(folder: Path) -> None:
     agents.close()
 
 
+SLOW = """import time
+from pathlib import Path
+with Path({beside!r}, "imports").open("a") as imports:
+    imports.write("x")
+while not Path({beside!r}, "go").exists():
+    time.sleep(0.01)
+"""
+
+
+async def until(agents: Agents, found: dict[str, str | None]) -> None:
+    async with asyncio.timeout(20):
+        while errors(agents) != found:
+            await asyncio.sleep(0.02)
+            await agents.refresh()
+
+
+async def test_an_import_that_takes_long_holds_up_nobody_and_is_in_service_when_it_is_there(
+    folder: Path, tmp_path: Path
+) -> None:
+    slow = SLOW.format(beside=str(tmp_path))
+    (folder / "slow.py").write_text(slow + echo("at last", "slow"))
+    (folder / "zeta.py").write_text(echo("fine"))
+    agents = Agents(folder, {}, deadline=0.2)
+    await agents.load()
+    for _ in range(3):
+        await agents.refresh()
+    assert errors(agents) == {"slow.py": "takes too long to import", "echo": None}
+    (tmp_path / "go").touch()
+    await until(agents, {"slow": None, "echo": None})
+    assert await said(agents.get("slow")) == "at last"
+    assert (tmp_path / "imports").read_text() == "x"
+    assert len(modules()) == 2
+    agents.close()
+    assert modules() == set()
+
+
+async def test_an_edit_goes_before_an_import_that_takes_long(folder: Path, tmp_path: Path) -> None:
+    file = folder / "slow.py"
+    file.write_text(SLOW.format(beside=str(tmp_path)) + echo("old"))
+    agents = Agents(folder, {}, deadline=0.2)
+    await agents.load()
+    file.write_text(echo("new"))
+    await agents.refresh()
+    (tmp_path / "go").touch()
+    await agents.refresh()
+    assert errors(agents) == {"echo": None}
+    assert await said(agents.get("echo")) == "new"
+    agents.close()
+
+
+async def test_what_was_missing_is_found_once_it_is_installed(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed, imports = tmp_path / "installed", tmp_path / "imports"
+    monkeypatch.setattr(
+        sys, "path", [str(installed), *(path for path in sys.path if path.startswith((sys.prefix, sys.base_prefix)))]
+    )
+    (tmp_path / "go").touch()
+    count = SLOW.format(beside=str(tmp_path))
+    (folder / "echo.py").write_text(f"{count}import installed_late\n" + echo("here"))
+    agents = Agents(folder, {}, again=0.1)
+    await agents.load()
+    for _ in range(5):
+        await asyncio.sleep(0.05)
+        await agents.refresh()
+    assert (errors(agents), imports.read_text()) == ({"echo.py": "needs installed_late"}, "x")
+    (installed / "installed_late").mkdir(parents=True)
+    (installed / "installed_late/__init__.py").write_text("import installed_later\n")
+    await until(agents, {"echo.py": "needs installed_later"})
+    (installed / "installed_later.py").touch()
+    await until(agents, {"echo": None})
+    assert await said(agents.get("echo")) == "here"
+    agents.close()
+    for name in ("installed_late", "installed_later"):
+        monkeypatch.delitem(sys.modules, name)
+
+
 async def test_an_id_belongs_to_the_first_file_that_has_it(folder: Path, agents: Agents) -> None:
     (folder / "a.py").write_text(echo("first"))
     (folder / "b.py").write_text(echo("second"))

@@ -283,6 +283,15 @@ def test_the_image_holds_what_runs_and_no_more() -> None:
     assert "\n*\n" in read(".dockerignore")
 
 
+def test_an_image_of_ones_own_begins_with_this_one_and_ends_as_its_user(compose: dict[str, Any]) -> None:
+    (block,) = re.findall(r"^```dockerfile\n(.*?)^```$", read("docs/operations.md"), re.MULTILINE | re.DOTALL)
+    lines = [line.partition(" ") for line in block.splitlines()]
+    assert [word for word, _, _ in lines] == ["FROM", "COPY", "USER", "RUN", "USER"]
+    assert (lines[0][2], lines[-1][2]) == (compose["services"]["app"]["image"], dict(instructions())["USER"])
+    assert ("COPY", lines[1][2]) in instructions()
+    assert lines[3][2] == "chattable agents install"
+
+
 def test_the_command_has_its_name_in_the_image_too() -> None:
     stage = instructions()
     assert ("COPY", "deploy/entrypoint /usr/local/bin/chattable") in stage
