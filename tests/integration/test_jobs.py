@@ -287,7 +287,9 @@ async def test_a_server_that_ends_hands_every_other_job_back_too(
             await hook.until(1)
         db = await asyncpg.connect(database_url)
         left = await db.fetch("SELECT DISTINCT kind, state, lost FROM jobs WHERE state <> 'completed' ORDER BY kind")
+        spent = await db.fetchval("SELECT count(*) FROM ledger WHERE session_id = $1", UUID(bench))
         await db.close()
+        assert spent == 1, "what was asked of the model is charged, though its answer was not waited for"
         assert [tuple(row) for row in left] == [(kind, "queued", 0) for kind in ("batch_shard", "bench", "webhook")]
         hook.hangs = False
         async with open_house(database_url, **given) as two:
