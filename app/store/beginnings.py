@@ -22,7 +22,7 @@ from app.errors import (
 )
 from app.store import budgets, jobs
 from app.store.messages import chained
-from app.store.operations import Asks, BeginRun, Begun, Repeated, Result
+from app.store.operations import AnswerRun, Asks, BeginRun, Begun, IdempotencyKey, Repeated, Result
 from app.store.rows import Row, Rows
 from app.store.runs import run_of
 from app.store.turns import pending, session_of, stored
@@ -69,8 +69,8 @@ async def decide(
     """The result of each message, by its session. What is to be stored goes to `rows`."""
     asked = [(op.session_id, op.run_id, op.principal.credential_id, op.agent_id) for op in ops]
     checks = await db.fetch(CHECK, *map(list, zip(*asked, strict=True)))
-    repeated = await _repeated(db, ops, locked)
-    known = await _known(db, ops, checks, repeated)
+    already = await repeated(db, ops, locked)
+    known = await _known(db, ops, checks, already)
     crowd = await _crowd(db, ops, locked)
     results: dict[UUID, Result] = {}
     for op, check in zip(ops, checks, strict=True):
@@ -82,7 +82,7 @@ async def decide(
                 raise NotFound("session", param="session_id")
             _admit(op, session, check)
             _admit_background(op, session, check, crowd)
-            results[op.session_id] = _begin(op, session, check, known, repeated.get(op.session_id), replica, rows)
+            results[op.session_id] = _begin(op, session, check, known, already.get(op.session_id), replica, rows)
         except AppError as error:
             results[op.session_id] = error
     return results
@@ -149,10 +149,11 @@ def _begin(
 ) -> Begun | Repeated | Asks:
     """A run that begins, one that waits, one that there is already, or one that the message answers."""
     if repeated and not check["stored"]:
-        if op.key and repeated["fingerprint"] != op.key.fingerprint:
-            raise Conflict("Idempotency-Key: it was used for another request.", param="idempotency-key")
+        told = as_repeated(op.key, repeated)
+        if isinstance(told, Conflict):
+            raise told
         if repeated["status"] != RunStatus.FAILED and (repeated["error"] or {}).get("code") not in CUT_OFF:
-            return Repeated(run_of(Row(repeated)))
+            return told
         if not op.ephemeral:  # which brings all that it needs
             op = replace(op, again=True, message=replace(op.message, id=repeated["message_id"]))
     if check["asks"] and op.at_leaf and not (op.again or check["stored"]):
@@ -213,8 +214,8 @@ def _waits(session: asyncpg.Record, check: asyncpg.Record) -> bool:
     return True
 
 
-async def _repeated(
-    db: asyncpg.Connection, ops: Sequence[BeginRun], locked: Mapping[UUID, asyncpg.Record]
+async def repeated(
+    db: asyncpg.Connection, ops: Sequence[BeginRun | AnswerRun], locked: Mapping[UUID, asyncpg.Record]
 ) -> Mapping[UUID, asyncpg.Record]:
     """The runs that idempotency keys stand for, by the session of the message that has the key now."""
     keyed = {
@@ -229,6 +230,13 @@ async def _repeated(
     )  # other sessions may be locked elsewhere
     found = await db.fetch(KEYS, *map(list, zip(*keyed, strict=True)))
     return {keyed[row["owner_id"], row["key"]]: row for row in found}
+
+
+def as_repeated(key: IdempotencyKey | None, known: asyncpg.Record) -> Repeated | Conflict:
+    """What becomes of a request whose key stands for this run."""
+    if key and known["fingerprint"] != key.fingerprint:
+        return Conflict("Idempotency-Key: it was used for another request.", param="idempotency-key")
+    return Repeated(run_of(Row(known)))
 
 
 async def _known(

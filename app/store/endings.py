@@ -35,16 +35,18 @@ async def decide(
     waiting: list[UUID] = []
     for op in ops:
         state, session = states.get(op.run.id), locked.get(op.session_id)
+        ended_before = False
         if session is None or state is None or state["replica"] != replica:
             _charge(op, rows)  # what was spent is spent
             results[op.session_id] = None
         elif (
             RunStatus(state["status"]).is_final or state["status"] == op.run.status
         ):  # written before, when the commit was not heard of
+            ended_before = True
             results[op.session_id] = await _ended_before(db, op)
         else:
             results[op.session_id] = _end(op, session, replica, rows)
-        if op.promote and state and state["has_next"]:
+        if op.promote and state and (state["has_next"] or ended_before):
             waiting.append(op.session_id)
     return results, waiting
 

@@ -24,7 +24,7 @@ SWEPT_AT_ONCE = 1000
 
 # The users are locked as `turns.lock` locks them, before anything refers to them.
 MAKE = """
-WITH owners AS MATERIALIZED (SELECT id FROM users WHERE id = ANY($2::uuid[]) ORDER BY id FOR SHARE)
+WITH owners AS MATERIALIZED (SELECT id FROM users WHERE id = ANY($2::uuid[]) ORDER BY id FOR SHARE SKIP LOCKED)
 INSERT INTO sessions (id, user_id, agent_id, agent_params, params, updated_at, ephemeral, preset_id)
 SELECT w.id, w.user_id, w.agent_id, w.agent_params::jsonb, w.params::jsonb, now(), true, w.preset_id
 FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::uuid[])

@@ -27,16 +27,24 @@ Connector: TypeAlias = Callable[[], Awaitable[asyncpg.Connection]]
 MAX_BATCH = 128
 PAUSE = 0.2
 """Seconds between two tries."""
+HELD_PAUSE = 0.01
+"""Seconds until what is held elsewhere is tried again, where nothing else is to be written."""
+
+
+class Held(TimeoutError):
+    """The outcome of an operation whose rows another transaction has locked: it is tried again with the next batch."""
 
 
 class _Caller(Generic[Op, Result]):
     """Who waits for an operation, or left it here to be done."""
 
-    __slots__ = ("future", "op")
+    __slots__ = ("deadline", "future", "op")
 
     def __init__(self, op: Op, future: asyncio.Future[Result] | None) -> None:
         self.op = op
         self.future = future
+        self.deadline: float | None = None
+        """Until when it is tried again, since it was held for the first time."""
 
     def release(self, result: Result | Exception) -> bool:
         """Let the caller go; false when it has gone already."""
@@ -64,7 +72,8 @@ class Gatherer(Generic[Op, Result]):
         claims: Callable[[Op], Collection[Hashable]] = lambda _: (),
         abandoned: Callable[[Op, Result], None] = lambda _op, _result: None,
     ) -> None:
-        """`write` writes a batch in one transaction and gives the outcome of each operation, in order.
+        """`write` writes a batch in one transaction and gives the outcome of each operation, in order; those that are `Held` are given
+        to it again for `seconds`.
 
         While the database is away it is called again for `seconds`. No two operations of a batch share a claim. `abandoned` is told
         what was written for a caller that had left.
@@ -143,9 +152,21 @@ class Gatherer(Generic[Op, Result]):
                 return
             report(log, f"{self._name}: a batch of {len(batch)} could not be written", error)
             results = [error if is_passing(error) else AppError("This could not be stored.")] * len(batch)
+        held: list[_Caller[Op, Result]] = []
         for caller, result in zip(batch, results, strict=True):
-            if not caller.release(result) and not isinstance(result, Exception):
+            if isinstance(result, Held) and self._may_wait(caller):
+                held.append(caller)
+            elif not caller.release(result) and not isinstance(result, Exception):
                 self._abandoned(caller.op, result)
+        if held:
+            is_alone = not self._waiting
+            self._waiting.extendleft(reversed(held))
+            await asyncio.sleep(HELD_PAUSE if is_alone else 0)
+
+    def _may_wait(self, caller: _Caller[Op, Result]) -> bool:
+        now = asyncio.get_running_loop().time()
+        caller.deadline = caller.deadline or now + self._seconds
+        return now < caller.deadline
 
     async def _persist(self, ops: Sequence[Op]) -> Sequence[Result | Exception]:
         """Write; again when the connection broke or a deadlock was ended, for then nothing, or exactly this, is stored."""

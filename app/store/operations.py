@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from app.domain import MemoryChange, Message, Outcome, Preset, Principal, Run, Session, Step
 from app.errors import AppError
+from app.store.gather import Held
 
 
 class BeginRun(Struct, frozen=True):
@@ -127,6 +128,8 @@ class AnswerRun(Struct, frozen=True):
     session_id: UUID
     run_id: UUID
     answer: Any
+    key: IdempotencyKey | None = None
+    """Of the message that is the answer."""
 
 
 class Asks(Struct, frozen=True):
@@ -159,4 +162,4 @@ class FinishRun(Struct, frozen=True):
 
 
 Op = BeginRun | FinishRun | Promote | AnswerRun | RecordSteps
-Result = Begun | Repeated | Asks | Finished | AppError | None
+Result = Begun | Repeated | Asks | Finished | AppError | Held | None

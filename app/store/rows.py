@@ -229,7 +229,7 @@ async def store(db: asyncpg.Connection, rows: Rows) -> list[tuple[UUID, int]] | 
     Gives the run and step of the calls that were charged now, and not before; None where there is no budget to be charged. One that is
     made meanwhile waits for this transaction, because it locks the ledger before it counts.
     """
-    if not (rows.sessions or rows.ends or rows.ledger or rows.runs or rows.interrupted or rows.steps):
+    if not (rows.sessions or rows.ends or rows.ledger or rows.runs or rows.interrupted or rows.steps or rows.keys):
         return []
     values = [
         {"scope_id": key[:SCOPE_BYTES].hex(), "hash": _hex(key[SCOPE_BYTES:]), "body": _packed(rows.values[key])}

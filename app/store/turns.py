@@ -18,24 +18,34 @@ from app.store.runs import run_of
 
 LOCK = """
 SELECT s.*, u.name, u.role, u.status FROM sessions s JOIN users u ON u.id = s.user_id
-WHERE s.id = ANY($1::uuid[]) ORDER BY s.id FOR SHARE OF u FOR UPDATE OF s"""
+WHERE s.id = ANY($1::uuid[]) ORDER BY s.id FOR SHARE OF u SKIP LOCKED FOR UPDATE OF s SKIP LOCKED"""
+HELD = """
+SELECT w.session_id FROM unnest($1::uuid[], $2::uuid[]) AS w(session_id, user_id)
+WHERE EXISTS (SELECT FROM sessions s WHERE s.id = w.session_id) OR EXISTS (SELECT FROM users u WHERE u.id = w.user_id)"""
+BUDGETS = budgets.applying(user="r.user_id", agent="r.agent_id", session="r.session_id", credential="r.credential_id")
 NEXT_QUEUED = f"""
-SELECT DISTINCT ON (r.session_id) r.*,
-  {budgets.applying(user="r.user_id", agent="r.agent_id", session="r.session_id", credential="r.credential_id")} AS budgets
-FROM runs r WHERE r.session_id = ANY($1::uuid[]) AND r.status = 'queued'
+SELECT DISTINCT ON (r.session_id) r.*, {BUDGETS} AS budgets FROM runs r WHERE r.session_id = ANY($1::uuid[]) AND r.status = 'queued'
   AND NOT EXISTS (SELECT FROM runs a WHERE a.session_id = r.session_id AND a.kind = 'chat' AND a.status IN ('running', 'waiting'))
 ORDER BY r.session_id, r.id"""  # noqa: S608 - names of columns only
+GIVEN = f"""
+SELECT r.*, {BUDGETS} AS budgets, j.attempt FROM runs r LEFT JOIN jobs j ON j.id = r.id
+WHERE r.session_id = ANY($1::uuid[]) AND r.kind = 'chat' AND r.status = 'running' AND r.replica = $2 AND r.pending ? 'stored'"""  # noqa: S608 - as above
 PROMOTE = """
 UPDATE runs r SET status = 'running', replica = $1, message_id = p.message_id,
-  pending = CASE WHEN background THEN (pending - '{content,additional_kwargs,parts,before}'::text[]) || '{"stored": true}' END
+  pending = (pending - '{content,additional_kwargs,parts,before}'::text[]) || '{"stored": true}'
 FROM unnest($2::uuid[], $3::uuid[]) AS p(id, message_id)
 WHERE r.id = p.id AND r.status = 'queued' RETURNING r.id"""
 KNOWN = "SELECT * FROM messages WHERE id = ANY($1::uuid[])"
 
 
 async def lock(db: asyncpg.Connection, session_ids: Sequence[UUID]) -> Mapping[UUID, asyncpg.Record]:
-    """The sessions with their users, locked in the order of their ids."""
+    """The sessions with their users, locked; without those that others have locked, whom nobody else's messages wait for."""
     return {row["id"]: row for row in await db.fetch(LOCK, session_ids)}
+
+
+async def held(db: asyncpg.Connection, wanted: Mapping[UUID, UUID | None]) -> set[UUID]:
+    """Those of these sessions that could not be locked and yet are there, or are to be made for a user who is."""
+    return {row["session_id"] for row in await db.fetch(HELD, list(wanted), list(wanted.values()))} if wanted else set()
 
 
 async def stored(db: asyncpg.Connection, ids: Sequence[UUID]) -> Mapping[UUID, Message]:
@@ -44,11 +54,17 @@ async def stored(db: asyncpg.Connection, ids: Sequence[UUID]) -> Mapping[UUID, M
 
 
 async def promote(
-    db: asyncpg.Connection, replica: UUID, session_ids: Sequence[UUID], wanted: Mapping[UUID, UUID]
+    db: asyncpg.Connection,
+    replica: UUID,
+    session_ids: Sequence[UUID],
+    wanted: Mapping[UUID, UUID],
+    *,
+    replayed: bool = False,
 ) -> Mapping[UUID, Begun]:
     """Give each session's next queued run its turn, when nothing else runs there; this replica conducts it.
 
-    A background run is left to a worker, who may be this one: `wanted` are the jobs that it has come for, by session.
+    A background run is left to a worker, who may be this one: `wanted` are the jobs that it has come for, by session. With `replayed`,
+    the turns may have been given already, and are told once more.
     """
     due = await db.fetch(NEXT_QUEUED, session_ids)
     queued = [row for row in due if wanted.get(row["session_id"]) == (row["id"] if row["background"] else None)]
@@ -57,12 +73,46 @@ async def promote(
     attempts = await jobs.take_runs(
         db, replica, list(wanted.values()), [each.run.id for each in begun.values() if each.run.background]
     )
-    return {id: replace(each, attempt=attempts.get(each.run.id, each.attempt)) for id, each in begun.items()}
+    given = {id: replace(each, attempt=attempts.get(each.run.id, each.attempt)) for id, each in begun.items()}
+    return {**await _given(db, replica, session_ids), **given} if replayed else given
+
+
+async def _given(db: asyncpg.Connection, replica: UUID, session_ids: Sequence[UUID]) -> Mapping[UUID, Begun]:
+    """The turns that this replica's runs were given in these sessions."""
+    rows = await db.fetch(GIVEN, session_ids, replica)
+    sessions, known = await lock(db, session_ids), await _known(db, rows)
+    return {
+        row["session_id"]: _turn(row, sessions[row["session_id"]], message, attempt=row["attempt"])
+        for row in rows
+        if (message := known.get(row["message_id"]))
+    }
+
+
+async def _known(db: asyncpg.Connection, rows: Sequence[asyncpg.Record]) -> Mapping[UUID, Message]:
+    """The messages of these runs that have their place already."""
+    return await stored(db, [UUID(row["pending"]["id"]) for row in rows if _is_stored(row["pending"])])
+
+
+def _turn(row: asyncpg.Record, session: asyncpg.Record, message: Message, *, attempt: int | None = None) -> Begun:
+    run, waiting = run_of(Row(row)), row["pending"]
+    return Begun(
+        session_of(session, run.agent_id),
+        message,
+        replace(run, status=RunStatus.RUNNING, message_id=message.id or run.id),
+        row["credential_id"],
+        budgets=budgets.ids(row["budgets"]),
+        again=waiting["again"],
+        ephemeral=session["ephemeral"] and row["echo"] is None,
+        request=waiting.get("request"),
+        attempt=attempt or waiting.get("attempt", 1),
+        said=waiting.get("said", ()),
+        batch=waiting.get("batch"),
+    )
 
 
 async def _begin(db: asyncpg.Connection, replica: UUID, queued: Sequence[asyncpg.Record]) -> Mapping[UUID, Begun]:
     sessions = await lock(db, [row["session_id"] for row in queued])
-    known = await stored(db, [UUID(row["pending"]["id"]) for row in queued if _is_stored(row["pending"])])
+    known = await _known(db, queued)
     turns: dict[UUID, Begun] = {}
     before: dict[UUID, Sequence[Message]] = {}
     for row in queued:
@@ -71,20 +121,7 @@ async def _begin(db: asyncpg.Connection, replica: UUID, queued: Sequence[asyncpg
         message = chain[-1] if chain else known.get(UUID(waiting["id"]))
         before[row["id"]] = chain[:-1]
         if message is not None and session["status"] == "active":
-            run = replace(run_of(Row(row)), status=RunStatus.RUNNING, message_id=message.id or row["id"])
-            turns[run.id] = Begun(
-                session_of(session, run.agent_id),
-                message,
-                run,
-                row["credential_id"],
-                budgets=budgets.ids(row["budgets"]),
-                again=waiting["again"],
-                ephemeral=session["ephemeral"] and row["echo"] is None,
-                request=waiting.get("request"),
-                attempt=waiting.get("attempt", 1),
-                said=waiting.get("said", ()),
-                batch=waiting.get("batch"),
-            )
+            turns[row["id"]] = _turn(row, session, message)
     ids = [begun.run.message_id for begun in turns.values()]
     taken = {row["id"] for row in await db.fetch(PROMOTE, replica, list(turns), ids)}  # one may be cancelled meanwhile
     rows = Rows()

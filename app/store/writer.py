@@ -46,6 +46,7 @@ class Writer:
         self.replica = replica
         self._stored: defaultdict[bytes, set[bytes]] = defaultdict(set)
         self._remembered = 0
+        self._last: Sequence[Op] = ()
         self._gatherer: Gatherer[Op, Any] = Gatherer(
             connect, self._write, name="runs", seconds=REPLAY_SECONDS, claims=_claims
         )
@@ -70,9 +71,9 @@ class Writer:
         """Keep steps of a run that goes on."""
         await self._gatherer.put(steps)
 
-    async def answer(self, given: AnswerRun) -> Begun | None:
+    async def answer(self, given: AnswerRun) -> Begun | Repeated | None:
         """Let a run go on that waited for a person, here unless a worker is to; `Conflict` when it does not wait."""
-        begun: Begun | None = await self._gatherer.put(given)
+        begun: Begun | Repeated | None = await self._gatherer.put(given)
         return begun
 
     async def promote(self, session_id: UUID, job: UUID | None = None) -> Begun | None:
@@ -81,8 +82,9 @@ class Writer:
         return begun
 
     async def _write(self, db: asyncpg.Connection, ops: Sequence[Op]) -> Sequence[Result]:
+        replayed, self._last = ops is self._last, ops
         async with db.transaction():
-            results, values = await write(db, self.replica, ops, self._stored)
+            results, values = await write(db, self.replica, ops, self._stored, replayed=replayed)
         # A long conversation goes to the model again at every turn: its messages need not go to the database again.
         if self._remembered > MAX_REMEMBERED:
             self._stored.clear()
@@ -95,4 +97,4 @@ class Writer:
 
 def _claims(op: Op) -> set[UUID | str]:
     """What no two operations of one batch may share."""
-    return {op.session_id, op.key.key} if isinstance(op, BeginRun) and op.key else {op.session_id}
+    return {op.session_id, op.key.key} if isinstance(op, BeginRun | AnswerRun) and op.key else {op.session_id}

@@ -47,7 +47,7 @@ from app.logs import run_id
 from app.reports import report
 from app.store import journal, memories, messages, runs
 from app.store.database import is_passing
-from app.store.operations import AnswerRun, Begun, Finished, FinishRun, RecordSteps
+from app.store.operations import AnswerRun, Begun, Finished, FinishRun, RecordSteps, Repeated
 from app.usecases import agents, summaries, titles
 from app.usecases.calls import called, names_of, paired
 from app.usecases.knowledge import UserPassages
@@ -76,6 +76,8 @@ Work = Callable[[Platform, Begun, LiveRun], Awaitable[Answer]]
 
 def start(platform: Platform, begun: Begun, work: Work | None = None) -> LiveRun:
     """Begin to answer, in a task that belongs to the platform and not to the caller. Without other `work`, the agent answers."""
+    if live := platform.live.get(begun.run.id):  # a turn that was given before, when the commit was not heard of
+        return live
     recorder = Recorder(steps_before(begun.attempt))
     waits = Waits() if begun.gives_way or begun.run.background else None
     live = LiveRun(begun.run, Log(begun.run.id), recorder, begun.credential_id, begun.attempt, waits)
@@ -492,10 +494,14 @@ def stop_all(platform: Platform, ids: Iterable[Any]) -> None:
             live.end("cancel")
 
 
-async def answer_question(platform: Platform, session_id: UUID, run_id: UUID, answer: Any) -> LiveRun | Run:
+async def answer_question(platform: Platform, given: AnswerRun) -> LiveRun | Run:
     """Let a run go on that waits for a person, here unless a worker is to. `Conflict` when it does not wait any more."""
-    if begun := await platform.writer.answer(AnswerRun(session_id, run_id, answer)):
+    begun = await platform.writer.answer(given)
+    if isinstance(begun, Repeated):
+        return begun.run
+    if begun:
         return start(platform, begun)
+    run_id = given.run_id
     async with platform.engine.connect() as db:
         run = await runs.get(db, run_id, owner=None)
     if run is None:

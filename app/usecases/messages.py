@@ -15,7 +15,7 @@ from app.domain import Message, Page, Principal, Run, RunStatus, new_id
 from app.errors import InvalidInput, NotFound, Unavailable, must_exist
 from app.llm.tokens import count
 from app.store import messages, sessions
-from app.store.operations import Asks, BeginRun, IdempotencyKey, Repeated
+from app.store.operations import AnswerRun, Asks, BeginRun, IdempotencyKey, Repeated
 from app.usecases import conduct
 from app.usecases.live import LiveRun
 from app.usecases.platform import Platform
@@ -116,7 +116,8 @@ async def begin(platform: Platform, wanted: BeginRun, work: conduct.Work | None 
     if isinstance(begun, Asks):
         if wanted.message.parts:
             raise InvalidInput("parts: the agent asks something, and the answer to it is a text.", param="parts")
-        return await conduct.answer_question(platform, wanted.session_id, begun.run_id, wanted.message.content)
+        given = AnswerRun(wanted.session_id, begun.run_id, wanted.message.content, wanted.key)
+        return await conduct.answer_question(platform, given)
     if isinstance(begun, Repeated):
         return begun.run
     if begun.interrupts:

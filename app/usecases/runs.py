@@ -14,6 +14,7 @@ from app.domain import Chunk, Outcome, Page, Principal, Run, RunStatus
 from app.errors import Conflict, NotAuthenticated, NotFound, Unavailable, must_exist
 from app.journal.log import Log
 from app.store import runs, sessions, traces
+from app.store.operations import AnswerRun
 from app.usecases.conduct import SHUTDOWN, answer_question, finish, start, stored_log, unanswered
 from app.usecases.live import LiveRun, Seen
 from app.usecases.platform import Platform
@@ -137,7 +138,7 @@ async def answer(platform: Platform, principal: Principal, id: UUID, given: Any)
         raise Unavailable("The server is shutting down.", retry_after=1)
     if run.status is not RunStatus.WAITING:
         raise Conflict("The run does not wait for an answer.", param="run_id")
-    return await answer_question(platform, run.session_id, id, given)
+    return await answer_question(platform, AnswerRun(run.session_id, id, given))
 
 
 async def cancel(platform: Platform, principal: Principal, id: UUID) -> Run:

@@ -156,6 +156,28 @@ async def test_of_two_answers_at_once_one_counts(here: House, fake: FakeUpstream
     assert fake.hits == 1
 
 
+async def test_equal_answers_with_one_key_are_one(here: House, fake: FakeUpstream) -> None:
+    ann = await here.user("ann")
+    id = await session(ann, "publisher")
+    run_id = (await send(ann, id, "news")).json()["run_id"]
+
+    async def answer(content: str) -> httpx2.Response:
+        body = {"session_id": id, "content": content}
+        return await ann.post("/SendMessage", json=body, headers={"idempotency-key": "k"})
+
+    answers = await asyncio.gather(*(answer("yes") for _ in range(5)))
+    assert {(told.status_code, told.json()["run_id"], told.json()["content"]) for told in answers} == {
+        (200, run_id, "Where?")
+    }
+    other = await answer("no")
+    assert (other.status_code, other.json()["param"]) == (409, "idempotency-key")
+    done = (await send(ann, id, "the paper")).json()
+    again = (await answer("yes")).json()
+    assert (again["message_id"], again["content"]) == (done["message_id"], done["content"])
+    items = (await ann.post("/ListMessages", json={"session_id": id})).json()["items"]
+    assert ([item["role"] for item in items], fake.hits) == (["user", "assistant"], 1)
+
+
 async def test_a_run_that_waits_can_be_cancelled_and_keeps_what_it_said(here: House) -> None:
     ann = await here.user("ann")
     id = await session(ann, "publisher")

@@ -1,0 +1,67 @@
+"""A way to PostgreSQL on which commits can go unheard: done there, while the connection breaks here."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from sqlalchemy import make_url
+
+COMMITTED = b"COMMIT\0"
+"""The tag with which the server says so."""
+
+
+class Way:
+    """Passes bytes on. `lose(said)` breaks the next connection that has said this when its commit is told."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._to = host, port
+        """A folder is that of a socket."""
+        self._said: bytes | None = None
+        self.lost = 0
+
+    def lose(self, said: bytes) -> None:
+        self._said = said
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        host, port = self._to
+        if host.startswith("/"):
+            back, forth = await asyncio.open_unix_connection(f"{host}/.s.PGSQL.{port}")
+        else:
+            back, forth = await asyncio.open_connection(host, port)
+        is_doomed = False
+
+        async def ask() -> None:
+            nonlocal is_doomed
+            while data := await reader.read(65_536):
+                if self._said and self._said in data:
+                    is_doomed, self._said = True, None
+                forth.write(data)
+                await forth.drain()
+
+        async def answer() -> None:
+            while data := await back.read(65_536):
+                if is_doomed and COMMITTED in data:
+                    self.lost += 1
+                    return
+                writer.write(data)
+                await writer.drain()
+
+        sides = [asyncio.ensure_future(ask()), asyncio.ensure_future(answer())]
+        await asyncio.wait(sides, return_when=asyncio.FIRST_COMPLETED)
+        for side in sides:
+            side.cancel()
+        await asyncio.gather(*sides, return_exceptions=True)
+        for stream in (writer, forth):
+            stream.close()
+
+
+@asynccontextmanager
+async def way_to(database_url: str) -> AsyncIterator[tuple[Way, str]]:
+    """Such a way to a database, and the address of the database over it."""
+    url = make_url(database_url)
+    way = Way(url.host or str(url.query["host"]), url.port or int(str(url.query.get("port", 5432))))
+    async with await asyncio.start_server(way.serve, "127.0.0.1", 0) as server:
+        over = url.set(host="127.0.0.1", port=server.sockets[0].getsockname()[1], query={})
+        yield way, over.render_as_string(hide_password=False)
