@@ -152,7 +152,8 @@ WHERE b.bench_id = :id AND b.replica = :replica AND h.number = b.number AND h.at
 
 async def release(db: AsyncConnection, id: UUID, replica: UUID, held: Mapping[int, int]) -> None:
     """Leave blocks, by number and attempt, to others."""
-    await db.execute(text(RELEASE), {"held": _told(held), "id": id, "replica": replica})
+    if held:
+        await db.execute(text(RELEASE), {"held": _told(held), "id": id, "replica": replica})
 
 
 async def erase_unasked(db: AsyncConnection, id: UUID) -> None:

@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -102,8 +103,20 @@ class _Stop(Exception):
 class Work:
     """This process's part of a bench. `progress` is that of all processes, a moment ago."""
 
-    def __init__(self, platform: Platform, bench: Bench, folder: Path | None, *, at_once: int | None = None) -> None:
-        """`folder` is where the suite's own Python is. `InvalidInput` when a scorer cannot be used here."""
+    def __init__(
+        self,
+        platform: Platform,
+        bench: Bench,
+        folder: Path | None,
+        *,
+        at_once: int | None = None,
+        patience: float | None = None,
+    ) -> None:
+        """`folder` is where the suite's own Python is. `InvalidInput` when a scorer cannot be used here.
+
+        At its end it waits `patience` seconds for a database that is away, `PATIENCE_SECONDS` by default. Blocks that it cannot leave
+        then are the process's as long as that lives, so one that goes on has to wait for ever.
+        """
         self.bench, self.suite = bench, suite_of(bench)
         self.progress = BenchProgress()
         self.began = time.monotonic()
@@ -112,10 +125,13 @@ class Work:
         self._platform = platform
         self._scorers = Scorers(self.suite, folder)
         self._at_once = at_once or self.suite.limits.concurrency
+        self._patience = patience
         self._replica = platform.writer.replica
         self._items: Iterator[_Item] = iter(())
         self._taking = asyncio.Lock()
         self._attempts: dict[int, int] = {}
+        self._unheard: dict[int, int] = {}
+        """Blocks that it may have, for the commit that took them was not heard of."""
         self._unstored: list[Asked] = []
         self._storing = asyncio.Lock()
         self._spent = 0.0
@@ -140,8 +156,8 @@ class Work:
         """
         async with AsyncExitStack() as stack:
             tasks = Tasks()
-            stack.push_async_callback(tasks.close)
             stack.push_async_callback(self._leave)
+            stack.push_async_callback(tasks.close)
             await self._begin(stack)
             tasks.repeat(self._store, FLUSH_SECONDS, name="results of a bench")
             tasks.repeat(lambda: self._look(until), LOOK_SECONDS, name="progress of a bench")
@@ -196,7 +212,12 @@ class Work:
     async def _claim(self) -> Block | None:
         async def claim() -> Block | None:
             async with self._platform.engine.begin() as db:
-                return await benches.claim(db, self.bench.id, self._replica, self.suite.block_rows)
+                await benches.release(db, self.bench.id, self._replica, self._unheard)
+                block = await benches.claim(db, self.bench.id, self._replica, self.suite.block_rows)
+                if block:
+                    self._unheard[block.number] = block.attempt
+            self._unheard.clear()
+            return block
 
         block = await patiently(claim)
         if block:
@@ -396,11 +417,11 @@ class Work:
 
     # Storing
 
-    async def _store(self) -> None:
+    async def _store(self, patience: float | None = None) -> None:
         """Store what there is. What another process has taken over meanwhile is charged, and otherwise dropped."""
         async with self._storing:
             while some := self._unstored[:STORED_AT_ONCE]:
-                await patiently(lambda some=some: self._keep(some))  # type: ignore[misc]  # mypy sees no type in the default
+                await patiently(partial(self._keep, some), patience)
                 del self._unstored[: len(some)]
 
     async def _keep(self, some: Sequence[Asked]) -> None:
@@ -413,13 +434,13 @@ class Work:
 
     async def _leave(self) -> None:
         """Store the rest, and let others have the blocks that are not done."""
-        await self._store()
+        await self._store(self._patience)
 
         async def release() -> None:
             async with self._platform.engine.begin() as db:
-                await benches.release(db, self.bench.id, self._replica, self._attempts)
+                await benches.release(db, self.bench.id, self._replica, self._attempts | self._unheard)
 
-        await patiently(release)
+        await patiently(release, self._patience)
 
     async def _end(self) -> Bench:
         """Write down why it stopped, or that it is done."""
