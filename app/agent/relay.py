@@ -13,7 +13,10 @@ class ModelRelay(Chattable):
     id = "model"
 
     async def chat(self, message: Message) -> Reply:
-        """The answer of the model that the request names, under the request's options; else of the session's."""
+        """The answer of the model that the request names, under the request's options; else of the session's.
+
+        With `begin`, as it comes: with tools `acall` would wait for its end.
+        """
         if self.request is None:
-            return await self.llm.acall(self.history)
-        return await self.llm.use(self.request.model).acall(self.history, **self.request.options())
+            return self.llm.begin(self.history)
+        return self.llm.use(self.request.model).begin(self.history, **self.request.options())

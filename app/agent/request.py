@@ -49,7 +49,7 @@ class OpenAIRequest(BaseModel):
         self._headers = {name.lower(): value for name, value in headers.items()}
 
     def options(self) -> dict[str, Any]:
-        """Sampling, tools and format of the answer, as `self.llm.acall(…, **self.request.options())` takes them."""
+        """Sampling, tools and format of the answer, as `self.llm.begin(…, **self.request.options())` takes them."""
         given = {name: getattr(self, name, None) for name in OPTIONS}
         return {name: value for name, value in given.items() if value is not None}
 

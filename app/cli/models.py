@@ -208,9 +208,9 @@ async def _problem(model: Model, endpoint: EndpointSpec) -> str | None:
 
     key = endpoint.api_key.reveal() if endpoint.api_key else None
     body = {**model.defaults, "model": endpoint.model, "messages": _question()}
-    reason = ""
+    reason, first = "", endpoint.first_token_seconds or 30
     try:
-        upstream = Upstream(endpoint.base_url, key, deadlines=Deadlines(10, 30, 30, 60))
+        upstream = Upstream(endpoint.base_url, key, deadlines=Deadlines(10, first, 30, first + 30))
         try:
             if model.alias == EMBEDDING:
                 await upstream.embed(endpoint.model, [QUESTION])

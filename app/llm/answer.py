@@ -35,6 +35,8 @@ class _ToolCall(msgspec.Struct):
 
 class _Text(msgspec.Struct):
     content: str | None = None
+    refusal: str | None = None
+    """What is said in place of the content by a model that will not answer (OpenAI's API reference, "Create chat completion")."""
     reasoning_content: str | None = None
     reasoning: str | None = None
     tool_calls: list[_ToolCall] | None = None
@@ -175,8 +177,8 @@ class Answer:
         if text := choice.delta or choice.message:
             if thought := text.reasoning_content or text.reasoning:
                 self._say(thought, "thinking")
-            if text.content:
-                self._say(text.content, "text")
+            if said := text.content or text.refusal:
+                self._say(said, "text")
             for at, call in enumerate(text.tool_calls or ()):
                 self._call(at if call.index is None else call.index, call)
         if choice.finish_reason:

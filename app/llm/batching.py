@@ -20,7 +20,7 @@ from app.llm.batch_api import BatchApi, Given, line_of
 from app.llm.catalog import WINDOW_SECONDS, EndpointSpec
 from app.llm.endpoints import Endpoints
 from app.llm.outstanding import BatchStore, Item, Outstanding, Sought
-from app.llm.refusals import UpstreamAuth, UpstreamUnknown, refusal
+from app.llm.refusals import UpstreamUnknown, UpstreamUnwilling, refusal
 from app.reports import report
 from app.tasks import Tasks
 
@@ -264,7 +264,7 @@ class Batching:
                 await self._store.submitted(batch.id, given.id)
                 lines.clear()
                 return given
-            except (LLMRejected, UpstreamAuth, UpstreamUnknown):
+            except (LLMRejected, UpstreamUnwilling):
                 raise
             except LLMError:
                 if now() > batch.deadline_at:

@@ -30,11 +30,19 @@ from app.llm.messages import Prompt, encoded, named
 from app.llm.options import checked
 from app.llm.outstanding import Sought
 from app.llm.route import Attempt, Request, Router, chain, fitting
-from app.llm.stages import PROMPT_FACTOR, Caller, Reservations, Stages
+from app.llm.stages import Caller, Reservations, Stages
 from app.llm.tokens import count, count_json
 
-COMPLETION = 4096
-"""How many tokens an answer is taken to want when the call does not say, as far as a budget is concerned."""
+COMPLETION = 8192
+"""How many tokens an answer is taken to want when the call does not say, as far as a budget is concerned.
+
+It is sent, or an answer could be longer than what was reserved; and vendors refuse more than their models can write, many more than this
+(DeepSeek: "the valid range of max_tokens is [1, 8192]"; DashScope: "Range of max_tokens should be [1, 8192]").
+"""
+LEAST = 256
+"""An answer is not taken to want less, however near the prompt comes to the model's context: mostly it is counted too high here."""
+FRAME = 64
+"""What a server's chat template may put around a prompt, beyond what is counted here."""
 TYPICAL = 512
 """How many tokens of an answer count at once against an endpoint's tokens per minute; what it were really is settled at the end."""
 PAST_THE_CACHE = nullcontext[None]()
@@ -390,7 +398,15 @@ def _in_place_of(said: Sequence[Mapping[str, Any]], text: str) -> str | list[Any
 
 def _longest(models: Iterable[Model], prompt: int) -> int:
     """How long an answer may be that all of these have room for, up to `COMPLETION`."""
-    return min([COMPLETION, *[max(1, model.context - PROMPT_FACTOR * prompt) for model in models if model.context]])
+    return min([COMPLETION, *[_fitting(model.context - prompt, prompt) for model in models if model.context]])
+
+
+def _fitting(room: int, prompt: int) -> int:
+    """How long an answer may be in the room that a prompt leaves.
+
+    A server refuses what does not fit by its own count. So the prompt may be twice what is counted here, as far as half of the room goes.
+    """
+    return max(LEAST, room - min(prompt + FRAME, room // 2))
 
 
 def _dearest(prices: Iterable[Price]) -> Price:

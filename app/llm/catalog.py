@@ -15,7 +15,7 @@ from app.domain import Usage
 from app.errors import InvalidInput, LLMUnavailable, NotFound, SettingsError
 from app.llm.options import checked
 from app.llm.toml_lines import Keys, dotted
-from app.llm.upstream import OPENAI, Upstream
+from app.llm.upstream import OPENAI, TOTAL_SECONDS, Upstream
 
 DEFAULT = "default"
 """The alias that a call gets which names none."""
@@ -40,6 +40,7 @@ _RANGES = {
     "rpm": 10_000_000,
     "tpm": 10_000_000_000,
     "batch_deadline": WINDOW_SECONDS,
+    "first_token_seconds": TOTAL_SECONDS,
 }
 
 
@@ -138,6 +139,8 @@ class EndpointSpec:
     """Whether the server has OpenAI's Files and Batches: then calls of mode batch go there."""
     batch_deadline: int | None = None
     """Seconds after which what a batch has not answered is asked at once; `WINDOW_SECONDS` by default."""
+    first_token_seconds: int | None = None
+    """How long the server may take to begin its answer; that of `Deadlines` by default."""
     id: str = ""
     """The same in every process: made of `base_url`, `model` and the name of the key's variable, never of the key."""
 
@@ -195,6 +198,8 @@ class Model:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     discover: bool = False
     """Whether the other models of the server are to be aliases too: see `discovered`."""
+    is_passed_through: bool = False
+    """Whether it is no alias, but whatever name was asked for: see `Catalog`."""
 
     def __post_init__(self) -> None:
         if [bool(self.endpoints), bool(self.cascade), self.llm is not None].count(True) != 1:
@@ -292,7 +297,7 @@ class Catalog:
             )
         if self.passes_through:
             (endpoint,) = self.models[DEFAULT].endpoints
-            return Model(alias, (replace(endpoint, model=alias),))
+            return Model(alias, (replace(endpoint, model=alias),), is_passed_through=True)
         raise NotFound(f"model{' as default' if alias == DEFAULT else ''}; known are {self._listed()}", param="model")
 
     def _listed(self) -> str:

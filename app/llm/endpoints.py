@@ -12,7 +12,7 @@ from app.errors import LLMError, LLMUnavailable
 from app.llm.catalog import Catalog, CatalogError, EndpointSpec, Model
 from app.llm.lease import Limiter
 from app.llm.llm import LLM
-from app.llm.refusals import UpstreamAuth
+from app.llm.refusals import UpstreamAuth, UpstreamUnwilling
 from app.llm.slices import Slices
 from app.llm.upstream import Deadlines, Upstream
 
@@ -36,6 +36,8 @@ class Endpoint:
         self._server = (spec.base_url, spec.api_key)
         self._down_until = self._refused_until = 0.0
         self._failures = 0
+        self._told: str | None = None
+        """What the log says of it that only its operator can set right, since it last answered."""
         self.retired: list[Upstream] = []
 
     def configure(self, spec: EndpointSpec) -> None:
@@ -59,19 +61,22 @@ class Endpoint:
 
     def succeeded(self) -> None:
         """It answers."""
-        self.refused, self._failures, self._down_until = None, 0, 0.0
+        self.refused, self._failures, self._down_until, self._told = None, 0, 0.0, None
 
     def failed(self, error: LLMError, spec: EndpointSpec) -> LLMError:
         """It did not answer: the error, in words that fit where the endpoint was set up."""
         if isinstance(error, UpstreamAuth):
-            self.refused = (
+            error = UpstreamAuth(
                 f"The language model's server does not accept the key in {spec.api_key_env or 'no variable'}."
             )
+            self.refused = error.message
             self._refused_until = _time() + REFUSED_SECONDS
-            log.warning("%s is not asked for %g seconds: %s", spec.base_url, REFUSED_SECONDS, self.refused)
-            return UpstreamAuth(self.refused)
-        self._failures += 1
-        self._down_until = _time() + min(LONGEST_COOLDOWN, 2.0 ** (self._failures - 1))
+        else:
+            self._failures += 1
+            self._down_until = _time() + min(LONGEST_COOLDOWN, 2.0 ** (self._failures - 1))
+        if isinstance(error, UpstreamUnwilling) and self._told != error.message:
+            self._told = error.message
+            log.warning("%s does not answer for %s: %s", spec.base_url, spec.model, error.message)
         return error
 
 

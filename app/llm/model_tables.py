@@ -20,9 +20,9 @@ MOST = 100
 _ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,199}")
 _MODEL = ("endpoints", "fallback", "cascade", "llm", "context", "price", "defaults", "discover")
-_ENDPOINT = ("base_url", "model", "api_key_env", "weight", "max_concurrency", "rpm", "tpm", "batch", "batch_deadline")
-_PRICE = ("prompt", "completion", "cached", "batch")
 _LIMITS = ("max_concurrency", "rpm", "tpm")
+_ENDPOINT = ("base_url", "model", "api_key_env", "weight", *_LIMITS, "batch", "batch_deadline", "first_token_seconds")
+_PRICE = ("prompt", "completion", "cached", "batch")
 
 
 def catalog(tables: Mapping[str, Any], variables: Mapping[str, str], default: Model | None = None) -> Catalog:

@@ -12,7 +12,7 @@ from weakref import WeakValueDictionary
 from msgspec import Struct
 
 from app.domain import Usage
-from app.errors import AppError, LLMError, LLMRejected
+from app.errors import AppError, LLMError, LLMRejected, NotFound
 from app.llm.answer import Answer
 from app.llm.batching import Batching
 from app.llm.catalog import WINDOW_SECONDS, EndpointSpec, Model
@@ -21,7 +21,7 @@ from app.llm.lease import Lease
 from app.llm.llm import LLM, Finish, Items
 from app.llm.messages import Prompt
 from app.llm.outstanding import Sought
-from app.llm.refusals import EmptyAnswer, UpstreamBusy, UpstreamLate, UpstreamUnknown
+from app.llm.refusals import EmptyAnswer, UpstreamBusy, UpstreamLate, UpstreamUnknown, UpstreamUnwilling
 from app.llm.upstream import Upstream, whole_chat
 from app.reports import report
 
@@ -42,6 +42,7 @@ LANE = 400
 MAX_ANSWER = 64_000_000
 """The longest answer out of a batch, in bytes."""
 NOTHING = Usage()
+UNKNOWN = "model at the language model's server: check its name, and OPENAI_BASE_URL"
 
 
 class Request(Struct):
@@ -104,7 +105,7 @@ class Router:
                         raise
                     except LLMError as failed:
                         error = failed
-                        if isinstance(failed, UpstreamUnknown):
+                        if isinstance(failed, UpstreamUnwilling | UpstreamLate):  # the latter may still be at work
                             gone.add(attempt.name)
                     else:
                         return attempt
@@ -177,7 +178,8 @@ class Router:
             if request.texts:
                 yield await _own_vectors(llm, request)
                 return
-            async with aclosing(llm.items(request.prompt.messages(), {**model.defaults, **request.options})) as answer:
+            options = _bounded({**model.defaults, **request.options}, request)
+            async with aclosing(llm.items(request.prompt.messages(), options)) as answer:
                 async for items in answer:
                     yield items
         except AppError:
@@ -260,6 +262,8 @@ class Attempt:
         if isinstance(error, UpstreamBusy):
             self._lease.throttled(error.retry_after)
             return
+        if isinstance(error, UpstreamUnknown) and self._model.is_passed_through:
+            raise NotFound(UNKNOWN, param="model") from error
         told = self._choice.endpoint.failed(error, self._choice.spec)
         if told is not error:
             raise told from error
@@ -268,17 +272,21 @@ class Attempt:
 def _answer(upstream: Upstream, spec: EndpointSpec, model: Model, request: Request) -> AsyncGenerator[Items, None]:
     if request.texts:
         return _vectors(upstream, spec, request)
-    return upstream.stream(_body(spec, model, request))
+    return upstream.stream(_body(spec, model, request), first_token=spec.first_token_seconds)
 
 
 def _body(spec: EndpointSpec, model: Model, request: Request) -> dict[str, Any]:
     # The messages come first, so that what a conversation sends begins with what it sent before, whatever the options.
-    body: dict[str, Any] = {"model": spec.model, "messages": request.prompt.raw, **model.defaults, **request.options}
+    return _bounded({"model": spec.model, "messages": request.prompt.raw, **model.defaults, **request.options}, request)
+
+
+def _bounded(options: dict[str, Any], request: Request) -> dict[str, Any]:
+    """These options, with an answer no longer than the request may have."""
     if request.max_tokens is not None:  # under one name only, or a server may heed the other
-        newer = body.pop("max_completion_tokens", None)
-        body.pop("max_tokens", None)
-        body["max_completion_tokens" if newer else "max_tokens"] = request.max_tokens
-    return body
+        newer = options.pop("max_completion_tokens", None)
+        options.pop("max_tokens", None)
+        options["max_completion_tokens" if newer else "max_tokens"] = request.max_tokens
+    return options
 
 
 async def _batched(
@@ -297,7 +305,9 @@ async def _batched(
 
 
 async def _vectors(upstream: Upstream, spec: EndpointSpec, request: Request) -> AsyncGenerator[Items, None]:
-    request.vectors, tokens = await upstream.embed(spec.model, request.texts, request.options)
+    request.vectors, tokens = await upstream.embed(
+        spec.model, request.texts, request.options, first_token=spec.first_token_seconds
+    )
     yield _embedded(request, tokens)
 
 

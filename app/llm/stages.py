@@ -67,7 +67,8 @@ class Stages:
     def question(self, model: Model, caller: Caller, version: str, body: bytes) -> Question:
         """What the cache is asked: whatever can change the answer to `body` is in its key."""
         scope = SHARED if caller.shares_cache else caller.owner
-        names = " ".join((model.alias, model.llm or "", *sorted(spec.model for spec in model.endpoints)))
+        servers = sorted(f"{spec.base_url} {spec.model}" for spec in model.endpoints)
+        names = " ".join((model.alias, model.llm or "", *servers))
         key = cache_key(self.secret, scope=scope, agent=caller.agent, version=version, model=names, body=body)
         return Question(key, scope, caller.owner, caller.agent, caller.session, run=str(caller.run_id))
 

@@ -28,6 +28,8 @@ MAX_LIST = 4_000_000
 """How much of a list of models is read, in bytes."""
 TRANSFER_SECONDS = 600.0
 """How long one request about a file may take, its content included."""
+TOTAL_SECONDS = 600
+"""How long a call may take altogether, and so how long to its first token at most."""
 END_SECONDS = 0.2
 """How long an answered call waits for the end of its HTTP response, so that the connection can be used again."""
 
@@ -65,7 +67,7 @@ class Deadlines:
     connect: float = 10
     first_token: float = 60
     idle: float = 60
-    total: float = 600
+    total: float = TOTAL_SECONDS
 
 
 class Upstream:
@@ -102,13 +104,14 @@ class Upstream:
     def __repr__(self) -> str:
         return f"Upstream({self._base_url!r})"
 
-    async def stream(self, body: Mapping[str, Any]) -> AsyncGenerator[Items, None]:
+    async def stream(self, body: Mapping[str, Any], *, first_token: float | None = None) -> AsyncGenerator[Items, None]:
         """The chunks of the answer to `body`, a chat completion request, as many at once as have come; then its `Finish`.
 
+        `first_token` is in place of that of the deadlines, for this call.
         Raises `LLMUnavailable`, `LLMRejected` or `LLMError`. A stream that breaks off after its first token ends with
         `Finish("cut")`; one that hangs raises. Closing the generator closes the connection.
         """
-        call = _Call(self._deadlines)
+        call = _Call(self._deadlines, first_token)
         answer = Answer(
             body.get("messages", ()), body.get("tools", ()), max_bytes=self._max_bytes, max_line=self._max_line
         )
@@ -129,10 +132,15 @@ class Upstream:
             response.close()  # does nothing to a connection whose response was read to its end
 
     async def embed(
-        self, model: str, texts: Sequence[str], options: Mapping[str, Any] | None = None
+        self,
+        model: str,
+        texts: Sequence[str],
+        options: Mapping[str, Any] | None = None,
+        *,
+        first_token: float | None = None,
     ) -> tuple[list[list[float]], int | None]:
-        """The embedding of each text, in order, and how many tokens they were, if it says; errors as of `stream`."""
-        call = _Call(self._deadlines)
+        """The embedding of each text, in order, and how many tokens they were, if it says; deadline and errors as of `stream`."""
+        call = _Call(self._deadlines, first_token)
         data = _encode({"model": model, "input": texts, "encoding_format": "float", **(options or {})})
         response = await self._post(self._embed_url, data, call)
         try:
@@ -250,8 +258,9 @@ class _Call:
     One timer serves all waits of a call: it looks when it is due whether the wait it was set for is over.
     """
 
-    def __init__(self, deadlines: Deadlines) -> None:
+    def __init__(self, deadlines: Deadlines, first_token: float | None = None) -> None:
         self._deadlines = deadlines
+        self._first_token = first_token or deadlines.first_token
         self._loop = asyncio.get_running_loop()
         self._started = self._loop.time()
         self._timer: asyncio.TimerHandle | None = None
@@ -263,9 +272,7 @@ class _Call:
 
     def limit(self) -> float:
         """The loop's time until which the next piece may take."""
-        patience = (
-            self._loop.time() + self._deadlines.idle if self.began else self._started + self._deadlines.first_token
-        )
+        patience = self._loop.time() + self._deadlines.idle if self.began else self._started + self._first_token
         return min(patience, self._started + self._deadlines.total)
 
     async def read(self, content: aiohttp.StreamReader) -> bytes:

@@ -11,7 +11,8 @@ all messages', the answer's no more than `max_tokens`. `/v1/embeddings` gives eq
 A fault is `NAME key=value …`, chosen by the model name (`fault:NAME:key=value`), by `[[fault: NAME key=value]]` in the
 last message, or for the next requests by `POST /_faults {"fault": "NAME …", "times": 1, "headers": {}}`.
 
-401 403 404 500 503 …   that status, with `retry-after=`, `retry-after-ms=`, `date=` (an HTTP date, in seconds)
+401 403 404 500 503 …   that status, with `retry-after=`, `retry-after-ms=`, `date=` (an HTTP date, in seconds), `message=`,
+                        `code=`
 html, empty_body        200 with a web page, or with nothing
 refuse                  the connection ends before any answer
 hang                    nothing is sent; with `after=N` nothing after N chunks
@@ -24,6 +25,7 @@ no_usage, bad_usage     usage is missing or negative; `details` adds cached and 
 bytes, crlf, comments   one byte at a time, CRLF, heartbeats between the events
 empty, whole            an answer without text; one JSON completion where a stream was asked for
 think                   some reasoning_content before the text
+refusal                 the text as a model's refusal, in place of content
 
 `chunks=100 delay=0.05 first=1` shape any answer: chunks, seconds between them, seconds before the first.
 """
@@ -380,7 +382,8 @@ class Connection(asyncio.Protocol):
             moment = datetime.now(UTC) + timedelta(seconds=fault.number("date", 0))
             headers["retry-after"] = format_datetime(moment, usegmt=True)
         if fault.name.isdigit():
-            self._error(int(fault.name), fault.args.get("message", "Something is wrong.").replace("_", " "), headers)
+            message = fault.args.get("message", "Something is wrong.").replace("_", " ")
+            self._error(int(fault.name), message, headers, code=fault.args.get("code"))
         elif fault.name == "html":
             self._send(200, b"<!doctype html><title>Welcome</title>", "text/html")
         elif fault.name == "empty_body":
@@ -412,7 +415,9 @@ class Connection(asyncio.Protocol):
                 break
             text += piece
             self._server.tokens += bool(piece.strip())
-            await self._event(frames.text(piece), fault)
+            await self._event(
+                frames.delta({"refusal": piece}) if fault.name == "refusal" else frames.text(piece), fault
+            )
             await asyncio.sleep(delay)
         if fault.name in _BREAKS:  # after a shorter answer too
             await self._break(frames, fault)
@@ -479,8 +484,10 @@ class Connection(asyncio.Protocol):
         if data:
             self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
 
-    def _error(self, status: int, message: str, headers: dict[str, str] | None = None) -> None:
-        body = {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": None}}
+    def _error(
+        self, status: int, message: str, headers: dict[str, str] | None = None, *, code: str | None = None
+    ) -> None:
+        body = {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": code}}
         self._json(status, body, headers)
 
     def _json(self, status: int, value: object, headers: dict[str, str] | None = None) -> None:

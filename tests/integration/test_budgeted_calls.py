@@ -16,6 +16,8 @@ import pytest
 
 from app.domain import new_id
 from app.journal.recorder import Recorder
+from app.llm.call import COMPLETION, LEAST
+from app.llm.llm import LLM
 from app.llm.stages import Caller
 from app.store.database import connector
 from tests.calling import call, calling_house
@@ -29,6 +31,7 @@ BUDGETS = "/api/v1/budgets"
 PRICE = "{ prompt = 1000, completion = 1000 }"
 """A thousandth a token."""
 MANY = 200
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -40,6 +43,8 @@ async def fake() -> AsyncIterator[FakeUpstream]:
 @pytest.fixture
 async def house(running: Engines, database_url: str, tmp_path: Path, fake: FakeUpstream) -> AsyncIterator[House]:
     text = model("default", fake.base_url, price=PRICE) + model("free", fake.base_url)
+    text += model("mine", llm=f'"{__name__}:Obeying"')
+    text += model("deep", fake.base_url, defaults="{ max_tokens = 10_000 }")
     async with calling_house(running, database_url, tmp_path, text) as opened:
         yield opened
 
@@ -49,6 +54,13 @@ async def db(database_url: str) -> AsyncIterator[asyncpg.Connection]:
     connection = await connector(database_url)()
     yield connection
     await connection.close()
+
+
+class Obeying(LLM):
+    """Says as many words as it may, each of which is counted as a token."""
+
+    async def generate(self, messages: list[dict[str, Any]], **options: Any) -> str:
+        return "one " * options.get("max_completion_tokens", options.get("max_tokens", 1000))
 
 
 async def limit(house: House, scope: str, id: str, **limits: Any) -> str:
@@ -118,6 +130,19 @@ async def test_an_answer_is_cut_to_what_was_reserved(house: House, fake: FakeUps
     assert await settled(house, db, budget) == fake.tokens <= 100
 
 
+async def test_an_answer_of_no_given_length_is_cut_where_the_page_says(
+    house: House, fake: FakeUpstream, db: asyncpg.Connection
+) -> None:
+    ann = await house.user("ann")
+    budget = await limit(house, "user", user(ann), tokens=1_000_000)
+    answer = await call(ann, say=f"hi [[fault: chunks={COMPLETION + 9}]]")
+    assert answer["usage"]["completion"] == COMPLETION > 8000
+    assert f"when it gives none, {COMPLETION:,}" in (ROOT / "docs/models.md").read_text(encoding="utf-8")
+    answer = await call(ann, say=f"hi [[fault: chunks={COMPLETION + 9}]]", model="deep")
+    assert answer["usage"]["completion"] == COMPLETION + 9
+    assert await settled(house, db, budget) == fake.tokens
+
+
 async def test_a_call_that_wants_less_gets_less_by_the_name_it_gave(house: House, fake: FakeUpstream) -> None:
     ann = await house.user("ann")
     await limit(house, "user", user(ann), tokens=1000)
@@ -130,6 +155,17 @@ async def test_a_call_that_wants_less_gets_less_by_the_name_it_gave(house: House
         [None, 30],
         [None, None],
     ]
+
+
+async def test_an_llm_of_ones_own_is_told_what_was_reserved(house: House, db: asyncpg.Connection) -> None:
+    ann = await house.user("ann")
+    id = await session(ann, "calling")
+    assert len((await call(ann, id, say="hi", model="mine"))["content"].split()) == 1000
+    small = await limit(house, "session", id, tokens=2000)
+    assert len((await call(ann, id, say="hi", model="mine", max_completion_tokens=20))["content"].split()) == 20
+    words = len((await call(ann, id, say="hi", model="mine"))["content"].split())
+    assert 16 <= words < 1000
+    assert await settled(house, db, small) <= 2000
 
 
 async def test_however_many_calls_begin_at_once_no_more_is_used_than_allowed(
@@ -267,3 +303,16 @@ async def test_a_known_context_bounds_what_is_asked_for(
         await call(ann, say="say hi")
     (sent,) = [request.body["max_tokens"] for request in fake.requests]
     assert 1900 < sent < 2000
+
+
+async def test_a_long_prompt_leaves_its_answer_half_of_the_rest_of_a_context(
+    running: Engines, database_url: str, tmp_path: Path, fake: FakeUpstream
+) -> None:
+    text = model("default", fake.base_url, context="8192")
+    async with calling_house(running, database_url, tmp_path, text) as house:
+        ann = await house.user("ann")
+        await limit(house, "user", user(ann), tokens=1_000_000)
+        for tokens in (1000, 3000, 4075, 5000, 8000):
+            await call(ann, say="say " + "a" * 4 * tokens)
+    sent = [request.body["max_tokens"] for request in fake.requests]
+    assert sent == [6112, 2592, 2055, 1592, LEAST]

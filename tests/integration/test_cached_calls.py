@@ -83,6 +83,18 @@ async def test_a_models_default_temperature_counts_too(tmp_path: Path, fake: Fak
     assert fake.hits == 2
 
 
+async def test_an_alias_that_moves_to_another_server_is_asked_there(
+    tmp_path: Path, fake: FakeUpstream, other: FakeUpstream
+) -> None:
+    cache = Cache()
+    for server in (fake, other, fake):
+        text = model("default", server.base_url)
+        async with open_models(catalog_of(tmp_path, text), cache=cache) as models:
+            await ask(models, cache="on")
+            await run_llm(models.path, Recorder()).embed(["text"])
+    assert (fake.hits, other.hits) == (2, 2)
+
+
 async def test_a_refreshed_answer_takes_the_place_of_the_one_before(models: Models, fake: FakeUpstream) -> None:
     assert await ask(models, cache="on") == "hello there"
     fake.fail("chunks=2")

@@ -211,6 +211,8 @@ async def test_an_edit_is_live_and_a_broken_one_keeps_the_last_good_version(faul
     ("fault", "status", "code", "hits"),
     [
         ("401", 503, "upstream_auth", 1),
+        ("404", 503, "upstream_unknown", 1),
+        ("429 code=insufficient_quota", 503, "upstream_unpaid", 1),
         ("429 retry-after=60", 503, "llm_unavailable", 1),
         ("500", 502, "llm_error", 3),
         ("503", 503, "llm_unavailable", 3),

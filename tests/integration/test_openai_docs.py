@@ -86,7 +86,15 @@ async def test_the_pages_agent_passes_a_request_on(
             extra_headers={"x-colour": "blue"},
         )
         assert answer.choices[0].message.content == "please"
-        (step,) = await rows(house, "SELECT name FROM steps WHERE kind = 'request'")
-    sent = fake.requests[-1].body
+        sent = fake.requests[-1].body
+        stream = await client.chat.completions.create(
+            model="relay_with_manners",
+            messages=[{"role": "user", "content": "please [[fault: chunks=20 delay=0.1]]"}],
+            tools=[{"type": "function", "function": {"name": "weather"}}],
+            stream=True,
+        )
+        completed = [fake.completed async for chunk in stream if chunk.choices[0].delta.content]
+        assert completed[0] == 1, "the first word of the second answer comes before its end"
+        (step, _) = await rows(house, "SELECT name FROM steps WHERE kind = 'request'")
     assert (sent["temperature"], sent["max_tokens"], step[0]) == (0.5, 9, "relay_with_manners")
     assert [message["content"] for message in sent["messages"]] == ["Be polite.", "say please"]

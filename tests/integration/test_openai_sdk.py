@@ -286,6 +286,14 @@ async def test_streamed_calls_come_with_an_index_and_once(client: AsyncOpenAI) -
     assert not any(chunk.choices[0].delta.content for chunk in streamed)
 
 
+async def test_a_text_streams_though_tools_might_be_called(client: AsyncOpenAI, fake: FakeUpstream) -> None:
+    before = fake.completed
+    ask = said("hi [[fault: chunks=20 delay=0.1]]")
+    stream = await client.chat.completions.create(model="default", messages=ask, tools=[WEATHER], stream=True)
+    completed = [fake.completed async for chunk in stream if chunk.choices[0].delta.content]
+    assert completed[0] == before, "the first word comes before the model's last"
+
+
 async def test_the_sdks_own_accumulator_takes_the_stream(client: AsyncOpenAI) -> None:
     async with client.chat.completions.stream(
         model="default", messages=said('call weather {"city": "Bonn"}'), tools=[WEATHER]
@@ -574,6 +582,11 @@ async def test_a_run_that_fails_is_an_error_before_the_first_word(
     with pytest.raises(openai.BadRequestError) as refused:
         await client.chat.completions.create(model="default", messages=said("hi"), stream=stream)
     assert refused.value.code == "llm_rejected"
+    fake.fail("429 code=insufficient_quota")
+    with pytest.raises(openai.InternalServerError) as unpaid:
+        await client.chat.completions.create(model="default", messages=said("hi"), stream=stream)
+    assert (unpaid.value.status_code, unpaid.value.code) == (503, "upstream_unpaid")
+    assert unpaid.value.response.headers["x-should-retry"] == "false"
 
 
 async def test_an_answer_that_breaks_off_is_an_error_in_the_stream(client: AsyncOpenAI) -> None:
@@ -619,6 +632,19 @@ async def test_a_lone_server_passes_names_through(running: Engines, template: st
     ):
         answer = await client.chat.completions.create(model="gpt-4o", messages=said("say through"))
         assert answer.choices[0].message.content == "through"
+        before = fake.hits
+        for model in ("fault:404", "fault:403:code=model_not_found"):
+            with pytest.raises(openai.NotFoundError, match="no such model") as unknown:
+                await client.chat.completions.create(model=model, messages=said("hi"))
+            assert (unknown.value.code, unknown.value.param) == ("model_not_found", "model")
+            assert unknown.value.response.headers["x-should-retry"] == "false"
+        with pytest.raises(openai.NotFoundError):
+            await client.embeddings.create(model="fault:404", input="text")
+        assert fake.hits == before + 3
+        fake.fail("404")
+        with pytest.raises(openai.InternalServerError, match="check OPENAI_BASE_URL") as wrong:
+            await client.chat.completions.create(model="default", messages=said("hi"))
+        assert (wrong.value.code, wrong.value.response.headers["x-should-retry"]) == ("upstream_unknown", "false")
 
 
 ASKER = """

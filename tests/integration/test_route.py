@@ -11,7 +11,7 @@ import pytest
 from app.errors import InvalidInput, LLMError, LLMRejected, LLMUnavailable, NotFound
 from app.journal.recorder import Recorder
 from app.llm import endpoints
-from app.llm.refusals import UpstreamAuth
+from app.llm.refusals import UpstreamAuth, UpstreamUnpaid
 from app.llm.route import MAX_HITS
 from app.llm.upstream import Deadlines
 from tests.fakes.upstream import FakeUpstream, upstream
@@ -74,7 +74,9 @@ async def test_an_endpoint_that_is_full_is_passed_over(tmp_path: Path, one: Fake
         assert hits(one, two) == [2, 4]
 
 
-@pytest.mark.parametrize("fault", ["500", "503", "429", "429 retry-after=50", "404", "html", "refuse", "cut after=0"])
+@pytest.mark.parametrize(
+    "fault", ["500", "503", "429", "429 retry-after=50", "402", "404", "html", "refuse", "cut after=0"]
+)
 async def test_another_endpoint_answers_for_one_that_fails_before_its_first_token(
     tmp_path: Path, one: FakeUpstream, two: FakeUpstream, fault: str
 ) -> None:
@@ -114,6 +116,33 @@ async def test_a_server_that_never_begins_is_stood_in_for(tmp_path: Path, one: F
         assert await ask(models) == "hello there"
         await one.until(lambda: one.aborted == 1)
     assert hits(one, two) == [1, 1]
+
+
+async def test_a_server_that_never_begins_is_asked_once(tmp_path: Path, one: FakeUpstream, two: FakeUpstream) -> None:
+    text = model("default", one.base_url, fallback='["big"]') + model("big", two.base_url)
+    async with open_models(catalog_of(tmp_path, text), deadlines=Deadlines(first_token=0.2)) as models:
+        one.fail("hang", times=FOREVER)
+        two.fail("500", times=FOREVER)
+        with pytest.raises(LLMError):
+            await ask(models)
+        assert hits(one, two) == [1, 2], "only the other is asked once more"
+        models.catalog = catalog_of(tmp_path, model("default", one.base_url))
+        with pytest.raises(LLMUnavailable, match="did not begin to answer in time"):
+            await ask(models)
+    assert hits(one, two) == [2, 2]
+
+
+async def test_an_endpoint_has_as_long_to_begin_as_the_file_says_now(tmp_path: Path, one: FakeUpstream) -> None:
+    async with open_models(
+        catalog_of(tmp_path, model("default", one.base_url)), deadlines=Deadlines(first_token=0.2)
+    ) as models:
+        one.fail("first=0.6", times=FOREVER)
+        with pytest.raises(LLMUnavailable, match="did not begin to answer in time"):
+            await ask(models)
+        models.catalog = catalog_of(tmp_path, model("default", f"{one.base_url}, first_token_seconds = 30"))
+        assert await ask(models) == "hello there"
+        assert len(await run_llm(models.path, Recorder()).embed(["a text"])) == 1
+    assert one.hits == 3
 
 
 async def test_once_a_token_has_come_nobody_else_is_asked(tmp_path: Path, one: FakeUpstream, two: FakeUpstream) -> None:
@@ -255,7 +284,7 @@ async def test_a_conversation_that_is_too_long_goes_to_a_model_that_holds_it(
     assert [(step.name, step.model) for step in recorder.steps] == [("default", "big-0")]
 
 
-@pytest.mark.parametrize("status", ["401", "403"])
+@pytest.mark.parametrize("status", ["401", "403 message=No_permission."])
 async def test_a_server_that_refuses_our_key_is_left_out_and_the_others_go_on(
     tmp_path: Path, one: FakeUpstream, two: FakeUpstream, status: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -302,7 +331,33 @@ async def test_a_refused_endpoint_is_asked_again_after_a_while(
         assert models.endpoints.of(spec).refused is None
 
 
-@pytest.mark.parametrize("status", ["400", "413", "422"])
+@pytest.mark.parametrize("fault", ["402 message=Insufficient_Balance.", "429 code=insufficient_quota retry-after=1"])
+async def test_a_server_without_credit_is_asked_once_and_told_of_once(
+    tmp_path: Path, one: FakeUpstream, fault: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    keyed = f'{one.base_url}, api_key_env = "KEY_A"'
+    async with open_models(catalog_of(tmp_path, model("default", keyed), KEY_A="sk-mine")) as models:
+        assert await ask(models) == "hello there"
+        (spec,) = models.catalog.get().endpoints
+        limiter = models.endpoints.of(spec).limiter
+        before = limiter.limit
+        one.fail(fault, times=FOREVER)
+        for hits in (2, 3):
+            with pytest.raises(UpstreamUnpaid, match="no credit"):
+                await ask(models)
+            assert (one.hits, limiter.limit) == (hits, before)
+        (warning,) = caplog.records
+        assert (warning.levelname, one.base_url in warning.message) == ("WARNING", True)
+        assert "sk-" not in warning.message
+        one.fail("500", times=0)
+        assert await ask(models) == "hello there"
+        one.fail(fault)
+        with pytest.raises(UpstreamUnpaid):
+            await ask(models)
+        assert len(caplog.records) == 2
+
+
+@pytest.mark.parametrize("status", ["400", "403", "413", "422"])
 async def test_a_request_that_was_rejected_is_asked_of_nobody_else(
     tmp_path: Path, one: FakeUpstream, two: FakeUpstream, status: str
 ) -> None:
@@ -312,6 +367,17 @@ async def test_a_request_that_was_rejected_is_asked_of_nobody_else(
         with pytest.raises(LLMRejected, match="Too many cooks"):
             await ask(models)
     assert hits(one, two) == [1, 0]
+
+
+async def test_a_403_for_one_request_takes_the_server_from_nobody(
+    tmp_path: Path, one: FakeUpstream, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_models(catalog_of(tmp_path, model("default", one.base_url))) as models:
+        with pytest.raises(LLMRejected, match="flagged") as raised:
+            await ask(models, "say bad things [[fault: 403 message=Your_input_was_flagged.]]")
+        assert (raised.value.status, raised.value.code) == (502, "llm_rejected")
+        assert await ask(models) == "hello there"
+    assert (one.hits, caplog.records) == (2, [])
 
 
 async def test_an_unknown_alias_is_told_with_those_that_are_known(tmp_path: Path, one: FakeUpstream) -> None:

@@ -56,7 +56,7 @@ async def test_an_answer_comes_in_chunks_and_ends_with_exact_usage(fake: FakeUps
 
 
 @pytest.mark.parametrize(
-    "fault", ["bytes", "crlf", "comments", "whole", "first=0.05", "delay=0.01", "think", "details"]
+    "fault", ["bytes", "crlf", "comments", "whole", "first=0.05", "delay=0.01", "think", "refusal", "details"]
 )
 async def test_harmless_habits_of_servers_change_nothing(client: Upstream, fault: str) -> None:
     text, finish = await ask(client, model=f"fault:{fault}")
@@ -98,7 +98,8 @@ async def test_done_without_a_reason_is_an_end(client: Upstream) -> None:
         ("400 message=Too_many_images.", LLMRejected, "refused the request: Too many images."),
         ("413", LLMRejected, "Something is wrong."),
         ("422", LLMRejected, "Something is wrong."),
-        ("403", LLMUnavailable, "OPENAI_API_KEY"),
+        ("403 message=Your_input_was_flagged.", LLMRejected, "refused the request: Your input was flagged."),
+        ("403 message=The_key_is_disabled.", LLMUnavailable, "OPENAI_API_KEY"),
         ("404", LLMUnavailable, "OPENAI_BASE_URL and the model name"),
         ("307", LLMUnavailable, "OPENAI_BASE_URL"),
         ("429", LLMUnavailable, "slow down"),

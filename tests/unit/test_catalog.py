@@ -131,7 +131,7 @@ def test_a_base_url_is_an_address_and_nothing_more(url: str) -> None:
     [
         *(
             (name, value)
-            for name in ("weight", "max_concurrency", "rpm", "tpm", "batch_deadline")
+            for name in ("weight", "max_concurrency", "rpm", "tpm", "batch_deadline", "first_token_seconds")
             for value in (0, -1, 10**11, True, 1.5)
         ),
         ("weight", None),

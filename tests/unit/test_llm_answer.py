@@ -60,6 +60,16 @@ def test_both_names_of_reasoning_are_known() -> None:
     assert read(event({"reasoning": "Hm."}), event({"content": "Hi."}, "stop"))[0] == Chunk("Hm.", "thinking")
 
 
+def test_a_refusal_is_what_the_model_said() -> None:
+    pieces = [{"role": "assistant", "content": "", "refusal": None}, {"refusal": "I'm "}, {"refusal": "sorry."}, {}]
+    said = [Chunk("I'm sorry."), Finish("stop", Usage(5, 7))]
+    ending = event({}, "stop") + event(usage={"prompt_tokens": 5, "completion_tokens": 7}) + b"data: [DONE]\n\n"
+    assert read(*map(event, pieces), ending) == said
+    whole = {"message": {"content": None, "refusal": "I'm sorry."}, "finish_reason": "stop"}
+    counts = {"prompt_tokens": 5, "completion_tokens": 7}
+    assert read(json.dumps({"choices": [whole], "usage": counts}).encode()) == said
+
+
 def test_usage_with_cached_and_reasoning_tokens_is_taken_as_given() -> None:
     given = {
         "prompt_tokens": 50,

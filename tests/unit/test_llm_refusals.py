@@ -13,6 +13,7 @@ from app.llm.refusals import (
     UpstreamAuth,
     UpstreamBusy,
     UpstreamUnknown,
+    UpstreamUnpaid,
     refusal,
     retry_after,
     upstream_message,
@@ -25,8 +26,8 @@ from app.llm.refusals import (
         (301, UpstreamUnknown, 503),
         (400, LLMRejected, 502),
         (401, UpstreamAuth, 503),
-        (402, LLMUnavailable, 503),
-        (403, UpstreamAuth, 503),
+        (402, UpstreamUnpaid, 503),
+        (403, LLMRejected, 502),
         (404, UpstreamUnknown, 503),
         (408, LLMUnavailable, 503),
         (413, LLMRejected, 502),
@@ -50,6 +51,62 @@ def test_a_refused_key_names_its_setting() -> None:
     assert error.code == "upstream_auth"
     assert "OPENAI_API_KEY" in error.message
     assert "sk-" not in error.message
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (b'{"error": {"type": "permission_error", "message": "Not for you."}}', UpstreamAuth),
+        (b'{"error": {"code": "invalid_api_key", "message": "No."}}', UpstreamAuth),
+        (b'{"error": {"code": 403, "message": "Key limit exceeded (total limit)."}}', UpstreamAuth),
+        (b'{"error": "You are not authorized."}', UpstreamAuth),
+        (b'{"detail": "Authentication failed."}', UpstreamAuth),
+        (b'[{"error": {"code": 403, "message": "No.", "status": "PERMISSION_DENIED"}}]', UpstreamAuth),
+        (b'{"error": {"message": "Project p does not have access to model `m`", "code": null}}', UpstreamUnknown),
+        (b'{"error": {"message": "No.", "code": "model_not_found"}}', UpstreamUnknown),
+        (
+            b'{"error": {"code": 403, "message": "Your input was flagged", "metadata": {"flagged_input": "my api key"}}}',
+            LLMRejected,
+        ),
+        (b"<html><title>403</title>You have no permission to access this resource.</html>", LLMRejected),
+        (b'{"error": {"message": "This is inauthentic, a keyword is banned."}}', LLMRejected),
+        (b'"key"', LLMRejected),
+        (b"[]", LLMRejected),
+        (b"", LLMRejected),
+    ],
+)
+def test_a_403_is_for_the_key_only_when_it_says_so_in_its_own_words(body: bytes, kind: type[LLMError]) -> None:
+    assert type(refusal(403, {}, body)) is kind
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind"),
+    [
+        (429, b'{"error": {"code": "insufficient_quota", "message": "Check your plan."}}', UpstreamUnpaid),
+        (429, b'{"error": {"type": "insufficient_quota", "code": null}}', UpstreamUnpaid),
+        (429, b'{"error": {"type": "exceeded_current_quota_error", "message": "Recharge."}}', UpstreamUnpaid),
+        (
+            403,
+            b'{"error": {"type": "exceeded_current_quota_error", "message": "The key is suspended."}}',
+            UpstreamUnpaid,
+        ),
+        (402, b'{"error": {"message": "Insufficient Balance", "code": "invalid_request_error"}}', UpstreamUnpaid),
+        (
+            429,
+            b'{"error": {"code": 429, "status": "RESOURCE_EXHAUSTED", "message": "Your quota a minute."}}',
+            UpstreamBusy,
+        ),
+        (429, b'{"error": {"code": "rate_limit_exceeded", "message": "Slow down."}}', UpstreamBusy),
+        (400, b'{"error": {"message": "What is insufficient_quota?"}}', LLMRejected),
+    ],
+)
+def test_an_account_without_credit_is_not_busy_and_no_budget_of_the_users(
+    status: int, body: bytes, kind: type[LLMError]
+) -> None:
+    error = refusal(status, {"retry-after": "1"}, body)
+    assert type(error) is kind
+    if kind is UpstreamUnpaid:
+        assert (error.status, error.code, error.retry_after) == (503, "upstream_unpaid", None)
 
 
 @pytest.mark.parametrize(
@@ -104,6 +161,7 @@ def test_no_retry_after_is_dangerous(value: str) -> None:
         (b'{"error": "No such\\tmodel"}', "No such model"),
         (b'{"message": "Bad."}', "Bad."),
         (b'{"detail": "Bad."}', "Bad."),
+        (b'[{"error": {"message": "Bad.", "status": "INVALID_ARGUMENT"}}]', "Bad."),
         (b'{"error": {"message": "Bad key sk-proj-abc123 here"}}', "Bad key … here"),
         (b'{"error": {"message": "Authorization: Bearer abc"}}', "Authorization: …"),
         (b'{"error": {"message": "0123456789abcdef0123456789abcdef"}}', None),

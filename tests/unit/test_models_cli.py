@@ -217,3 +217,11 @@ def test_keys_come_from_the_environment_or_else_from_the_env_file(
     found = read(folder / "models.toml", variables()).get("big").endpoints[0].api_key
     assert found is not None
     assert found.reveal() == "environment"
+
+
+async def test_an_endpoint_has_as_long_to_begin_as_the_file_says(folder: Path, fake: FakeUpstream) -> None:
+    described(folder, fake.base_url)
+    text = (folder / "models.toml").read_text()
+    (folder / "models.toml").write_text(text.replace('"large",', '"large", first_token_seconds = 1,'))
+    fake.fail("hang")
+    assert "did not begin to answer in time." in (await run("test", "big")).output

@@ -142,6 +142,7 @@ endpoints = [
             6,
             "endpoints[1].batch_deadline: must be an integer from 1 to 86400.",
         ),
+        ("first_token_seconds = 601", 6, "endpoints[1].first_token_seconds: must be an integer from 1 to 600."),
         ("batches = true", 6, "endpoints[1].batches: is not known here; known are base_url, model, api_key_env, "),
         ('tpm = "9"', 6, "endpoints[1].tpm: must be an integer from 1 to 10000000000."),
         (
