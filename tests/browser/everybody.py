@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from conftest import DESKTOP, PASSWORD, PHONE, SECONDS, URL, Person, Visit
-from playwright.sync_api import Browser, Page, Route, expect
+from playwright.sync_api import Browser, Locator, Page, Route, expect
 
 AXE = Path(os.environ["AXE"]).read_text()
 
@@ -94,14 +94,48 @@ def test_a_screen_reader_is_told_of_the_answer(visit: Visit, person: Person) -> 
     expect(visit.page.locator("#announced")).to_have_text("Answer: warm: hello")
 
 
+def composing(box: Locator, key: str) -> None:
+    """The key as it comes while an input method has its list open, in the ways in which browsers tell that."""
+    for fields in ({"isComposing": True}, {"keyCode": 229}):
+        box.dispatch_event("keydown", {"key": key, "bubbles": True, "cancelable": True, **fields})
+
+
 def test_enter_that_chooses_a_word_of_an_input_method_sends_nothing(visit: Visit, person: Person) -> None:
     page = visit.log_in(person)
     visit.box.fill("你好")
-    for fields in ({"isComposing": True}, {"keyCode": 229}):
-        visit.box.dispatch_event("keydown", {"key": "Enter", "bubbles": True, "cancelable": True, **fields})
+    composing(visit.box, "Enter")
     page.wait_for_timeout(300)
     expect(visit.box).to_have_value("你好")
     assert person.call("GET", "/api/v1/sessions")["data"] == []
+
+
+def test_escape_that_closes_the_list_of_an_input_method_stops_and_drops_nothing(visit: Visit, person: Person) -> None:
+    page = visit.log_in(person)
+    visit.begin("guide", "count 30")
+    expect(visit.live).to_contain_text("w3")
+    composing(visit.box, "Escape")
+    visit.until_answered(" ".join(f"w{at}" for at in range(30)))
+    visit.click("edit")
+    editor = page.locator(".editor textarea")
+    expect(editor).to_be_focused()
+    editor.fill("你好")
+    composing(editor, "Escape")
+    page.wait_for_timeout(300)
+    expect(editor).to_have_value("你好")
+    editor.press("Escape")
+    expect(editor).to_have_count(0)
+
+
+def test_escape_of_an_input_method_leaves_the_list_of_conversations_open(browser: Browser, person: Person) -> None:
+    visit = Visit(browser, size=PHONE)
+    page = visit.log_in(person)
+    visit.list_sessions()
+    composing(page.get_by_role("searchbox"), "Escape")
+    page.wait_for_timeout(300)
+    expect(page.locator(".frame.with-sidebar")).to_have_count(1)
+    page.keyboard.press("Escape")
+    expect(page.locator(".frame.with-sidebar")).to_have_count(0)
+    visit.close()
 
 
 def test_a_long_conversation_is_shown_from_its_end_and_only_in_part(visit: Visit, person: Person) -> None:

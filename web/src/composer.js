@@ -3,7 +3,7 @@ import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { upload } from "./api.js";
 import { MOST_PICTURES, partOf, pictureOf } from "./pictures.js";
 import { announced, complain, note } from "./store.js";
-import { html, Icon, IconButton } from "./ui.js";
+import { html, Icon, IconButton, isComposing } from "./ui.js";
 import { t } from "./words.js";
 
 const TEXT_BYTES = 200_000; // the largest file whose text goes along
@@ -79,9 +79,9 @@ export function Composer({ onSend, onStop, busy, mayQueue, draft, autofocus }) {
     }
     area.current?.focus();
   };
-  // Enter that chooses a word of an input method sends nothing (`isComposing`; Safari tells it by 229 alone).
   const keys = (event) => {
-    if (event.key === "Enter" && !event.shiftKey && !event.isComposing && event.keyCode !== 229) {
+    if (isComposing(event)) return;
+    if (event.key === "Enter" && !event.shiftKey) {
       event.preventDefault();
       send();
     }

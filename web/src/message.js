@@ -6,7 +6,7 @@ import { lazily } from "./lazily.js";
 import { Growing, renderWhole } from "./markdown.js";
 import { beside, Beside } from "./pictures.js";
 import { dialog, nameOf, note } from "./store.js";
-import { copied, html, Icon, IconButton } from "./ui.js";
+import { copied, html, Icon, IconButton, isComposing } from "./ui.js";
 import { moment, t, told } from "./words.js";
 
 const Trace = lazily(() => import("./trace.js"));
@@ -174,8 +174,9 @@ function Editor({ text, mayBeEmpty, onSave, onCancel }) {
     ref.current.setSelectionRange(text.length, text.length);
   }, []);
   const keys = (event) => {
+    if (isComposing(event)) return;
     if (event.key === "Escape") onCancel();
-    if (event.key === "Enter" && !event.shiftKey && !event.isComposing && event.keyCode !== 229) event.preventDefault(), save();
+    if (event.key === "Enter" && !event.shiftKey) event.preventDefault(), save();
   };
   const canSave = value.trim() || mayBeEmpty;
   const save = () => canSave && onSave(value.trim());

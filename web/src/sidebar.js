@@ -6,7 +6,7 @@ import { lazily } from "./lazily.js";
 import {
   archived, attempt, changeSession, deleteSession, dialog, go, hits, isAdmin, loadSessions, me, moreSessions, note, route, sessions, sidebarOpen, sought, titleOf,
 } from "./store.js";
-import { asked, confirmed, Empty, html, Icon, IconButton, Loading, Menu } from "./ui.js";
+import { asked, confirmed, Empty, html, Icon, IconButton, isComposing, Loading, Menu } from "./ui.js";
 import { t } from "./words.js";
 
 const DAY = 86_400_000;
@@ -76,7 +76,7 @@ export function Sidebar() {
   useEffect(() => {
     if (!sidebarOpen.value) return;
     nav.current.querySelector("a,button,input")?.focus();
-    const leave = (event) => event.key === "Escape" && (sidebarOpen.value = false);
+    const leave = (event) => event.key === "Escape" && !isComposing(event) && (sidebarOpen.value = false);
     addEventListener("keydown", leave);
     return () => removeEventListener("keydown", leave);
   }, [sidebarOpen.value]);
