@@ -1,8 +1,8 @@
 // Where a message is written, with pictures and files if one likes.
-import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
+import { useEffect, useLayoutEffect, useMemo, useRef, useState } from "preact/hooks";
 import { upload } from "./api.js";
 import { MOST_PICTURES, partOf, pictureOf } from "./pictures.js";
-import { announced, complain, note } from "./store.js";
+import { announced, complain, keyOfDraft, note } from "./store.js";
 import { html, Icon, IconButton, isComposing } from "./ui.js";
 import { t } from "./words.js";
 
@@ -23,7 +23,7 @@ const joined = (said, now) => [said, now].filter(Boolean).join("\n\n");
  * is kept under. `first`, as `onSend` was given it elsewhere, is sent at once.
  */
 export function Composer({ onSend, onStop, busy, mayQueue, draft, first, autofocus }) {
-  const key = `draft:${draft}`;
+  const key = useMemo(() => keyOfDraft(draft), [draft]);
   const [text, setText] = useState(first?.text ?? sessionStorage.getItem(key) ?? "");
   const [files, setFiles] = useState(first?.files ?? []);
   const [over, setOver] = useState(false);
