@@ -96,6 +96,12 @@ async def test_what_the_server_refuses_is_said_in_its_words(here: House) -> None
         await out("users", "list", "--url", here.url)
 
 
+@pytest.mark.parametrize("words", [("show", "x"), ("show", "x", "--step", "1"), ("tail",), ("tail", "x")])
+async def test_without_a_server_runs_are_one_clear_sentence(words: tuple[str, ...]) -> None:
+    with pytest.raises(SettingsError, match="No server answers at"):
+        await out("runs", *words, "--url", "http://127.0.0.1:1", "--key", ADMIN_KEY)
+
+
 async def test_a_file_of_questions_is_answered_in_the_background(llm_house: House, folder: Path) -> None:
     at = ("--url", llm_house.url, "--key", ADMIN_KEY)
     (folder / "questions.txt").write_text("say one\n\nsay two [[fault: 400]]\nsay three\n")
