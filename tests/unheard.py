@@ -1,4 +1,4 @@
-"""A way to PostgreSQL on which commits can go unheard: done there, while the connection breaks here."""
+"""A way to PostgreSQL on which commits can go unheard: done there, while the connection breaks here. Or it is shut for a while."""
 
 from __future__ import annotations
 
@@ -20,16 +20,26 @@ class Way:
         """A folder is that of a socket."""
         self._said: bytes | None = None
         self.lost = 0
+        self._shut = asyncio.Event()
 
     def lose(self, said: bytes) -> None:
         self._said = said
 
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def shut(self) -> None:
+        """Break all connections, and take no more until `open`."""
+        self._shut.set()
+
+    def open(self) -> None:
+        self._shut.clear()
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         host, port = self._to
         if host.startswith("/"):
-            back, forth = await asyncio.open_unix_connection(f"{host}/.s.PGSQL.{port}")
-        else:
-            back, forth = await asyncio.open_connection(host, port)
+            return await asyncio.open_unix_connection(f"{host}/.s.PGSQL.{port}")
+        return await asyncio.open_connection(host, port)
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        back, forth = await self._connect()
         is_doomed = False
 
         async def ask() -> None:
@@ -48,7 +58,7 @@ class Way:
                 writer.write(data)
                 await writer.drain()
 
-        sides = [asyncio.ensure_future(ask()), asyncio.ensure_future(answer())]
+        sides = [asyncio.ensure_future(each) for each in (ask(), answer(), self._shut.wait())]
         await asyncio.wait(sides, return_when=asyncio.FIRST_COMPLETED)
         for side in sides:
             side.cancel()

@@ -152,7 +152,8 @@ WHERE b.bench_id = :id AND b.replica = :replica AND h.number = b.number AND h.at
 
 async def release(db: AsyncConnection, id: UUID, replica: UUID, held: Mapping[int, int]) -> None:
     """Leave blocks, by number and attempt, to others."""
-    await db.execute(text(RELEASE), {"held": _told(held), "id": id, "replica": replica})
+    if held:
+        await db.execute(text(RELEASE), {"held": _told(held), "id": id, "replica": replica})
 
 
 async def erase_unasked(db: AsyncConnection, id: UUID) -> None:
@@ -192,12 +193,20 @@ FROM sums s WHERE b.bench_id = :id AND b.number = s.number"""  # noqa: S608 - na
 
 
 class Asked(msgspec.Struct, frozen=True):
-    """A result with what its answer took: the agent, the id that stands for its run, and the calls of language models."""
+    """A result with what its answer took: the agent, the id that stands for its run, and the calls of language models.
 
-    result: BenchResult
+    Without a result the item is asked again, and what it took until then is only charged.
+    """
+
+    result: BenchResult | None
     agent_id: str
     run_id: UUID
     calls: Sequence[Step] = ()
+
+
+def results_of(asked: Sequence[Asked]) -> Sequence[BenchResult]:
+    """The results that there are."""
+    return [each.result for each in asked if each.result is not None]
 
 
 async def keep(
@@ -209,7 +218,7 @@ async def keep(
     """
     given = {"held": _told(held), "id": bench.id, "replica": replica}
     mine = {row.number for row in await db.execute(text(HELD), given)}
-    rows = [_row(bench.id, each.result) for each in asked if each.result.row // block_rows in mine]
+    rows = [_row(bench.id, result) for result in results_of(asked) if result.row // block_rows in mine]
     encoded = msgspec.json.encode(rows).decode()
     await db.execute(text(KEEP), {"results": encoded, "id": bench.id, "block_rows": block_rows})
     await _charge(db, bench, asked)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from contextlib import aclosing
@@ -78,7 +79,7 @@ async def work_on(platform: Platform, id: UUID) -> bool:
     try:
         suite = suite_of(bench)
         most = suite.limits.concurrency if suite.mode == "batch" else AT_ONCE
-        work = Work(platform, bench, None, at_once=min(most, suite.limits.concurrency))
+        work = Work(platform, bench, None, at_once=min(most, suite.limits.concurrency), patience=math.inf)
         bench = await work.run(wait=False, until=time.monotonic() + TURN_SECONDS)
     except AppError as error:
         await _fail(platform, id, error.message)

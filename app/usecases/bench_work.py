@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -31,6 +32,7 @@ from app.domain import (
     BenchProgress,
     BenchResult,
     BenchStatus,
+    Message,
     Preset,
     Principal,
     Scope,
@@ -40,7 +42,7 @@ from app.domain import (
     canonical,
     new_id,
 )
-from app.errors import AgentFailed, AppError, InvalidInput, NotFound, QuotaExceeded
+from app.errors import AgentFailed, AppError, InvalidInput, NotFound, QuotaExceeded, Unavailable
 from app.journal.log import Log
 from app.journal.recorder import Recorder
 from app.llm.catalog import DEFAULT
@@ -101,8 +103,20 @@ class _Stop(Exception):
 class Work:
     """This process's part of a bench. `progress` is that of all processes, a moment ago."""
 
-    def __init__(self, platform: Platform, bench: Bench, folder: Path | None, *, at_once: int | None = None) -> None:
-        """`folder` is where the suite's own Python is. `InvalidInput` when a scorer cannot be used here."""
+    def __init__(
+        self,
+        platform: Platform,
+        bench: Bench,
+        folder: Path | None,
+        *,
+        at_once: int | None = None,
+        patience: float | None = None,
+    ) -> None:
+        """`folder` is where the suite's own Python is. `InvalidInput` when a scorer cannot be used here.
+
+        At its end it waits `patience` seconds for a database that is away, `PATIENCE_SECONDS` by default. Blocks that it cannot leave
+        then are the process's as long as that lives, so one that goes on has to wait for ever.
+        """
         self.bench, self.suite = bench, suite_of(bench)
         self.progress = BenchProgress()
         self.began = time.monotonic()
@@ -111,10 +125,13 @@ class Work:
         self._platform = platform
         self._scorers = Scorers(self.suite, folder)
         self._at_once = at_once or self.suite.limits.concurrency
+        self._patience = patience
         self._replica = platform.writer.replica
         self._items: Iterator[_Item] = iter(())
         self._taking = asyncio.Lock()
         self._attempts: dict[int, int] = {}
+        self._unheard: dict[int, int] = {}
+        """Blocks that it may have, for the commit that took them was not heard of."""
         self._unstored: list[Asked] = []
         self._storing = asyncio.Lock()
         self._spent = 0.0
@@ -139,8 +156,8 @@ class Work:
         """
         async with AsyncExitStack() as stack:
             tasks = Tasks()
-            stack.push_async_callback(tasks.close)
             stack.push_async_callback(self._leave)
+            stack.push_async_callback(tasks.close)
             await self._begin(stack)
             tasks.repeat(self._store, FLUSH_SECONDS, name="results of a bench")
             tasks.repeat(lambda: self._look(until), LOOK_SECONDS, name="progress of a bench")
@@ -168,7 +185,8 @@ class Work:
         async with self._platform.engine.connect() as db:
             bench = await benches.get(db, self.bench.id, owner=None)
             self.progress = (await benches.progress(db, [self.bench.id]))[self.bench.id]
-        self._spent = float(self.progress.cost) + sum(float(each.result.usage.cost) for each in self._unstored)
+        unstored = sum(float(result.usage.cost) for result in benches.results_of(self._unstored))
+        self._spent = float(self.progress.cost) + unstored
         if bench is None or bench.status is not BenchStatus.RUNNING or (until and time.monotonic() > until):
             self.end()
 
@@ -194,7 +212,12 @@ class Work:
     async def _claim(self) -> Block | None:
         async def claim() -> Block | None:
             async with self._platform.engine.begin() as db:
-                return await benches.claim(db, self.bench.id, self._replica, self.suite.block_rows)
+                await benches.release(db, self.bench.id, self._replica, self._unheard)
+                block = await benches.claim(db, self.bench.id, self._replica, self.suite.block_rows)
+                if block:
+                    self._unheard[block.number] = block.attempt
+            self._unheard.clear()
+            return block
 
         block = await patiently(claim)
         if block:
@@ -216,38 +239,38 @@ class Work:
             if money is not None and self._spent >= money:
                 self.end(f"It has cost {self._spent:.4f}, of {money} that it may cost.")
                 return
-            try:
-                found = await self._ask(item)
-            except _Stop as stop:
-                self.end(str(stop))
-                return
-            self._spent += float(found.result.usage.cost)
-            self._unstored.append(found)
+            await self._ask(item)
             if len(self._unstored) > MAX_UNSTORED:
                 await self._store()
 
-    async def _ask(self, item: _Item) -> Asked:
-        """What becomes of one item. `_Stop` when a budget has no room for it."""
+    async def _ask(self, item: _Item) -> None:
+        """Find out what becomes of one item. One that is cut off, or for which a budget has no room, is charged for what it took."""
         subject = self._subjects[item.cell]
         recorder, run_id = Recorder(), new_id()
+        result = None
+        try:
+            result = await self._result(item, subject, recorder, run_id)
+            self._spent += float(result.usage.cost)
+        except _Stop as stop:
+            self.end(str(stop))
+        finally:
+            calls = [step for step in recorder.steps if step.kind == "llm"]
+            self._unstored.append(Asked(result, subject.cell.agent_id, run_id, calls))
+
+    async def _result(self, item: _Item, subject: _Subject, recorder: Recorder, run_id: UUID) -> BenchResult:
+        """What becomes of it. `_Stop` when there will be no room for it, or there is none and it is over."""
         caller = self._caller(subject, item, run_id)
-        said = item.row[self.suite.dataset.input]
-        blank = BenchResult(item.cell, item.number, item.repeat, _key(said), "failed", run_id=None)
         result = item.before
         if result is None:
             self.asked += 1
-            result = await (self._journaled if self.suite.journal else self._answered)(
-                subject, recorder, caller, said, blank
-            )
+            result = await self._answered(item, subject, recorder, caller)
         if result.status != "failed":
             result = await self._scored(
                 item.row,
                 result,
                 RunLLM(self._platform.calls, recorder, caller, cache=self.suite.cache, mode=self.suite.mode),
             )
-        usage = recorder.usage + (result.usage if self.suite.journal or item.before else blank.usage)
-        result = replace(result, usage=usage)
-        return Asked(result, subject.cell.agent_id, run_id, [step for step in recorder.steps if step.kind == "llm"])
+        return replace(result, usage=result.usage + recorder.usage)
 
     def _caller(self, subject: _Subject, item: _Item, run_id: UUID) -> Caller:
         """For whom its calls are made. Each repeat is another version of the agent to the cache, so that it has answers of its own."""
@@ -265,66 +288,81 @@ class Work:
             batch=True,
         )
 
-    async def _answered(
-        self, subject: _Subject, recorder: Recorder, caller: Caller, said: Any, blank: BenchResult
-    ) -> BenchResult:
-        history, waits = asked(said), Waits()
-        began = time.monotonic()
+    async def _answered(self, item: _Item, subject: _Subject, recorder: Recorder, caller: Caller) -> BenchResult:
+        """The item with its answer, or why there is none; asked again where there is no room for it now."""
+        said = item.row[self.suite.dataset.input]
+        blank = BenchResult(item.cell, item.number, item.repeat, _key(said), "failed", run_id=None)
+        began, spent = time.monotonic(), blank.usage
         for number in range(1, TRIES + 1):
-            llm = RunLLM(
-                self._platform.calls,
-                recorder,
-                caller,
-                model=subject.cell.model,
-                temperature=subject.cell.temperature,
-                cache=self.suite.cache,
-                mode=self.suite.mode,
-                waits=waits,
-            )
-            binding = Binding(
-                session=subject.session,
-                history=History(history),
-                llm=llm,
-                recorder=recorder,
-                toolboxes=self._platform.toolboxes,
-                passages=UserPassages(self._platform, self.bench.user_id, subject.cell.agent_id),
-            )
             try:
-                seconds = self.suite.limits.seconds
-                events = Log(caller.run_id)
-                given = await answer(subject.version, binding, history[-1], events, timeout=seconds)
+                if self.suite.journal:
+                    result = await self._journaled(subject, asked(said), blank)
+                else:
+                    result = await self._direct(subject, recorder, caller, asked(said), blank)
             except Suspended:
-                error: AppError = AgentFailed("The agent asks a person, and nobody is there.")
-            except AppError as failed:
-                error = failed
-            else:
-                steps = recorder.steps
-                cached = bool(steps) and all(step.from_cache for step in steps if step.kind == "llm")
-                return replace(
-                    blank, status="completed", answer=given.text, seconds=time.monotonic() - began, from_cache=cached
-                )
-            if not await self._may_pass(error, number):
+                result = replace(blank, error=AgentFailed("The agent asks a person, and nobody is there.").to_dict())
+            except AppError as error:
+                result = replace(blank, error=error.to_dict())
+            spent += result.usage
+            if not (result.error and await self._may_pass(result.error, number)):
                 break
-        return replace(blank, error=error.to_dict(), seconds=time.monotonic() - began)
+        return replace(result, usage=spent, seconds=time.monotonic() - began)
 
-    async def _may_pass(self, error: AppError, number: int) -> bool:
-        """Whether to ask once more, after a pause: the model has no room now. `_Stop` where there will be none."""
-        if isinstance(error, QuotaExceeded):
-            raise _Stop(error.message)
-        if error.status not in (429, 503) or number == TRIES:
+    async def _may_pass(self, error: Mapping[str, Any], number: int) -> bool:
+        """Whether to ask once more, after a pause: there is no room now. `_Stop` where there will be none, or it is over."""
+        if error["code"] == QuotaExceeded.code:
+            raise _Stop(error["message"])
+        if error.get("status") not in (429, 503):
             return False
-        deadline = time.monotonic() + min(MAX_PAUSE, max(error.retry_after or 0.0, 2.0**number / 2))
+        if number == TRIES and not self.is_over:
+            return False
+        await self._pause(min(MAX_PAUSE, max(error.get("retry_after", 0.0), 2.0**number / 2)))
+        return True
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait. `_Stop` when it is over before that: so the item is not stored, and is asked again."""
+        deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             if self.is_over:
                 raise _Stop("")
             await asyncio.sleep(min(0.25, max(0.0, deadline - time.monotonic())))
-        return True
 
-    async def _journaled(
-        self, subject: _Subject, recorder: Recorder, caller: Caller, said: Any, blank: BenchResult
+    async def _direct(
+        self,
+        subject: _Subject,
+        recorder: Recorder,
+        caller: Caller,
+        history: Sequence[Message],
+        blank: BenchResult,
     ) -> BenchResult:
+        """By the agent alone."""
+        llm = RunLLM(
+            self._platform.calls,
+            recorder,
+            caller,
+            model=subject.cell.model,
+            temperature=subject.cell.temperature,
+            cache=self.suite.cache,
+            mode=self.suite.mode,
+            waits=Waits(),
+        )
+        binding = Binding(
+            session=subject.session,
+            history=History(history),
+            llm=llm,
+            recorder=recorder,
+            toolboxes=self._platform.toolboxes,
+            passages=UserPassages(self._platform, self.bench.user_id, subject.cell.agent_id),
+        )
+        events, seconds = Log(caller.run_id), self.suite.limits.seconds
+        given = await answer(subject.version, binding, history[-1], events, timeout=seconds)
+        steps = recorder.steps
+        cached = bool(steps) and all(step.from_cache for step in steps if step.kind == "llm")
+        return replace(blank, status="completed", answer=given.text, from_cache=cached)
+
+    async def _journaled(self, subject: _Subject, history: Sequence[Message], blank: BenchResult) -> BenchResult:
         """By a run of its own, as if a request without a session had asked: it charges itself."""
-        history, cell = asked(said), subject.cell
+        cell = subject.cell
         body = {
             "model": cell.model or DEFAULT,
             "messages": [message.to_openai() for message in history],
@@ -332,34 +370,37 @@ class Work:
         }
         user = subject.session.user
         preset = Preset(self.bench.id, user, self.bench.name, cell.agent_id, cell.params, subject.session.params)
-        wanted = BeginRun(
-            Principal(user, frozenset({Scope.CHAT}), self.bench.credential_id, gives_way=True),
-            new_id(),
-            caller.run_id,
-            replace(history[-1], id=new_id()),
-            self._platform.agents.ids,
-            agent_id=cell.agent_id,
-            ephemeral=True,
-            preset=preset,
-            request={"body": body, "headers": {}},
-            batch=self.suite.mode == "batch",
+        live = await self._begun(
+            BeginRun(
+                Principal(user, frozenset({Scope.CHAT}), self.bench.credential_id, gives_way=True),
+                new_id(),
+                new_id(),
+                replace(history[-1], id=new_id()),
+                self._platform.agents.ids,
+                agent_id=cell.agent_id,
+                ephemeral=True,
+                preset=preset,
+                request={"body": body, "headers": {}},
+                batch=self.suite.mode == "batch",
+            )
         )
-        began = time.monotonic()
-        try:
-            live = await messages.begin(self._platform, wanted)
-        except QuotaExceeded as error:
-            raise _Stop(error.message) from None
-        except AppError as error:
-            return replace(blank, error=error.to_dict())
-        assert isinstance(live, LiveRun)  # noqa: S101 - a new session is never busy
         outcome = await live.log.ended()
-        text = "".join(message.content for message in outcome.messages)
-        done = replace(blank, usage=outcome.run.usage, seconds=time.monotonic() - began, run_id=outcome.run.id)
-        if outcome.run.status == "completed":
+        run, text = outcome.run, "".join(message.content for message in outcome.messages)
+        done = replace(blank, usage=run.usage, run_id=run.id)
+        if run.status == "completed":
             return replace(done, status="completed", answer=text)
-        if (outcome.run.error or {}).get("code") == QuotaExceeded.code:
-            raise _Stop(str((outcome.run.error or {})["message"]))
-        return replace(done, answer=text or None, error=outcome.run.error or {"code": outcome.run.status})
+        return replace(done, answer=text or None, error=run.error or {"code": run.status})
+
+    async def _begun(self, wanted: BeginRun) -> LiveRun:
+        """The run, once this server has room for it."""
+        while True:
+            try:
+                live = await messages.begin(self._platform, wanted)
+            except Unavailable as error:
+                await self._pause(error.retry_after or WAIT_SECONDS)
+            else:
+                assert isinstance(live, LiveRun)  # noqa: S101 - a new session is never busy
+                return live
 
     async def _scored(self, row: Mapping[str, Any], result: BenchResult, llm: RunLLM) -> BenchResult:
         try:
@@ -376,16 +417,16 @@ class Work:
 
     # Storing
 
-    async def _store(self) -> None:
+    async def _store(self, patience: float | None = None) -> None:
         """Store what there is. What another process has taken over meanwhile is charged, and otherwise dropped."""
         async with self._storing:
             while some := self._unstored[:STORED_AT_ONCE]:
-                await patiently(lambda some=some: self._keep(some))  # type: ignore[misc]  # mypy sees no type in the default
+                await patiently(partial(self._keep, some), patience)
                 del self._unstored[: len(some)]
 
     async def _keep(self, some: Sequence[Asked]) -> None:
         rows = self.suite.block_rows
-        held = {number: self._attempts[number] for number in {each.result.row // rows for each in some}}
+        held = {number: self._attempts[number] for number in {each.row // rows for each in benches.results_of(some)}}
         async with self._platform.engine.begin() as db:
             mine = await benches.keep(db, self.bench, self._replica, held, rows, some)
         if lost := held.keys() - mine:
@@ -393,13 +434,13 @@ class Work:
 
     async def _leave(self) -> None:
         """Store the rest, and let others have the blocks that are not done."""
-        await self._store()
+        await self._store(self._patience)
 
         async def release() -> None:
             async with self._platform.engine.begin() as db:
-                await benches.release(db, self.bench.id, self._replica, self._attempts)
+                await benches.release(db, self.bench.id, self._replica, self._attempts | self._unheard)
 
-        await patiently(release)
+        await patiently(release, self._patience)
 
     async def _end(self) -> Bench:
         """Write down why it stopped, or that it is done."""

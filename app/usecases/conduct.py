@@ -475,9 +475,9 @@ def _broken(run: Run, error: AppError) -> Outcome:
     return Outcome(replace(run, status=RunStatus.FAILED, error=error.to_dict()))
 
 
-async def patiently(attempt: Callable[[], Awaitable[T]]) -> T:
-    """Try again while the database is away, up to `PATIENCE_SECONDS`: what was acknowledged is answered and stored."""
-    deadline = asyncio.get_running_loop().time() + PATIENCE_SECONDS
+async def patiently(attempt: Callable[[], Awaitable[T]], seconds: float | None = None) -> T:
+    """Try again while the database is away, up to `PATIENCE_SECONDS` or so many: what was acknowledged is answered and stored."""
+    deadline = asyncio.get_running_loop().time() + (PATIENCE_SECONDS if seconds is None else seconds)
     while True:
         try:
             return await attempt()

@@ -14,6 +14,7 @@ from app.reports import report
 from app.store import jobs
 from app.store.database import is_passing
 from app.usecases.conduct import patiently
+from app.usecases.live import LiveJob
 from app.usecases.platform import Platform
 
 log = logging.getLogger(__name__)
@@ -38,40 +39,43 @@ async def perform(kind: Kind, platform: Platform, job: Job) -> None:
     After `PLACE_SECONDS` it goes on without a place among the jobs: it waits for batches of language models, which others need not.
     The reaper queues again what this replica has taken and does not do: the end of such a job, or its beginning, was not heard of.
     """
-    if job.id in platform.jobs:  # an attempt that was taken for lost goes on
+    if platform.draining.is_set() or job.id in platform.jobs:  # an attempt that was taken for lost goes on
         return
-    platform.jobs.add(job.id)
-    working = platform.tasks.start(_attempt(kind, platform, job), name="a job's work")
+    live = platform.jobs[job.id] = LiveJob()
+    working = platform.tasks.start(_attempt(kind, platform, job, live), name="a job's work")
     await asyncio.wait({working}, timeout=PLACE_SECONDS)
     if working.done():
         await working
 
 
-async def _attempt(kind: Kind, platform: Platform, job: Job) -> None:
+async def _attempt(kind: Kind, platform: Platform, job: Job, live: LiveJob) -> None:
     try:
         async with platform.engine.begin() as db:
             taken = await jobs.take(db, job.id, platform.writer.replica)
         if taken is not None:
-            await _perform(kind, platform, taken)
+            await _perform(kind, platform, taken, live)
     finally:
-        platform.jobs.discard(job.id)
+        del platform.jobs[job.id]
+        live.ended.set()
 
 
-async def _perform(kind: Kind, platform: Platform, taken: Job) -> None:
-    state, error, after = await _done(kind, platform, taken)
+async def _perform(kind: Kind, platform: Platform, taken: Job, live: LiveJob) -> None:
+    state, error, after = await _done(kind, platform, taken, live)
     if state is JobState.QUEUED:
         await patiently(lambda: _hand_back(platform, taken, after))
     else:
         await patiently(lambda: _end(platform, taken, state, error))
 
 
-async def _done(kind: Kind, platform: Platform, job: Job) -> tuple[JobState, Mapping[str, Any] | None, float | None]:
+async def _done(
+    kind: Kind, platform: Platform, job: Job, live: LiveJob
+) -> tuple[JobState, Mapping[str, Any] | None, float | None]:
     """What becomes of a job that was taken: its state, its error, and after how many seconds it is to be taken again."""
     if job.lost >= jobs.MAX_LOST:
         await kind.give_up(platform, job.subject_id)
         return JobState.FAILED, jobs.PARKED, None
     try:
-        told = await kind.work(platform, job.subject_id)
+        told = await _worked(kind, platform, job, live)
     except Exception as error:
         if is_passing(error) or isinstance(error, Unavailable):
             return JobState.QUEUED, None, None
@@ -83,6 +87,23 @@ async def _done(kind: Kind, platform: Platform, job: Job) -> tuple[JobState, Map
     if isinstance(told, float):
         return JobState.QUEUED, None, told
     return (JobState.QUEUED if told is False else JobState.COMPLETED), None, None
+
+
+async def _worked(kind: Kind, platform: Platform, job: Job, live: LiveJob) -> bool | float | None:
+    """What the work gives; false when it was left, which binds only until here."""
+    task = asyncio.current_task()
+    assert task is not None  # noqa: S101 - a coroutine always runs in a task
+    if live.is_left():
+        return False
+    live.working = task
+    try:
+        return await kind.work(platform, job.subject_id)
+    except asyncio.CancelledError:
+        if not live.is_left() or task.uncancel():  # cancelled twice: the process ends now
+            raise
+        return False
+    finally:
+        live.working = None
 
 
 async def _is_erased(platform: Platform, job: Job) -> bool:

@@ -1,4 +1,4 @@
-"""A run while this process conducts it."""
+"""A run while this process conducts it, and a job while it does it."""
 
 from __future__ import annotations
 
@@ -69,3 +69,24 @@ class LiveRun:
             self.ended_by = by
             if self.answering is not None:
                 self.answering.cancel()
+
+
+@dataclass(eq=False)
+class LiveJob:
+    """A job, and the way to leave it to another process. `working` is the task that does its work, while it does."""
+
+    working: asyncio.Task[object] | None = None
+    left: bool = False
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when it is written down what became of the job, or cannot be."""
+
+    def is_left(self) -> bool:
+        """Whether it was left."""
+        return self.left
+
+    def leave(self) -> None:
+        """Stop the work, once: it takes a moment to store what it has."""
+        if not self.left:
+            self.left = True
+            if self.working is not None:
+                self.working.cancel()

@@ -28,7 +28,7 @@ from app.store.spans import Spans
 from app.store.writer import Writer
 from app.tasks import Tasks
 from app.usecases.courier import Courier
-from app.usecases.live import LiveRun, Seen
+from app.usecases.live import LiveJob, LiveRun, Seen
 from app.usecases.objects import ObjectStore
 from app.usecases.passwords import Passwords
 from app.usecases.principals import Principals
@@ -70,8 +70,8 @@ class Platform:
     passwords: Passwords = field(default_factory=Passwords)
     tasks: Tasks = field(default_factory=Tasks)
     live: dict[UUID, LiveRun] = field(default_factory=dict)
-    jobs: set[UUID] = field(default_factory=set)
-    """What this process does for batches."""
+    jobs: dict[UUID, LiveJob] = field(default_factory=dict)
+    """What this process does besides runs."""
     max_runs: int = 2000
     draining: asyncio.Event = field(default_factory=asyncio.Event)
     windows: Windows = field(default_factory=Windows)

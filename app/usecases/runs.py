@@ -179,9 +179,9 @@ async def _next_turn(platform: Platform, session_id: UUID) -> None:
 
 
 async def drain(platform: Platform, seconds: float) -> None:
-    """Take no more messages; let running answers end by themselves, then end them as partial, and store them all.
+    """Take no more messages and jobs; let what runs end by itself, then end it, and store it all.
 
-    Background runs are queued again instead.
+    Answers that were ended are partial. Background runs, and other jobs, are queued again instead.
 
     Runs that wait, and those of other replicas, go on; who follows them here is told to follow them elsewhere.
     """
@@ -189,6 +189,8 @@ async def drain(platform: Platform, seconds: float) -> None:
     await _all_ended(platform, seconds)
     for live in list(platform.live.values()):
         live.end("shutdown")
+    for job in list(platform.jobs.values()):
+        job.leave()
     await _all_ended(platform, STORE_SECONDS)
     platform.relay.let_go(_elsewhere)
 
@@ -196,5 +198,6 @@ async def drain(platform: Platform, seconds: float) -> None:
 async def _all_ended(platform: Platform, seconds: float) -> None:
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
-            while platform.live:  # one may begin whose message was on its way
-                await asyncio.gather(*(live.log.ended() for live in list(platform.live.values())))
+            while platform.live or platform.jobs:  # a run may begin whose message was on its way
+                ends = [live.log.ended() for live in platform.live.values()]
+                await asyncio.gather(*ends, *(job.ended.wait() for job in platform.jobs.values()))

@@ -6,13 +6,15 @@ import base64
 import re
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import DESKTOP, PHONE, Person, Visit
+from conftest import DESKTOP, PHONE, Person, Visit, call
 from everybody import findings
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, Route, expect
 
 
 def test_an_answer_shows_markdown_code_tables_and_math_and_runs_nothing(visit: Visit, person: Person) -> None:
@@ -246,6 +248,83 @@ def test_a_picture_alone_is_a_message_and_one_from_elsewhere_is_a_link(visit: Vi
     visit.say("Rome")
     expect(page.get_by_text("An answer to this question is text")).to_be_visible()
     expect(page.locator(".composer .picture img")).to_be_visible()
+
+
+@contextmanager
+def used_up(person: Person) -> Iterator[None]:
+    """A budget for the time of the block, for which the server refuses what the person says."""
+    id = person.call("GET", "/api/v1/auth/users/me")["id"]
+    made = call("POST", "/api/v1/budgets", {"scope": "user", "id": id, "period": "total", "tokens": 0})
+    yield
+    call("DELETE", f"/api/v1/budgets/{made['id']}")
+
+
+def test_a_first_message_that_is_refused_stays_with_what_goes_along(
+    visit: Visit, person: Person, tmp_path: Path
+) -> None:
+    visit.expected.add("429")
+    page = visit.log_in(person)
+    page.locator(".agent-card", has_text="guide").click()
+    file = tmp_path / "times.md"
+    file.write_text("Opens at nine.")
+    page.locator("input[type=file]").set_input_files(file)
+    page.evaluate(GIVE, ["paste", ".composer textarea", base64.b64encode(png(30, 20)).decode()])
+    along = page.locator(".composer .files li")
+    expect(along).to_have_count(2)
+    with used_up(person):
+        visit.say("When?")
+        expect(page.locator(".note.error")).to_be_visible()
+    expect(page).to_have_url(re.compile("#/s/"))
+    expect(visit.box).to_have_value("When?")
+    expect(along).to_have_count(2)
+    visit.box.press("Enter")
+    expect(visit.answers.last).to_contain_text("Opens at nine.")
+    expect(page.locator("article.of-person .said")).to_have_text("When?")
+    expect(along).to_have_count(0)
+    expect(visit.box).to_have_value("")
+    assert [len(each) for each in pictures_of(person)] == [1]
+
+
+def test_an_edit_that_is_refused_stays_open(visit: Visit, person: Person) -> None:
+    visit.expected.add("429")
+    page = visit.log_in(person)
+    visit.begin("guide", "hello")
+    visit.until_answered("warm: hello")
+    visit.click("edit")
+    editor = page.locator(".editor textarea")
+    expect(editor).to_be_focused()
+    editor.fill("count 3")
+    with used_up(person):
+        editor.press("Enter")
+        expect(page.locator(".note.error")).to_be_visible()
+    expect(editor).to_have_value("count 3")
+    editor.press("Enter")
+    visit.until_answered("w0 w1 w2")
+    expect(editor).to_have_count(0)
+
+
+def test_a_message_is_kept_when_it_is_refused_after_one_has_gone_elsewhere(visit: Visit, person: Person) -> None:
+    visit.expected.add("429")
+    page = visit.log_in(person)
+    visit.begin("guide", "hello")
+    visit.until_answered("warm: hello")
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    page.route("**/messages", hold)
+    for text, taken in (("refused", False), ("taken", True)):
+        with page.expect_request("**/messages"):
+            visit.say(text)
+        page.get_by_role("link", name="New chat").click()
+        expect(page.get_by_role("heading", name="New chat")).to_be_visible()
+        with nullcontext() if taken else used_up(person), page.expect_response("**/messages"):
+            held.pop().continue_()
+        page.go_back()
+        expect(page.get_by_text("warm: hello")).to_be_visible()
+        expect(visit.box).to_have_value("" if taken else "refused")
+    visit.until_answered("warm: taken")
 
 
 def own_presets(person: Person) -> list[dict[str, Any]]:

@@ -148,6 +148,10 @@ class Visit:
 
     def log_in(self, person: Person, password: str = PASSWORD) -> Page:
         self.page.goto(URL)
+        return self.identify(person, password)
+
+    def identify(self, person: Person, password: str = PASSWORD) -> Page:
+        """Fill in the login that is shown, in a page that may know things from before."""
         self.page.locator("[name=username]").fill(person.name)
         self.page.locator("[name=password]").fill(password)
         self.page.get_by_role("button", name=self.words["log in"], exact=True).click()

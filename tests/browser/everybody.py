@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from conftest import DESKTOP, PASSWORD, PHONE, SECONDS, URL, Person, Visit
-from playwright.sync_api import Browser, Page, Route, expect
+from playwright.sync_api import Browser, Locator, Page, Route, expect
 
 AXE = Path(os.environ["AXE"]).read_text()
 
@@ -94,14 +94,48 @@ def test_a_screen_reader_is_told_of_the_answer(visit: Visit, person: Person) -> 
     expect(visit.page.locator("#announced")).to_have_text("Answer: warm: hello")
 
 
+def composing(box: Locator, key: str) -> None:
+    """The key as it comes while an input method has its list open, in the ways in which browsers tell that."""
+    for fields in ({"isComposing": True}, {"keyCode": 229}):
+        box.dispatch_event("keydown", {"key": key, "bubbles": True, "cancelable": True, **fields})
+
+
 def test_enter_that_chooses_a_word_of_an_input_method_sends_nothing(visit: Visit, person: Person) -> None:
     page = visit.log_in(person)
     visit.box.fill("你好")
-    for fields in ({"isComposing": True}, {"keyCode": 229}):
-        visit.box.dispatch_event("keydown", {"key": "Enter", "bubbles": True, "cancelable": True, **fields})
+    composing(visit.box, "Enter")
     page.wait_for_timeout(300)
     expect(visit.box).to_have_value("你好")
     assert person.call("GET", "/api/v1/sessions")["data"] == []
+
+
+def test_escape_that_closes_the_list_of_an_input_method_stops_and_drops_nothing(visit: Visit, person: Person) -> None:
+    page = visit.log_in(person)
+    visit.begin("guide", "count 30")
+    expect(visit.live).to_contain_text("w3")
+    composing(visit.box, "Escape")
+    visit.until_answered(" ".join(f"w{at}" for at in range(30)))
+    visit.click("edit")
+    editor = page.locator(".editor textarea")
+    expect(editor).to_be_focused()
+    editor.fill("你好")
+    composing(editor, "Escape")
+    page.wait_for_timeout(300)
+    expect(editor).to_have_value("你好")
+    editor.press("Escape")
+    expect(editor).to_have_count(0)
+
+
+def test_escape_of_an_input_method_leaves_the_list_of_conversations_open(browser: Browser, person: Person) -> None:
+    visit = Visit(browser, size=PHONE)
+    page = visit.log_in(person)
+    visit.list_sessions()
+    composing(page.get_by_role("searchbox"), "Escape")
+    page.wait_for_timeout(300)
+    expect(page.locator(".frame.with-sidebar")).to_have_count(1)
+    page.keyboard.press("Escape")
+    expect(page.locator(".frame.with-sidebar")).to_have_count(0)
+    visit.close()
 
 
 def test_a_long_conversation_is_shown_from_its_end_and_only_in_part(visit: Visit, person: Person) -> None:
@@ -136,6 +170,72 @@ def test_the_login_outlives_its_token_and_ends_for_good(visit: Visit, person: Pe
     page.get_by_role("menuitem", name="Log out").click()
     expect(page.locator("form.card")).to_be_visible()
     assert not [each for each in visit.context.cookies() if each["value"] == token]
+
+
+def test_nothing_of_one_user_is_left_to_the_next_in_the_same_tab(
+    visit: Visit, person: Person, administrator: Person
+) -> None:
+    page = visit.log_in(person)
+    visit.begin("guide", "hello")
+    visit.until_answered("warm: hello")
+    visit.box.fill("a secret of here")
+    page.get_by_role("link", name="New chat").click()
+    visit.box.fill("a secret")
+    page.get_by_role("searchbox").fill("nothing like it")
+    page.get_by_role("button", name="Archived", exact=True).click()
+    page.get_by_role("button", name="Menu:").click()
+    page.get_by_role("menuitem", name="Log out").click()
+    expect(page.locator("form.card")).to_be_visible()
+    assert page.evaluate("Object.keys(sessionStorage)") == []
+    for each in (administrator, person):
+        visit.identify(each)
+        expect(visit.box).to_have_value("")
+        expect(page.get_by_role("searchbox")).to_have_value("")
+        expect(page.locator(".sidebar [aria-pressed]")).to_have_attribute("aria-pressed", "false")
+        expect(page.locator("#announced")).to_have_text("")
+        expect(page.locator(".session")).to_have_count(1 if each is person else 0)
+        page.get_by_role("button", name="Menu:").click()
+        page.get_by_role("menuitem", name="Log out").click()
+
+
+@pytest.mark.parametrize("returns", [True, False], ids=["the same", "another"])
+def test_a_login_that_is_over_keeps_what_was_written_for_who_wrote_it(
+    visit: Visit, person: Person, administrator: Person, returns: bool
+) -> None:
+    person.call("PATCH", f"/api/v1/sessions/{begun(person)}", {"title": "A plan"})
+    page = visit.log_in(person)
+    visit.box.fill("a secret")
+    page.goto(f"{URL}/#/settings")
+    page.get_by_role("textbox", name="Name").fill("laptop")
+    page.get_by_role("button", name="Create").click()
+    expect(page.get_by_role("dialog").locator("code")).to_be_visible()
+    visit.context.clear_cookies()
+    page.goto(f"{URL}/#/s/{begun(person)}")  # which asks the server
+    expect(page.locator("form.card")).to_be_visible()
+    page.goto(f"{URL}/#/")
+    page.route("**/api/v1/sessions?*", lambda route: route.abort())  # what was there before would stay
+    visit.identify(person if returns else administrator)
+    expect(visit.box).to_have_value("a secret" if returns else "")
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    expect(page.get_by_text("A plan")).to_have_count(0)
+    assert page.evaluate("Object.keys(sessionStorage).length") == (1 if returns else 0)
+    visit.expected.add("ERR_FAILED")  # of the list that was cut off
+
+
+def test_a_message_is_kept_when_the_login_ends_with_it(visit: Visit, person: Person) -> None:
+    page = visit.log_in(person)
+    visit.begin("guide", "hello")
+    visit.until_answered("warm: hello")
+    visit.context.clear_cookies()
+    visit.say("said too late")
+    expect(page.locator("form.card")).to_be_visible()
+    visit.identify(person)
+    expect(visit.box).to_have_value("said too late")
+
+
+def begun(person: Person) -> str:
+    """A new conversation."""
+    return str(person.call("POST", "/api/v1/sessions", {"agent": {"id": "guide"}})["id"])
 
 
 def test_a_login_that_is_over_is_renewed_without_a_word(visit: Visit, person: Person) -> None:

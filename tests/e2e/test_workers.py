@@ -199,6 +199,48 @@ async def test_a_worker_that_is_told_to_end_hands_back_what_it_does(made: tuple[
     assert await two.ended() == 0
 
 
+async def test_a_bench_outlives_any_number_of_servers_and_workers_that_are_told_to_end(
+    made: tuple[Cluster, Server],
+) -> None:
+    pytest.importorskip("duckdb")
+    it, server = made
+    caller = await it.user(server, "benched")
+    suite = {"name": "slow", "cache": "off", "agents": [{"id": "model"}], "scorers": [{"kind": "exact"}]}
+    said = [("this is done in time", 0.5), (words(300), 0.2)]
+    rows = [{"input": slowly(text, delay), "expected": text} for text, delay in said]
+    id = (await caller.post(server, "/api/v1/benches", suite | {"dataset": {"rows": rows}}))["id"]
+    jobs = "SELECT state, lost FROM jobs WHERE subject_id = $1 AND kind = 'bench' AND state <> 'completed'"
+    asked = 0
+
+    async def is_asked() -> bool:
+        return bool((await it.fake.stats())["hits"] > asked)
+
+    async def hands_back() -> None:
+        assert {tuple(row) for row in await it.rows(jobs, id)} == {("queued", 0)}
+
+    asked = (await it.fake.stats())["hits"]
+    other = it.add("other", JOBS="4")
+    other.start()
+    await other.ready()
+    await until(is_asked, 20, "items are asked")
+    other.terminate()
+    assert await other.ended_by_itself(30) == 0
+    await hands_back()
+    for _ in range(2):
+        asked = (await it.fake.stats())["hits"]
+        worker = await it.worker()
+        await until(is_asked, 20, "the item that was not done in time is asked again")
+        for _ in range(2):  # the second one says not to wait
+            worker.popen.send_signal(signal.SIGTERM)
+            await asyncio.sleep(0.2)
+        assert await worker.ended(30) == 0
+        await hands_back()
+    (stored,) = await it.rows("SELECT row, score FROM bench_results WHERE bench_id = $1", id)
+    assert tuple(stored) == (0, 1.0)
+    assert (await caller.get(server, f"/api/v1/benches/{id}"))["status"] == "running"
+    assert (await caller.post(server, f"/api/v1/benches/{id}/cancel", {}))["status"] == "cancelled"
+
+
 async def test_a_paused_worker_cannot_overwrite_what_it_has_lost(made: tuple[Cluster, Server]) -> None:
     it, server = made
     caller = await it.user(server, "paused")

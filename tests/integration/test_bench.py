@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -17,7 +18,7 @@ from app.errors import AppError, InvalidInput
 from app.store import accounts
 from app.store.benches import Asked
 from app.suites.suite import Suite
-from app.usecases import bench_results, benches
+from app.usecases import bench_results, benches, runs
 from app.usecases.bench_work import Work
 from tests.engines import Engines
 from tests.fakes.upstream import FakeUpstream
@@ -240,6 +241,56 @@ async def test_a_bench_with_a_journal_leaves_runs_to_be_looked_at(llm_house: Hou
         run = (await llm_house.admin.get(f"/api/v1/runs/{each.run_id}")).json()
         assert (run["status"], run["usage"]["completion"]) == ("completed", each.usage.completion)
     assert await stored(llm_house, "SELECT count(*) FROM ledger") == [(3,)]
+
+
+async def test_items_with_a_journal_wait_for_a_server_that_has_no_room(llm_house: House, fake: FakeUpstream) -> None:
+    found = await order(llm_house, suite(journal=True, cache="off"), ROWS[:60])
+    small = dataclasses.replace(llm_house.platform, max_runs=4)  # of which a bench may have half
+    fake.fail("404")
+    work = Work(small, found, None)
+    assert (await work.run()).status == "completed"
+    assert (work.progress.done, work.progress.failed) == (60, 0)
+    ((failures,),) = await stored(llm_house, "SELECT count(*) FROM runs WHERE status = 'failed'")
+    assert failures > 0, "and what found no room at the model was asked again"
+
+
+async def test_what_the_end_of_a_server_cuts_off_is_asked_again(
+    running: Engines, database_url: str, fake: FakeUpstream
+) -> None:
+    given = {"redis_url": running.redis_url, "openai_base_url": fake.base_url}
+    slow = [{"input": f"say {n} [[fault: slow first={n % 2 * 2}]]", "expected": str(n)} for n in range(8)]
+    async with open_house(database_url, **given) as one:
+        found = await order(one, suite(journal=True, cache="off"), slow)
+        working = asyncio.ensure_future(Work(one.platform, found, None).run())
+        await fake.until(lambda: fake.hits == 8 and fake.completed >= 4)
+        await runs.drain(one.platform, 0.2)
+        assert (await working).status == "running"
+        assert await stored(one, "SELECT DISTINCT row % 2, status FROM bench_results") == [(0, "completed")]
+    async with open_house(database_url, **given) as two:
+        assert (await Work(two.platform, found, None).run()).status == "completed"
+        assert await stored(two, "SELECT status, count(*) FROM bench_results GROUP BY 1") == [("completed", 8)]
+
+
+async def test_what_an_item_took_before_the_budget_ran_out_is_charged(llm_house: House, fake: FakeUpstream) -> None:
+    judged = suite(cache="off", scorers=[{"kind": "judge", "instructions": "Is it right? " * 100}])
+    budget = {"scope": "user", "id": str((await admin(llm_house)).user.id), "period": "total", "tokens": 300}
+    made = await llm_house.admin.post("/api/v1/budgets", json=budget)
+    assert made.status_code == 201, made.text
+    stopped = await Work(llm_house.platform, await order(llm_house, judged, ROWS[:1]), None).run()
+    assert (stopped.status, fake.hits) == ("stopped", 1)
+    assert stopped.reason
+    assert await stored(llm_house, "SELECT count(*) FROM bench_results") == [(0,)]
+    ((spent,),) = await stored(llm_house, "SELECT sum(prompt_tokens + completion_tokens) FROM ledger")
+    (shown,) = (await llm_house.admin.get("/api/v1/budgets")).json()["data"]
+    assert shown["used"]["tokens"] == spent > 0
+    assert shown["reserved"]["tokens"] == 0
+
+
+async def test_judges_of_items_with_a_journal_are_charged_beside_them(llm_house: House, fake: FakeUpstream) -> None:
+    judged = suite(journal=True, cache="off", scorers=[{"kind": "similarity", "model": "default"}, {"kind": "judge"}])
+    done = await Work(llm_house.platform, await order(llm_house, judged, ROWS[:3]), None).run()
+    assert (done.status, fake.hits) == ("completed", 9)
+    assert await stored(llm_house, "SELECT count(*) FROM ledger") == [(9,)]
 
 
 async def test_results_are_written_to_a_file_and_into_a_report(llm_house: House, tmp_path: Path) -> None:

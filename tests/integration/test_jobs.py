@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 from uuid import UUID
 
+import asyncpg
 import httpx2
 import pytest
 from sqlalchemy import text
@@ -21,6 +23,7 @@ from app.usecases.platform import Platform
 from tests.engines import Engines
 from tests.fakes.upstream import FakeUpstream
 from tests.house import House, events, open_house, send, session
+from tests.receiver import receiver
 
 KINDS = kinds(ask)
 
@@ -255,3 +258,46 @@ async def test_a_server_that_ends_hands_background_runs_back(
         (job,) = await rows(two, "SELECT attempt, lost FROM jobs")
         assert tuple(job) == (2, 0)
         assert len(await rows(two, "SELECT 1 FROM ledger")) == 2, "what was spent before is charged too"
+
+
+async def test_a_server_that_ends_hands_every_other_job_back_too(
+    running: Engines, database_url: str, fake: FakeUpstream
+) -> None:
+    pytest.importorskip("duckdb")
+    given: dict[str, Any] = {"redis_url": running.redis_url, "openai_base_url": fake.base_url, "webhooks_private": True}
+    slow = "say done [[fault: slow first=3]]"
+    async with receiver() as hook:
+        hook.hangs = True
+        async with open_house(database_url, **given) as one:
+            client = await one.user("ann")
+            key = client.headers["authorization"].removeprefix("Bearer ")
+            wanted = {"url": hook.url, "events": ["run.completed", "bench.completed"], "runs": "all"}
+            assert (await client.post("/api/v1/webhooks", json=wanted)).status_code == 201
+            assert (await send(client, await session(client, "simple_openai_agent"), "say hello")).status_code == 200
+            body = {"model": "default", "messages": [{"role": "user", "content": slow}]}
+            line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}
+            file = {"file": ("requests.jsonl", json.dumps(line).encode())}
+            file_id = (await client.post("/v1/files", files=file, data={"purpose": "batch"})).json()["id"]
+            order = {"input_file_id": file_id, "endpoint": line["url"], "completion_window": "24h"}
+            batch = (await client.post("/v1/batches", json=order)).json()["id"]
+            suite = {"name": "slow", "dataset": {"rows": [{"input": slow}]}, "agents": [{"id": "model"}]}
+            suite |= {"scorers": [{"kind": "regex", "pattern": "done"}], "cache": "off"}
+            bench = (await client.post("/api/v1/benches", json=suite)).json()["id"]
+            await fake.until(lambda: fake.hits >= 3)
+            await hook.until(1)
+        db = await asyncpg.connect(database_url)
+        left = await db.fetch("SELECT DISTINCT kind, state, lost FROM jobs WHERE state <> 'completed' ORDER BY kind")
+        spent = await db.fetchval("SELECT count(*) FROM ledger WHERE session_id = $1", UUID(bench))
+        await db.close()
+        assert spent == 1, "what was asked of the model is charged, though its answer was not waited for"
+        assert [tuple(row) for row in left] == [(kind, "queued", 0) for kind in ("batch_shard", "bench", "webhook")]
+        hook.hangs = False
+        async with open_house(database_url, **given) as two:
+            client = await two.client(key)
+            async with asyncio.timeout(30):
+                for path, status in ((f"/api/v1/benches/{bench}", "completed"), (f"/v1/batches/{batch}", "completed")):
+                    while (await client.get(path)).json()["status"] != status:
+                        await asyncio.sleep(0.05)
+                while "bench.completed" not in hook.types():
+                    await asyncio.sleep(0.05)
+            assert {row[0] for row in await rows(two, "SELECT lost FROM jobs")} == {0}

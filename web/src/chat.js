@@ -14,6 +14,13 @@ import { Windowed } from "./windowed.js";
 
 let firstMessage = null; // what a new session is to be told as soon as it is open
 
+/** What was written for this session while it was not there yet, to whoever asks first. */
+function handedOver(id) {
+  const found = firstMessage?.id === id ? firstMessage.written : null;
+  firstMessage = null;
+  return found;
+}
+
 const guess = (item) => (item.kind === "message" ? 90 + (item.message.parts ? 200 : 0) + Math.min(4000, Math.ceil(item.message.content.length / 75) * 25) : 160);
 
 const Opener = () => html`<span class="only-narrow"><${IconButton} icon="menu" label=${t("sessions")} aria-expanded=${sidebarOpen.value} onClick=${() => (sidebarOpen.value = true)} /></span>`;
@@ -38,16 +45,9 @@ function Head({ conversation }) {
 
 export function Chat({ id }) {
   const conversation = useMemo(() => new Conversation(id), [id]);
-  useEffect(() => {
-    const begin = async () => {
-      const first = firstMessage?.id === id ? firstMessage : null;
-      firstMessage = null;
-      await conversation.load();
-      if (first) await conversation.send(first.content, first.more);
-    };
-    begin();
-    return () => conversation.close();
-  }, [conversation]);
+  const loaded = useMemo(() => conversation.load(), [conversation]);
+  const first = useMemo(() => handedOver(id), [id]);
+  useEffect(() => () => conversation.close(), [conversation]);
   const known = useRef(new Map()).current; // items stay the same objects while their messages do
   const items = useComputed(() => {
     const found = conversation.branch.value.map((message) => {
@@ -81,15 +81,19 @@ export function Chat({ id }) {
         : html`<${Failure} failure=${item.failure} conversation=${conversation} />`;
   const live = conversation.live.value;
   const waits = live?.status.value === "waiting";
+  const say = async (content, more) => {
+    await loaded;
+    return !conversation.error.value && conversation.send(content, more);
+  };
   const answer = (content, { parts }) => (parts.length ? (note(t("answerIsText"), "error"), false) : conversation.answer(content));
   return html`
     <${Head} conversation=${conversation} />
     <div class="stage">
       ${session ? html`<${Windowed} items=${items.value} draw=${draw} guess=${guess} label=${titleOf(session)} target=${route.value.rest} />` : html`<${Loading} />`}
     </div>
-    <${Composer} draft=${id} autofocus busy=${Boolean(live)} mayQueue=${waits || ["queue", "interrupt"].includes(session?.session_params.busy)}
+    <${Composer} draft=${id} first=${first} autofocus busy=${Boolean(live)} mayQueue=${waits || ["queue", "interrupt"].includes(session?.session_params.busy)}
       onStop=${() => conversation.stop()}
-      onSend=${(content, more) => (waits ? answer(content, more) : conversation.send(content, more))} />`;
+      onSend=${(content, more) => (waits ? answer : say)(content, more)} />`;
 }
 
 // The beginning
@@ -117,10 +121,10 @@ export function NewChat() {
     setParams({});
     setWrong(null);
   };
-  const begin = async (content, more) => {
+  const begin = async (content, more, written) => {
     try {
       const session = await create(agent.id, params);
-      firstMessage = { id: session.id, content, more };
+      firstMessage = { id: session.id, written };
       listed(session, { first: true });
       go(`s/${session.id}`);
       return true;

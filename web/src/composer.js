@@ -1,23 +1,34 @@
 // Where a message is written, with pictures and files if one likes.
-import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
+import { useEffect, useLayoutEffect, useMemo, useRef, useState } from "preact/hooks";
 import { upload } from "./api.js";
 import { MOST_PICTURES, partOf, pictureOf } from "./pictures.js";
-import { announced, complain, note } from "./store.js";
-import { html, Icon, IconButton } from "./ui.js";
+import { announced, complain, keyOfDraft, note } from "./store.js";
+import { html, Icon, IconButton, isComposing } from "./ui.js";
 import { t } from "./words.js";
 
 const TEXT_BYTES = 200_000; // the largest file whose text goes along
 const IS_TEXT = /^text\/|json|xml|yaml|toml|csv|javascript|typescript|x-sh|x-python/;
 const TEXT_NAME = /\.(txt|md|csv|tsv|json|jsonl|ya?ml|toml|ini|xml|html?|css|m?js|ts|tsx|py|rb|rs|go|java|kt|c|h|cpp|cs|php|sh|sql|log|tex|r|swift)$/i;
 
-/** `onSend(content, {extra, parts})` gives whether it was taken; what was written stays until then. `draft` is the name it is kept under. */
-export function Composer({ onSend, onStop, busy, mayQueue, draft, autofocus }) {
-  const key = `draft:${draft}`;
-  const [text, setText] = useState(sessionStorage.getItem(key) ?? "");
-  const [files, setFiles] = useState([]);
+function keep(key, text) {
+  if (text) sessionStorage.setItem(key, text);
+  else sessionStorage.removeItem(key);
+}
+
+/** What was not taken, before what has been written since. */
+const joined = (said, now) => [said, now].filter(Boolean).join("\n\n");
+
+/**
+ * `onSend(content, {extra, parts}, {text, files})` gives whether it was taken; what was written comes back if not. `draft` is the name it
+ * is kept under. `first`, as `onSend` was given it elsewhere, is sent at once.
+ */
+export function Composer({ onSend, onStop, busy, mayQueue, draft, first, autofocus }) {
+  const key = useMemo(() => keyOfDraft(draft), [draft]);
+  const [text, setText] = useState(first?.text ?? sessionStorage.getItem(key) ?? "");
+  const [files, setFiles] = useState(first?.files ?? []);
   const [over, setOver] = useState(false);
   const [sending, setSending] = useState(false);
-  const [waits, setWaits] = useState(false); // to be sent as soon as its files are there
+  const [waits, setWaits] = useState(Boolean(first)); // to be sent as soon as its files are there
   const latest = useRef(files); // what there is when something has been waited for
   latest.current = files;
   const area = useRef();
@@ -29,8 +40,7 @@ export function Composer({ onSend, onStop, busy, mayQueue, draft, autofocus }) {
     const { current } = area;
     current.style.height = "auto";
     current.style.height = `${Math.min(current.scrollHeight, innerHeight * 0.4)}px`;
-    if (text) sessionStorage.setItem(key, text);
-    else sessionStorage.removeItem(key);
+    keep(key, text);
   }, [text]);
 
   const drop = ({ key }) => setFiles((now) => now.filter((each) => each.key !== key));
@@ -71,17 +81,18 @@ export function Composer({ onSend, onStop, busy, mayQueue, draft, autofocus }) {
     const extra = stored.length ? { typed: typed.length, files: stored.map(({ id, name, bytes }) => ({ id, name, bytes })) } : undefined;
     setText("");
     setFiles([]);
-    const taken = await onSend(typed + stored.map(attached).join(""), { extra, parts });
+    const taken = await onSend(typed + stored.map(attached).join(""), { extra, parts }, { text: said, files });
     setSending(false);
     if (!taken) {
-      setText(said);
-      setFiles(files);
+      keep(key, joined(said, sessionStorage.getItem(key))); // this composer may be gone by now
+      setText((now) => joined(said, now));
+      setFiles((now) => [...files, ...now]);
     }
     area.current?.focus();
   };
-  // Enter that chooses a word of an input method sends nothing (`isComposing`; Safari tells it by 229 alone).
   const keys = (event) => {
-    if (event.key === "Enter" && !event.shiftKey && !event.isComposing && event.keyCode !== 229) {
+    if (isComposing(event)) return;
+    if (event.key === "Enter" && !event.shiftKey) {
       event.preventDefault();
       send();
     }
@@ -94,7 +105,7 @@ export function Composer({ onSend, onStop, busy, mayQueue, draft, autofocus }) {
   };
   const pasted = (event) => event.clipboardData.files.length && (event.preventDefault(), add(event.clipboardData.files));
 
-  useEffect(() => {
+  useLayoutEffect(() => {
     if (waits && !files.some((file) => file.busy)) send();
   }, [waits, files]);
   const canSend = (text.trim() || files.length) && !waits && !sending;

@@ -197,9 +197,13 @@ export class Conversation {
     let heard = null;
     try {
       const headers = { "idempotency-key": key() };
-      const answer = await this.patiently(() => fetched(path, { method: "POST", json: body, headers, signal: this.closed.signal }));
+      const answer = await this.patiently(() => fetched(path, { method: "POST", json: body, headers }));
       heard = events(answer);
       const { value: first } = await heard.next();
+      if (this.closed.signal.aborted) {
+        heard.return(); // nobody is here any more to hear it, but it was taken
+        return true;
+      }
       const live = new Live(first.data.message_id, first.data.run_id);
       batch(() => {
         onBegun(first.data.message_id);
@@ -340,7 +344,7 @@ export class Conversation {
   async answer(value) {
     const live = this.live.value;
     const done = await attempt(async () => {
-      const answer = await fetched(`api/v1/runs/${live.runId}/answer`, { method: "POST", json: { answer: value, stream: true }, signal: this.closed.signal });
+      const answer = await fetched(`api/v1/runs/${live.runId}/answer`, { method: "POST", json: { answer: value, stream: true } });
       batch(() => {
         live.question.value = null;
         live.status.value = "running";

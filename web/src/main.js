@@ -7,7 +7,7 @@ import { Chat, NewChat } from "./chat.js";
 import { Login } from "./login.js";
 import { Settings } from "./settings.js";
 import { Sidebar } from "./sidebar.js";
-import { announced, attempt, loadAgents, loadSessions, me, route, sidebarOpen, theme } from "./store.js";
+import { announced, attempt, dropDrafts, forget, loadAgents, loadSessions, me, route, sidebarOpen, theme } from "./store.js";
 import { Dialogs, html, Loading, Notes } from "./ui.js";
 import { language, t, told } from "./words.js";
 import "./style.css";
@@ -18,7 +18,10 @@ const Invitation = lazily(() => import("./invite.js"));
 /** Finds out who is logged in, and loads what everything needs. */
 export async function enter() {
   try {
-    me.value = await get("api/v1/auth/users/me");
+    const user = await get("api/v1/auth/users/me");
+    forget();
+    dropDrafts(user.id);
+    me.value = user;
   } catch (error) {
     if (error.status !== 401 && error.status !== 403) throw error;
     me.value = null;
@@ -28,7 +31,7 @@ export async function enter() {
   attempt(loadSessions);
 }
 
-onLoggedOut.call = () => (me.value = null);
+onLoggedOut.call = forget;
 
 function Page() {
   const { name, id } = route.value;

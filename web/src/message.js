@@ -6,7 +6,7 @@ import { lazily } from "./lazily.js";
 import { Growing, renderWhole } from "./markdown.js";
 import { beside, Beside } from "./pictures.js";
 import { dialog, nameOf, note } from "./store.js";
-import { copied, html, Icon, IconButton } from "./ui.js";
+import { copied, html, Icon, IconButton, isComposing } from "./ui.js";
 import { moment, t, told } from "./words.js";
 
 const Trace = lazily(() => import("./trace.js"));
@@ -107,10 +107,11 @@ export function Message({ message, conversation }) {
       ${asides.map((aside, at) => html`<${Aside} key=${at} type=${aside.content_type} content=${aside.content} />`)}
       ${editing
         ? html`<${Editor} text=${text} mayBeEmpty=${parts.length > 0} onCancel=${() => setEditing(false)} onSave=${async (next) => {
-            setEditing(false);
             const rest = typed === undefined ? "" : message.content.slice(typed);
             const extra = typed === undefined ? undefined : { files, typed: next.length };
-            await conversation.send(next + rest, { parentId: message.parent_id, extra, parts });
+            const taken = await conversation.send(next + rest, { parentId: message.parent_id, extra, parts });
+            if (taken) setEditing(false);
+            return taken;
           }} />`
         : isPerson
           ? text && html`<div class="said" dir="auto">${text}</div>`
@@ -166,22 +167,29 @@ function Comment({ text, onSave }) {
     </form>`;
 }
 
+/** `onSave(text)` gives whether it was taken, which ends it. */
 function Editor({ text, mayBeEmpty, onSave, onCancel }) {
   const [value, setValue] = useState(text);
+  const [busy, setBusy] = useState(false);
   const ref = useRef();
   useEffect(() => {
     ref.current.focus();
     ref.current.setSelectionRange(text.length, text.length);
   }, []);
   const keys = (event) => {
+    if (isComposing(event)) return;
     if (event.key === "Escape") onCancel();
-    if (event.key === "Enter" && !event.shiftKey && !event.isComposing && event.keyCode !== 229) event.preventDefault(), save();
+    if (event.key === "Enter" && !event.shiftKey) event.preventDefault(), save();
   };
-  const canSave = value.trim() || mayBeEmpty;
-  const save = () => canSave && onSave(value.trim());
+  const canSave = (value.trim() || mayBeEmpty) && !busy;
+  const save = async () => {
+    if (!canSave) return;
+    setBusy(true);
+    if (!(await onSave(value.trim()))) setBusy(false);
+  };
   return html`
     <div class="editor">
-      <textarea ref=${ref} rows=${Math.min(12, value.split("\n").length + 1)} maxlength="1000000" aria-label=${t("editMessage")} value=${value} onInput=${(event) => setValue(event.target.value)} onKeyDown=${keys} />
+      <textarea ref=${ref} rows=${Math.min(12, value.split("\n").length + 1)} maxlength="1000000" aria-label=${t("editMessage")} readonly=${busy} value=${value} onInput=${(event) => setValue(event.target.value)} onKeyDown=${keys} />
       <div class="row end"><button type="button" onClick=${onCancel}>${t("cancel")}</button><button type="button" class="primary" disabled=${!canSave} onClick=${save}>${t("send")}</button></div>
     </div>`;
 }

@@ -1,8 +1,8 @@
 // One's own settings: how the page looks, the password, keys for programs, and presets.
 import { useEffect, useState } from "preact/hooks";
-import { all, del, get, logOut, post, query } from "./api.js";
+import { all, del, get, post, query } from "./api.js";
 import { editPreset } from "./presets.js";
-import { agents, attempt, complain, dialog, go, loadAgents, me, nameOf, note, setTheme, sidebarOpen, theme } from "./store.js";
+import { agents, attempt, complain, dialog, leave, loadAgents, me, nameOf, note, setTheme, sidebarOpen, theme } from "./store.js";
 import { confirmed, copied, Empty, Field, html, IconButton } from "./ui.js";
 import { choose, language, languages, moment, money, number, t } from "./words.js";
 
@@ -113,9 +113,7 @@ function Password() {
     try {
       await post("api/v1/auth/password", { old_password: form.get("old"), new_password: form.get("new") });
       note(t("passwordChanged"));
-      await logOut();
-      me.value = null;
-      go("");
+      await leave();
     } catch (error) {
       setWrong(error.message);
       complain(error);

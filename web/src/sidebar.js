@@ -1,12 +1,11 @@
 // The list of conversations, and the way to everything else.
 import { useEffect, useRef } from "preact/hooks";
-import { logOut } from "./api.js";
 import { exported } from "./export.js";
 import { lazily } from "./lazily.js";
 import {
-  archived, attempt, changeSession, deleteSession, dialog, go, hits, isAdmin, loadSessions, me, moreSessions, note, route, sessions, sidebarOpen, sought, titleOf,
+  archived, attempt, changeSession, deleteSession, dialog, go, hits, isAdmin, leave, loadSessions, me, moreSessions, note, route, sessions, sidebarOpen, sought, titleOf,
 } from "./store.js";
-import { asked, confirmed, Empty, html, Icon, IconButton, Loading, Menu } from "./ui.js";
+import { asked, confirmed, Empty, html, Icon, IconButton, isComposing, Loading, Menu } from "./ui.js";
 import { t } from "./words.js";
 
 const DAY = 86_400_000;
@@ -76,9 +75,9 @@ export function Sidebar() {
   useEffect(() => {
     if (!sidebarOpen.value) return;
     nav.current.querySelector("a,button,input")?.focus();
-    const leave = (event) => event.key === "Escape" && (sidebarOpen.value = false);
-    addEventListener("keydown", leave);
-    return () => removeEventListener("keydown", leave);
+    const keys = (event) => event.key === "Escape" && !isComposing(event) && (sidebarOpen.value = false);
+    addEventListener("keydown", keys);
+    return () => removeEventListener("keydown", keys);
   }, [sidebarOpen.value]);
   const seek = (event) => {
     sought.value = event.target.value;
@@ -89,12 +88,6 @@ export function Sidebar() {
     archived.value = !archived.value;
     sessions.value = null;
     attempt(loadSessions);
-  };
-  const leave = async () => {
-    await attempt(logOut);
-    sessions.value = null;
-    me.value = null;
-    go("");
   };
   return html`
     <nav class="sidebar" ref=${nav} aria-label=${t("sessions")}>

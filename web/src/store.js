@@ -1,6 +1,6 @@
 // What the whole page knows: who is logged in, where one is, the agents and the list of sessions.
-import { computed, signal } from "@preact/signals";
-import { all, del, get, patch, query } from "./api.js";
+import { batch, computed, signal } from "@preact/signals";
+import { all, del, get, logOut, patch, query } from "./api.js";
 import { t, told } from "./words.js";
 
 export const me = signal(undefined); // undefined: not known yet; null: nobody
@@ -115,3 +115,32 @@ export async function deleteSession(id) {
 }
 
 export const titleOf = (session) => session?.title || t("untitled");
+
+// What belongs to who is logged in
+
+/** Forgets whose page this was, and all that it knew: the next one may be somebody else. */
+export function forget() {
+  loading += 1; // a list that is still on its way comes too late
+  batch(() => {
+    me.value = agents.value = sessions.value = dialog.value = null;
+    hits.value = [];
+    sought.value = announced.value = "";
+    moreSessions.value = archived.value = sidebarOpen.value = false;
+  });
+}
+
+/** What the tab keeps a text under that was written and not sent. */
+export const keyOfDraft = (name) => `draft:${me.peek().id}:${name}`;
+
+/** Drops what was written and not sent, but for that of the user of this id. */
+export function dropDrafts(userId) {
+  const others = Object.keys(sessionStorage).filter((key) => key.startsWith("draft:") && !key.startsWith(`draft:${userId}:`));
+  for (const key of others) sessionStorage.removeItem(key);
+}
+
+export async function leave() {
+  await attempt(logOut);
+  dropDrafts();
+  forget();
+  go("");
+}

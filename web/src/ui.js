@@ -150,6 +150,9 @@ export function Menu({ icon = "more", label, items, class: extra = "", children 
     </div>`;
 }
 
+/** Whether a key goes to an input method, which chooses a word by it or closes its list (Safari tells it by 229 alone). */
+export const isComposing = (event) => event.isComposing || event.keyCode === 229;
+
 /** A field with its label, a word of help and what is wrong with it. */
 export const Field = ({ label, help, error, children }) => html`
   <label class="field ${error ? "wrong" : ""}"><span>${label}</span>${children}
