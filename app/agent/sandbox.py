@@ -56,7 +56,7 @@ class Box:
         try:
             monty = import_module("pydantic_monty")
         except ImportError:
-            raise AgentFailed("The sandbox is not installed: it needs pip install 'chattable[sandbox]'.") from None
+            raise AgentFailed("The sandbox needs the package pydantic-monty: ./scripts/extras installs it.") from None
         async with (
             self._turns,
             monty.AsyncMonty(max_processes=1, request_timeout=KILL_SECONDS) as pool,

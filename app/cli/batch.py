@@ -14,6 +14,7 @@ from typing import IO, Annotated, Any
 import typer
 
 from app.cli.asking import ApiKey, Server, Url, check, part, server
+from app.cli.files import check_writable, written
 from app.cli.output import AsJson, show, show_one
 from app.errors import AppError, InvalidInput
 
@@ -44,6 +45,7 @@ def run_batch(
     key: ApiKey = None,
 ) -> None:
     """Have all requests of a file answered. Status 1 if one was not. Ctrl-C leaves the batch at work: `batch results` fetches them."""
+    check_writable(out)
     with server(url, key) as at, tempfile.TemporaryFile("w+b") as requests:
         endpoint = CHAT
         for number, line in enumerate(_lines(file), 1):
@@ -79,6 +81,7 @@ def show_batch(id: BatchId, url: Url = None, key: ApiKey = None, as_json: AsJson
 @batch.command("results")
 def fetch_results(id: BatchId, out: Out = None, url: Url = None, key: ApiKey = None) -> None:
     """Wait for the end of a batch, and print what each request came to, a line of JSON each. Status 1 if one was not answered."""
+    check_writable(out)
     with server(url, key) as at:
         _finish(at, _ended(at, at.ask("GET", f"/v1/batches/{part(id)}")), out)
 
@@ -131,7 +134,7 @@ def _ended(at: Server, found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _finish(at: Server, ended: dict[str, Any], out: Path | None) -> None:
-    with out.open("wb") if out else nullcontext(typer.get_binary_stream("stdout")) as file:
+    with written(out) if out else nullcontext(typer.get_binary_stream("stdout")) as file:
         for id in filter(None, (ended["output_file_id"], ended["error_file_id"])):
             with at.client.stream("GET", f"/v1/files/{part(id)}/content", timeout=None) as answer:
                 if answer.status_code >= 400:

@@ -48,6 +48,7 @@ def run(
     """
     from app.suites.suite import read_suite
 
+    _check_places(report, out)
     order = _or_exit(lambda: read_suite(suite))
     if skip_bad:
         order = order.model_copy(update={"dataset": order.dataset.model_copy(update={"skip_bad": True})})
@@ -112,6 +113,7 @@ def write_report(
     user: User = "admin",
 ) -> None:
     """Write the report or the results of a bench, as far as it is."""
+    _check_places(report, out)
 
     async def work(platform: Platform, principal: Principal) -> int:
         from app.usecases import benches
@@ -135,6 +137,17 @@ def cancel(which: Which, user: User = "admin") -> None:
         return 0
 
     raise typer.Exit(_in_platform(user, work))
+
+
+def _check_places(report: Path | None, out: Path | None) -> None:
+    """That results can be written, before the work that they come from."""
+    from app.cli.files import check_writable
+    from app.datasets.files import KINDS
+    from app.errors import SettingsError
+
+    if out is not None and out.suffix not in KINDS:
+        raise SettingsError(f"--out: the name must end in {', '.join(KINDS)}.")
+    check_writable(report, out)
 
 
 def _or_exit(read: Callable[[], T]) -> T:
@@ -304,11 +317,13 @@ async def _shown(work: Work, platform: Platform) -> AsyncIterator[None]:
 
 
 async def _written(platform: Platform, found: Bench, report: Path | None, out: Path | None) -> None:
+    from app.cli.files import written
     from app.usecases import bench_results
 
     if report is not None:
         said = await bench_results.report(platform, found)
-        await asyncio.to_thread(report.write_text, said, encoding="utf-8")
+        with written(report) as file:
+            await asyncio.to_thread(file.write, said.encode())
         typer.echo(f"The report is in {report}.")
     if out is not None:
         count = await bench_results.export(platform, found, out)

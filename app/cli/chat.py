@@ -111,10 +111,17 @@ class Talk:
 
     def say(self, content: str) -> bool:
         """Send a message and show its answer; whether that was completed."""
+        with self._cancelling():
+            return self._heard("POST", "/SendMessage", {"session_id": self.session, "content": content, "stream": True})
+
+    def follow(self, run: str) -> bool:
+        """Show what a run of the session says, from its beginning; whether it was completed. Ctrl-C leaves it at work."""
+        return self._heard("GET", f"/api/v1/runs/{part(run)}/events", None)
+
+    def _heard(self, method: str, path: str, body: Any) -> bool:
         self._run, self._position, self.interrupted = None, 0, False
-        body = {"session_id": self.session, "content": content, "stream": True}
-        with self._cancelling(), _shown(self.as_json) as shown:
-            end = self._followed("POST", "/SendMessage", body, shown)
+        with _shown(self.as_json) as shown:
+            end = self._followed(method, path, body, shown)
         if self.as_json:
             typer.echo(json.dumps(end, ensure_ascii=False))
         status = end.get("status") or end.get("additional_kwargs", {}).get("status")

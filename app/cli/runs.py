@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli.asking import ApiKey, Url, server
+from app.cli.asking import ApiKey, Url, part, server
+from app.cli.chat import Talk
 from app.cli.output import AsJson, show, show_one
-from app.errors import AppError
+from app.errors import AppError, NotFound
 
 if TYPE_CHECKING:
     from app.cli.asking import Server
@@ -50,7 +51,7 @@ def list_runs(
 @runs.command("show")
 def show_run(
     run: RunId,
-    step: Annotated[int | None, typer.Option(help="Show the input and output of this step.")] = None,
+    step: Annotated[int | None, typer.Option(min=1, help="Show the input and output of this step.")] = None,
     url: Url = None,
     key: ApiKey = None,
     as_json: AsJson = False,
@@ -60,7 +61,8 @@ def show_run(
         if step is None:
             show([_step_row(each) for each in _steps(at, run)], STEP_COLUMNS, as_json=as_json)
             return
-        values = {side: _value(at, f"/api/v1/runs/{run}/steps/{step}/{side}") for side in ("input", "output")}
+        found = _step(at, run, step)
+        values = {side: _value(at, run, found, side) for side in ("input", "output")}
     typer.echo(json.dumps(values, indent=2, ensure_ascii=False))
 
 
@@ -71,11 +73,11 @@ def tail(
     url: Url = None,
     key: ApiKey = None,
 ) -> None:
-    """Print what a run says as it says it; without one, the runs that end from now on, until Ctrl-C."""
+    """Print what a run says as it says it, status 1 if it fails; without one, the runs that end from now on, until Ctrl-C."""
     with server(url, key) as at:
         if run is not None:
-            _follow(at, run)
-            return
+            session = at.ask("GET", f"/api/v1/runs/{part(run)}")["session_id"]
+            raise typer.Exit(int(not Talk(at, session).follow(run)))
         for found in _ending(at, count):
             typer.echo("  ".join(str(_row(found)[column]) for column in COLUMNS))
 
@@ -105,7 +107,7 @@ def rerun(
         step_made = made["step"]
         said = made["answer"]
         if step_made and not downstream and step_made["output_hash"]:
-            value = _value(at, f"/api/v1/runs/{made['id']}/steps/{step_made['seq']}/output")
+            value = _value(at, made["id"], step_made, "output")
             said = value.get("text", value) if isinstance(value, dict) else value
     show_one(made, said if isinstance(said, str) else json.dumps(said, ensure_ascii=False), as_json=as_json)
     if not as_json:
@@ -191,9 +193,18 @@ def _steps(at: Server, run: str) -> Iterator[dict[str, Any]]:
         after, more = found["last_seq"], found["has_more"]
 
 
-def _value(at: Server, path: str) -> Any:
-    answer = at.client.get(path)
-    return answer.json()["value"] if answer.status_code == 200 else None
+def _step(at: Server, run: str, seq: int) -> dict[str, Any]:
+    found = at.ask("GET", f"/api/v1/runs/{part(run)}/steps", params={"after": seq - 1, "limit": 1})["data"]
+    if not found or found[0]["seq"] != seq:
+        raise NotFound("step")
+    return dict(found[0])
+
+
+def _value(at: Server, run: str, step: Mapping[str, Any], side: str) -> Any:
+    """What went into a step or came out of it; None where nothing did."""
+    if step[f"{side}_hash"] is None:
+        return None
+    return at.ask("GET", f"/api/v1/runs/{part(run)}/steps/{step['seq']}/{side}")["value"]
 
 
 def _json(text: str | None, name: str) -> Any:
@@ -201,25 +212,6 @@ def _json(text: str | None, name: str) -> Any:
         return None if text is None else json.loads(text)
     except ValueError:
         raise AppError(f"--{name} is no JSON.") from None
-
-
-def _follow(at: Server, run: str) -> None:
-    """Print the answer of a run as it comes, and what is shown beside it to standard error."""
-    from app.cli.asking import check
-    from app.domain import ANSWER_TYPES
-
-    with at.client.stream("GET", f"/api/v1/runs/{run}/events", timeout=None) as events:
-        if events.status_code != 200:
-            events.read()
-            check(events, at.url)
-        for line in events.iter_lines():
-            data = json.loads(line.removeprefix("data: ")) if line.startswith("data: ") else {}
-            if "content_type" in data:
-                beside = data["content_type"] not in ANSWER_TYPES
-                typer.echo(
-                    f"[{data['content_type']}] {data['content']}" if beside else data["content"], nl=beside, err=beside
-                )
-    typer.echo()
 
 
 def _ending(at: Server, count: int | None) -> Iterator[dict[str, Any]]:

@@ -26,7 +26,9 @@ class Bucket:
             from minio import Minio
             from minio.error import S3Error
         except ImportError:
-            raise InvalidInput("s3:// needs the package minio: install chattable[s3].", param="dataset") from None
+            raise InvalidInput(
+                "s3:// needs the package minio: ./scripts/extras installs it.", param="dataset"
+            ) from None
         server, place = urlsplit(self.endpoint if "://" in self.endpoint else f"http://{self.endpoint}"), urlsplit(url)
         client = Minio(server.netloc, self.access_key, self.secret_key, secure=server.scheme == "https")
         try:

@@ -84,7 +84,7 @@ def opened(memory: str = MEMORY) -> Iterator[Duck]:
     try:
         import duckdb
     except ImportError:
-        raise InvalidInput("This needs DuckDB: install chattable[data].", param="dataset") from None
+        raise InvalidInput("This needs the package duckdb: ./scripts/extras installs it.", param="dataset") from None
     with tempfile.TemporaryDirectory(prefix="chattable-data-") as folder:
         settings: dict[str, str | bool | int | float | list[str]] = {
             "memory_limit": memory,

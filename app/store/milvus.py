@@ -36,7 +36,7 @@ class MilvusVectors:
         try:
             self._milvus: Any = import_module("pymilvus")
         except ImportError:
-            raise SettingsError("MILVUS_HOST: this needs the extra milvus: pip install 'chattable[milvus]'.") from None
+            raise SettingsError("MILVUS_HOST needs the package pymilvus: ./scripts/extras installs it.") from None
         self._uri = uri
         self._client: Any = None
         self._known: set[str] = set()

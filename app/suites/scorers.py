@@ -116,7 +116,8 @@ def _json_schema(one: suite.JsonSchema, column: str) -> Score:
     try:
         from jsonschema import Draft202012Validator, exceptions
     except ImportError:
-        raise InvalidInput("scorers: json_schema needs jsonschema: install chattable[data].", param="scorers") from None
+        why = "scorers: json_schema needs the package jsonschema: ./scripts/extras installs it."
+        raise InvalidInput(why, param="scorers") from None
     if one.schema_ is not None:
         try:
             Draft202012Validator.check_schema(one.schema_)

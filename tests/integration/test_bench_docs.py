@@ -31,19 +31,16 @@ async def test_the_page_does_what_it_says(running: Engines, database_url: str, t
         pytest.skip("bash is needed to follow the page")
     agent, rows = blocks("python")
     (tmp_path / "agents").mkdir()
-    (tmp_path / "bin").mkdir()
     (tmp_path / "agents/entities.py").write_text(agent)
     (tmp_path / "suite.toml").write_text(blocks("toml")[0])
-    for name, words in (("chattable", "-m app.cli"), ("python", "")):
-        command = tmp_path / "bin" / name
-        command.write_text(f'#!/bin/sh\nexec "{sys.executable}" {words} "$@"\n')
-        command.chmod(0o755)
-    given = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "LC_ALL": "C.UTF-8"}
+    given = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "LC_ALL": "C.UTF-8"}
     given |= {"DATABASE_URL": database_url, "REDIS_URL": running.redis_url}
     engine = connect(database_url)
     await accounts.first_admin(engine, ADMIN_KEY)
     await engine.dispose()
-    script = "\n".join([*blocks("bash"), f"python <<'END'\n{rows}\nEND"])
+    script = "\n".join([*blocks("bash"), f".venv/bin/python <<'END'\n{rows}\nEND"])
+    for ours, words in (("./scripts/chattable", " -m app.cli"), (".venv/bin/python", "")):
+        script = script.replace(ours, f'"{sys.executable}"{words}')
     process = await asyncio.create_subprocess_exec(
         *("bash", "-euo", "pipefail", "-c", script),
         cwd=tmp_path,

@@ -28,6 +28,12 @@ from tests import exports
 from tests.house import ADMIN_KEY, AGENTS, House
 
 ROOT = Path(__file__).parents[2]
+SUITE = """
+name = "numbers"
+dataset = {rows = [{input = "1"}]}
+agents = [{id = "fake_echo_agent"}]
+scorers = [{kind = "regex", pattern = "1"}]
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -96,6 +102,12 @@ async def test_what_the_server_refuses_is_said_in_its_words(here: House) -> None
         await out("users", "list", "--url", here.url)
 
 
+@pytest.mark.parametrize("words", [("show", "x"), ("show", "x", "--step", "1"), ("tail",), ("tail", "x")])
+async def test_without_a_server_runs_are_one_clear_sentence(words: tuple[str, ...]) -> None:
+    with pytest.raises(SettingsError, match="No server answers at"):
+        await out("runs", *words, "--url", "http://127.0.0.1:1", "--key", ADMIN_KEY)
+
+
 async def test_a_file_of_questions_is_answered_in_the_background(llm_house: House, folder: Path) -> None:
     at = ("--url", llm_house.url, "--key", ADMIN_KEY)
     (folder / "questions.txt").write_text("say one\n\nsay two [[fault: 400]]\nsay three\n")
@@ -115,10 +127,35 @@ async def test_a_file_of_questions_is_answered_in_the_background(llm_house: Hous
         ["id", "status", "completed", "failed", "total"],
         [id, "completed", "1", "0", "1"],
     ]
+    for command in (("run", "questions.txt", "-a", "default"), ("results", id)):
+        with pytest.raises(SettingsError, match="is there a folder nowhere that you may write to"):
+            await out("batch", *command, "--out", "nowhere/results.jsonl", *at)
+    assert len((await out("batch", "list", *at)).splitlines()) == 3
+    with pytest.raises(SettingsError, match="/dev/full cannot be written: No space left on device"):
+        await out("batch", "results", id, "--out", "/dev/full", *at)
     with pytest.raises(AppError, match="Line 1 is not JSON"):
         await out("batch", "run", "questions.txt", *at)
     with pytest.raises(AppError, match="A batch that is completed cannot be cancelled"):
         await out("batch", "cancel", id, *at)
+
+
+@pytest.mark.parametrize(
+    ("option", "path", "told"),
+    [
+        ("--report", "nowhere/report.html", "is there a folder nowhere that you may write to"),
+        ("--out", "nowhere/results.csv", "is there a folder nowhere that you may write to"),
+        ("--report", ".", "it is a folder"),
+        ("--out", "results.xlsx", r"must end in \.jsonl, \.csv, \.parquet"),
+    ],
+)
+@pytest.mark.parametrize("command", [("run", "suite.toml"), ("report", "numbers")])
+async def test_a_bench_that_could_not_be_written_down_does_not_begin(
+    folder: Path, command: tuple[str, str], option: str, path: str, told: str
+) -> None:
+    (folder / "suite.toml").write_text(SUITE)
+    with pytest.raises(SettingsError, match=told):
+        await out("bench", *command, option, path)
+    assert [each.name for each in folder.iterdir()] == ["suite.toml"]
 
 
 async def test_a_conversation_goes_on_over_several_calls(here: House) -> None:

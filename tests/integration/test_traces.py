@@ -15,14 +15,15 @@ from sqlalchemy import text
 from typer.testing import CliRunner
 
 from app.cli.commands import commands
-from app.errors import AppError
+from app.domain import new_id
+from app.errors import AppError, SettingsError
 from app.settings import Settings
 from app.store import partitions
 from app.usecases import upkeep
 from app.usecases.upkeep import Keeping
 from tests.engines import Engines
 from tests.fakes.upstream import FakeUpstream
-from tests.house import House, open_house, send, session
+from tests.house import ADMIN_KEY, House, open_house, send, session
 
 MODELS = """
 [models.default]
@@ -32,6 +33,8 @@ price = {{prompt = 1, completion = 1}}
 endpoints = [{{base_url = "{url}", model = "big-one"}}]
 """
 AGENT = '''
+import asyncio
+
 from app.agent import BaseAgent, Chattable, Message
 
 
@@ -66,6 +69,22 @@ class Slow(Chattable):
     async def chat(self, message: Message) -> str:
         await self.llm.ainvoke("say first")
         return str(await self.llm.ainvoke("[[fault: first=30]]say late"))
+
+
+TRIES = []
+
+
+class Wavering(BaseAgent):
+    """Says something else when it is begun anew, and takes its time for that."""
+
+    id = "wavering"
+
+    async def chat(self, message: Message) -> str:
+        await asyncio.sleep(2 * len(TRIES))
+        TRIES.append(message)
+        await self.stream.send("text", f"try {len(TRIES)}: ")
+        await self.stream.send("text", await self.ask("Go on?"))
+        return ""
 '''
 
 
@@ -226,6 +245,40 @@ async def test_runs_are_listed_shown_and_followed(here: House, asked: Any) -> No
             await asyncio.sleep(0.5)
     assert "caller" in await following
     assert last
+
+
+async def test_what_a_step_does_not_have_is_null_and_what_is_refused_is_said(here: House, asked: Any) -> None:
+    ann, ben = await here.user("ann"), await here.user("ben")
+    run = await said(ann, "x", "failing")
+    shown = json.loads(await asked(ann, "show", run, "--step", "1"))
+    assert shown == {"input": {"args": ["x"], "kwargs": {}}, "output": None}
+    for client, id, told in ((ann, run, "no such step"), (ben, run, "no such run"), (ann, new_id(), "no such run")):
+        with pytest.raises(AppError, match=told):
+            await asked(client, "show", str(id), "--step", "9")
+    with pytest.raises(AppError, match="no such run"):
+        await asked(ben, "tail", run)
+    ben.headers["authorization"] = "Bearer wrong"
+    for words in (("show", run, "--step", "1"), ("tail", run)):
+        with pytest.raises(SettingsError, match="status 401"):
+            await asked(ben, *words)
+
+
+async def test_a_run_that_failed_is_followed_to_its_error(here: House) -> None:
+    run = await said(here.admin, "x", "failing")
+    at = ("--url", here.url, "--key", ADMIN_KEY)
+    ran = await asyncio.to_thread(CliRunner().invoke, commands, ["runs", "tail", run, *at])
+    assert (ran.exit_code, ran.stdout) == (1, "")
+    assert ran.stderr.startswith("chattable: The agent failed")
+
+
+async def test_the_answer_of_a_run_that_was_begun_anew_is_followed_to_its_end(here: House, asked: Any) -> None:
+    ann = await here.user("ann")
+    id = await session(ann, "wavering")
+    run = (await send(ann, id, "go")).json()["run_id"]
+    answering = asyncio.ensure_future(send(ann, id, "yes"))
+    await here.until_live()
+    assert (await asked(ann, "tail", run)).endswith("try 2: yes\n")
+    assert (await answering).json()["content"] == "try 2: yes"
 
 
 async def test_a_step_is_done_anew_from_the_command_line(here: House, asked: Any) -> None:

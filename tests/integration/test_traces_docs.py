@@ -30,19 +30,18 @@ async def test_the_page_prints_what_it_says(
 ) -> None:
     if not (shutil.which("bash") and shutil.which("curl")):
         pytest.skip("bash and curl are needed to follow the page")
-    for name in ("agents", "data", "bin"):
+    for name in ("agents", "data"):
         (tmp_path / name).mkdir()
     (tmp_path / "agents/guide.py").write_text(AGENT)
     (tmp_path / "data/admin.key").write_text(f"{ADMIN_KEY}\n")
-    (tmp_path / "bin/chattable").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m app.cli "$@"\n')
-    (tmp_path / "bin/chattable").chmod(0o755)
     settings = {"redis_url": running.redis_url, "openai_base_url": fake.base_url, "openai_api_key": "sk-test"}
+    block = BASH.replace("./scripts/chattable", f'"{sys.executable}" -m app.cli')
     async with open_house(database_url, agents_dir=tmp_path / "agents", **settings) as house:
         process = await asyncio.create_subprocess_exec(
-            *("bash", "-euc", BASH.replace("http://127.0.0.1:8080", house.url)),
+            *("bash", "-euc", block.replace("http://127.0.0.1:8080", house.url)),
             cwd=tmp_path,
             env={
-                "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+                "PATH": os.environ["PATH"],
                 "PYTHONPATH": str(ROOT),
                 "PORT": house.url.rpartition(":")[2],
                 "PYTHONIOENCODING": "utf-8",
