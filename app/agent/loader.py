@@ -12,14 +12,10 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from hashlib import sha256
-from importlib.abc import MetaPathFinder
-from importlib.machinery import FileFinder, ModuleSpec, SourceFileLoader
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import CodeType, ModuleType
 from typing import Any
 
+from app.agent import sources
 from app.agent.chattable import Chattable
 from app.agent.threads import Threads
 from app.agent.version import AgentVersion, Code, declared_in
@@ -39,7 +35,6 @@ AGAIN = 10.0
 IMPORTS = 64
 """Files that may be importing at once, those past their deadline included."""
 
-Signature = tuple[tuple[str, int, int], ...]
 Found = Mapping[str, AgentVersion | str]
 """What a file declares: an agent, or why it cannot be used, for each id."""
 
@@ -70,7 +65,7 @@ class _Unit:
     """A file or package, as it was last looked at."""
 
     path: Path
-    signature: Signature | None = None
+    signature: sources.Signature | None = None
     versions: dict[str, AgentVersion] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     """The reason for each id whose newest version cannot be used."""
@@ -117,7 +112,7 @@ class Agents:
         self._threads = Threads("agent import", IMPORTS)
         self._tasks = Tasks()
         self._refreshing = asyncio.Lock()
-        self._finder = _Finder()
+        self._finder = sources.Finder()
 
     async def load(self) -> None:
         """Load the folder for the first time; `PluginError` when it cannot be read."""
@@ -148,7 +143,7 @@ class Agents:
     async def refresh(self) -> None:
         """Load what is new or changed, forget what is gone."""
         async with self._refreshing:
-            there = await asyncio.to_thread(_scan, self._folder, self._only)
+            there = await asyncio.to_thread(sources.scan, self._folder, self._only)
             gone = [name for name in self._units if name not in there]
             for name in gone:
                 self._forget(self._units.pop(name))
@@ -197,13 +192,13 @@ class Agents:
         if time.time() < unit.looked_at + self._again:
             return False
         unit.looked_at = time.time()
-        return await asyncio.to_thread(_installed_at) > since
+        return await asyncio.to_thread(sources.installed_at) > since
 
     async def _load(self, name: str, unit: _Unit) -> bool:
         """Put the newest version of a file in service; False, with the reason kept, when it cannot be used, or not yet."""
         self._abandon(unit)
         unit.looked_at = time.time()
-        code = Code(self._free_name(unit.path), await asyncio.to_thread(_digest, unit.path))
+        code = Code(self._free_name(unit.path), await asyncio.to_thread(sources.digest, unit.path))
         code.hold()
         work = self._tasks.start(self._imported(name, unit.path, code), name=f"import of {name}")
         unit.importing = _Import(code, work)
@@ -245,7 +240,7 @@ class Agents:
 
     def _import(self, name: str, path: Path, code: Code) -> Found:
         importlib.invalidate_caches()  # of what was not installed before
-        module = import_file(code.name, path)
+        module = sources.import_file(code.name, path)
         found = declared_in(code.name, vars(module))
         if not found:
             raise PluginError("declares no Chattable with an id")
@@ -298,83 +293,6 @@ def _own_version(cls: type[Chattable], variables: Mapping[str, str]) -> AgentVer
 
 class _IdTakenError(PluginError):
     """Another file has the id."""
-
-
-def _scan(folder: Path, only: str | None = None) -> dict[str, Signature]:
-    """The files and packages of agents, each with what tells a change."""
-    there = {}
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(("_", ".")) or only not in (None, path.name):
-            continue
-        if (path.suffix == ".py" and path.is_file()) or (path / "__init__.py").is_file():
-            there[path.name] = _signature(path)
-    return there
-
-
-def _signature(path: Path) -> Signature:
-    files = [path] if path.is_file() else sorted(path.rglob("*"))
-    found = []
-    for file in files:
-        if "__pycache__" in file.parts:
-            continue
-        try:
-            status = file.stat()
-        except OSError:  # gone since it was listed
-            continue
-        if file.is_file():
-            found.append((str(file), status.st_mtime_ns, status.st_size))
-    return tuple(found)
-
-
-def _installed_at() -> float:
-    """When something was last put into a folder that libraries are imported from, in seconds since 1970."""
-    folders = [folder for folder in map(Path, sys.path) if folder.is_dir()]
-    return max((folder.stat().st_mtime for folder in folders), default=0.0)
-
-
-def _digest(path: Path) -> str:
-    """What tells one text of a file or package from another, on every machine."""
-    said = sha256()
-    for file in [path] if path.is_file() else sorted(path.rglob("*.py")):
-        try:
-            text = file.read_bytes()
-        except OSError:  # gone since it was listed
-            continue
-        said.update(b"%b %d " % (file.relative_to(path.parent).as_posix().encode(), len(text)) + text)
-    return said.hexdigest()[:16]
-
-
-class _Source(SourceFileLoader):
-    """Compiles the text as it is: the byte-code cache takes two edits in one second for the same."""
-
-    def get_code(self, fullname: str) -> CodeType:
-        path = self.get_filename(fullname)
-        return self.source_to_code(self.get_data(path), path)
-
-
-class _Finder(MetaPathFinder):
-    """Finds what packages of agents import from inside themselves, past every cache."""
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        if path is None or not fullname.startswith("agents_"):
-            return None
-        specs = (FileFinder(folder, (_Source, [".py"])).find_spec(fullname) for folder in path)
-        return next((spec for spec in specs if spec), None)
-
-
-def import_file(name: str, path: Path) -> ModuleType:
-    """A file or package of agents, as the module `name`."""
-    file = path / "__init__.py" if path.is_dir() else path
-    inside = [str(path)] if path.is_dir() else None
-    spec = spec_from_file_location(name, file, loader=_Source(name, str(file)), submodule_search_locations=inside)
-    if spec is None or spec.loader is None:
-        raise PluginError("is not a Python file")
-    module = module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def _rows(name: str, unit: _Unit) -> Iterator[Listed]:

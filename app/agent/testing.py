@@ -20,8 +20,8 @@ from typing import Any, TypeAlias
 import msgspec
 
 from app.agent.chattable import Chattable
-from app.agent.loader import import_file
 from app.agent.recorded import Recorded
+from app.agent.sources import import_file
 from app.agent.trial import Trial
 from app.agent.version import AgentVersion, Code, declared_in
 from app.domain import Chunk, Message, SessionParams, Step, Usage

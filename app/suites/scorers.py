@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from app.agent.loader import import_file
+from app.agent.sources import import_file
 from app.errors import InvalidInput
 from app.llm.llm import LLM
 from app.suites import suite
