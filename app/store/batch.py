@@ -30,14 +30,13 @@ async def write(
     """Decide and store all of `ops`, at most one of each session, inside the caller's transaction.
 
     Gives the result of each, in order, and the values that were new; those in `stored`, by scope and digest, are known to be there.
-    With `replayed`, the same were tried before, and may have been committed.
-    A refusal is a result.
+    With `replayed`, the same were tried before, and may have been committed. A refusal is a result.
     Raises what PostgreSQL raises; then the transaction is to be rolled back.
     """
     rows = Rows(stored)
     await ephemeral.make(db, ops)
     locked = await turns.lock(db, [op.session_id for op in ops])
-    missing = {op.session_id: owner_of(op) for op in ops if op.session_id not in locked}
+    missing = {op.session_id: _owner_of(op) for op in ops if op.session_id not in locked}
     results: dict[UUID, Result] = {id: Held() for id in await turns.held(db, missing)}
     everything, ops = ops, [op for op in ops if op.session_id not in results] if missing else ops
     promotes = [op for op in ops if isinstance(op, Promote)]
@@ -67,6 +66,6 @@ async def write(
     return [results.get(op.session_id) for op in everything], rows.values
 
 
-def owner_of(op: Op) -> UUID | None:
+def _owner_of(op: Op) -> UUID | None:
     """The user for whom a session is made with its message."""
     return op.principal.user.id if isinstance(op, BeginRun) and op.ephemeral else None
