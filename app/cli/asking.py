@@ -101,7 +101,10 @@ def server(url: str | None = None, key: str | None = None) -> Iterator[Server]:
     url = url.rstrip("/")
     headers = {"authorization": f"Bearer {key}"}
     with httpx2.Client(base_url=url, headers=headers, timeout=60, trust_env=False) as client:
-        yield Server(client, url, (page or url).rstrip("/"))
+        try:
+            yield Server(client, url, (page or url).rstrip("/"))
+        except httpx2.TransportError:
+            raise unreachable(url) from None
 
 
 def part(text: str) -> str:

@@ -150,6 +150,7 @@ class Talk:
             if self._run is None or failed > TRIES:
                 raise AppError("The answer broke off; it goes on at the server.")
             method, path, body = "GET", f"/api/v1/runs/{self._run}/events", None
+            shown.error = None  # of a server that ended before the answer did
             time.sleep(PAUSE_SECONDS)
 
     def _take(self, name: str, data: dict[str, Any], shown: _Shown) -> None:

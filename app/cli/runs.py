@@ -86,7 +86,7 @@ def tail(
 def rerun(
     run: RunId,
     step: Annotated[
-        int | None, typer.Option(help="The step that is done anew; without it the run is replayed.")
+        int | None, typer.Option(min=1, help="The step that is done anew; without it the run is replayed.")
     ] = None,
     model: Annotated[str | None, typer.Option(help="Another language model for it.")] = None,
     prompt: Annotated[str | None, typer.Option(help="Another last message of the user, or template.")] = None,
