@@ -39,8 +39,8 @@ async def test_the_page_does_what_it_says(running: Engines, database_url: str, t
     await accounts.first_admin(engine, ADMIN_KEY)
     await engine.dispose()
     script = "\n".join([*blocks("bash"), f".venv/bin/python <<'END'\n{rows}\nEND"])
-    for ours, words in (("./scripts/chattable", " -m app.cli"), (".venv/bin/python", "")):
-        script = script.replace(ours, f'"{sys.executable}"{words}')
+    python = {"./scripts/chattable": f'"{sys.executable}" -m app.cli', ".venv/bin/python": f'"{sys.executable}"'}
+    script = re.sub("|".join(map(re.escape, python)), lambda found: python[found[0]], script)
     process = await asyncio.create_subprocess_exec(
         *("bash", "-euo", "pipefail", "-c", script),
         cwd=tmp_path,
