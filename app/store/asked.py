@@ -41,7 +41,7 @@ async def decide(
 
     With `replayed`, these answers may be stored already. The keys of the others go to `rows`.
     """
-    repeated = await beginnings.repeated(db, ops, locked)
+    repeated = await beginnings.runs_of_keys(db, ops, locked)
     results: dict[UUID, Result] = {}
     due: list[UUID] = []
     for op in ops:

@@ -69,7 +69,7 @@ async def decide(
     """The result of each message, by its session. What is to be stored goes to `rows`."""
     asked = [(op.session_id, op.run_id, op.principal.credential_id, op.agent_id) for op in ops]
     checks = await db.fetch(CHECK, *map(list, zip(*asked, strict=True)))
-    already = await repeated(db, ops, locked)
+    already = await runs_of_keys(db, ops, locked)
     known = await _known(db, ops, checks, already)
     crowd = await _crowd(db, ops, locked)
     results: dict[UUID, Result] = {}
@@ -214,7 +214,7 @@ def _waits(session: asyncpg.Record, check: asyncpg.Record) -> bool:
     return True
 
 
-async def repeated(
+async def runs_of_keys(
     db: asyncpg.Connection, ops: Sequence[BeginRun | AnswerRun], locked: Mapping[UUID, asyncpg.Record]
 ) -> Mapping[UUID, asyncpg.Record]:
     """The runs that idempotency keys stand for, by the session of the message that has the key now."""

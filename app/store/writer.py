@@ -47,6 +47,7 @@ class Writer:
         self._stored: defaultdict[bytes, set[bytes]] = defaultdict(set)
         self._remembered = 0
         self._last: Sequence[Op] = ()
+        """The batch that was tried last. When it comes again, its commit may have been done and not heard of."""
         self._gatherer: Gatherer[Op, Any] = Gatherer(
             connect, self._write, name="runs", seconds=REPLAY_SECONDS, claims=_claims
         )
