@@ -35,7 +35,7 @@ async def calls(stage: Stage, size: Size, figures: Figures) -> None:
     endpoints = Endpoints()
     catalog = Catalog.from_openai(base_url, "bench", "bench")
     endpoints.apply(catalog)
-    path = CallPath(lambda: catalog, Router(endpoints, OwnLLMs()))
+    path, user = CallPath(lambda: catalog, Router(endpoints, OwnLLMs())), Caller(uuid4(), "bench")
 
     async def straight() -> None:
         async with aclosing(client.stream({"model": "bench", "messages": MESSAGES})) as answer:
@@ -43,17 +43,17 @@ async def calls(stage: Stage, size: Size, figures: Figures) -> None:
                 pass
 
     async def staged() -> None:
-        await RunLLM(path, Recorder(), Caller(uuid4(), "bench")).ainvoke(MESSAGES, temperature=1)
+        await RunLLM(path, Recorder(), user).ainvoke(MESSAGES, temperature=1)
 
     try:
         for name, work in (("straight", straight), ("staged", staged)):
             await _cpu(work, 3)
             figures.add("calls", name, await _cpu(work, EACH))
-        llm = RunLLM(path, Recorder(), Caller(uuid4(), "bench"))
+        llm = RunLLM(path, Recorder(), user)
         await llm.ainvoke(MESSAGES, temperature=0)
         began = time.process_time()
         for _ in range(HITS):
-            await RunLLM(path, Recorder(), Caller(uuid4(), "bench")).ainvoke(MESSAGES, temperature=0)
+            await RunLLM(path, Recorder(), user).ainvoke(MESSAGES, temperature=0)
         figures.add("calls", "hit", (time.process_time() - began) / HITS * 1e6)
     finally:
         await client.close()

@@ -8,58 +8,33 @@ are of: so a stored item is never asked again, and what a process finds that was
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
-from uuid import UUID
 
-from msgspec import Struct
-from msgspec.structs import replace
-
-from app.agent.chattable import Binding
-from app.agent.history import History
-from app.agent.plain import clean
-from app.agent.runner import answer
-from app.agent.version import AgentVersion
 from app.domain import (
     Bench,
     BenchProgress,
-    BenchResult,
     BenchStatus,
-    Message,
-    Preset,
     Principal,
     Scope,
     Session,
     SessionParams,
     User,
-    canonical,
     new_id,
 )
-from app.errors import AgentFailed, AppError, InvalidInput, NotFound, QuotaExceeded, Unavailable
-from app.journal.log import Log
+from app.errors import AgentFailed, InvalidInput, NotFound
 from app.journal.recorder import Recorder
-from app.journal.replay import Suspended
-from app.llm.catalog import DEFAULT
-from app.llm.run import RunLLM
-from app.llm.stages import Caller
-from app.llm.waits import Waits
 from app.store import accounts, benches
 from app.store.benches import Asked, Block
-from app.store.operations import BeginRun
-from app.suites.scorers import Scorers, Unscored
-from app.suites.suite import Cell, asked
+from app.suites.scorers import Scorers
 from app.tasks import Tasks
-from app.usecases import messages
+from app.usecases.bench_items import Asker, Item, Stop, Subject
 from app.usecases.benches import resolved, suite_of, versions_of
 from app.usecases.conduct import patiently
-from app.usecases.knowledge import UserPassages
-from app.usecases.live import LiveRun
 from app.usecases.platform import Platform
 
 log = logging.getLogger(__name__)
@@ -73,31 +48,6 @@ WAIT_SECONDS = 1.0
 MAX_UNSTORED = 4000
 """How many results may wait to be stored; while the database is slow, nothing more is asked."""
 STORED_AT_ONCE = 2000
-TRIES = 4
-"""How often an item is asked whose model has no room for it now."""
-MAX_PAUSE = 60.0
-
-
-class _Item(NamedTuple):
-    number: int
-    row: Mapping[str, Any]
-    cell: int
-    repeat: int
-    before: BenchResult | None
-    """What was answered before, and only has no score yet."""
-
-
-class _Subject(Struct, frozen=True):
-    """A cell as it is asked here."""
-
-    cell: Cell
-    version: AgentVersion
-    session: Session
-    budgets: tuple[UUID, ...]
-
-
-class _Stop(Exception):
-    """The bench is to stop, for this reason; None leaves it to others."""
 
 
 class Work:
@@ -123,11 +73,11 @@ class Work:
         self.asked = 0
         """How many items were asked here."""
         self._platform = platform
-        self._scorers = Scorers(self.suite, folder)
+        self._asker = Asker(platform, bench, self.suite, Scorers(self.suite, folder), lambda: self.is_over)
         self._at_once = at_once or self.suite.limits.concurrency
         self._patience = patience
         self._replica = platform.writer.replica
-        self._items: Iterator[_Item] = iter(())
+        self._items: Iterator[Item] = iter(())
         self._taking = asyncio.Lock()
         self._attempts: dict[int, int] = {}
         self._unheard: dict[int, int] = {}
@@ -138,7 +88,7 @@ class Work:
         self._over: str | None = None
         self.is_exhausted = False
         """Whether it ended because there was nothing left that others do not do."""
-        self._subjects: list[_Subject] = []
+        self._subjects: list[Subject] = []
 
     def end(self, reason: str = "") -> None:
         """Begin no more items; with a reason the whole bench stops for it."""
@@ -178,7 +128,7 @@ class Work:
             version = stack.enter_context(platform.agents.lease(cell.agent_id))
             params = SessionParams(cell.model, cell.temperature)
             session = Session(self.bench.id, principal.user, cell.agent_id, cell.params, params)
-            self._subjects.append(_Subject(cell, version, session, budgets))
+            self._subjects.append(Subject(cell, version, session, budgets))
         await self._look(None)
 
     async def _look(self, until: float | None) -> None:
@@ -192,7 +142,7 @@ class Work:
 
     # Items
 
-    async def _next(self, wait: bool) -> _Item | None:
+    async def _next(self, wait: bool) -> Item | None:
         """The next item; None when there is none left, or it is over."""
         async with self._taking:
             while not self.is_over:
@@ -224,14 +174,14 @@ class Work:
             self._attempts[block.number] = block.attempt
         return block
 
-    def _items_of(self, block: Block) -> Iterator[_Item]:
+    def _items_of(self, block: Block) -> Iterator[Item]:
         first = block.number * self.suite.block_rows
         for number, row in enumerate(block.rows, first):
             for cell in range(len(self._subjects)):
                 for repeat in range(self.suite.repeats):
                     before = block.stored.get((number, cell, repeat))
                     if before or (number, cell, repeat) not in block.stored:
-                        yield _Item(number, row, cell, repeat, before)
+                        yield Item(number, row, cell, repeat, before)
 
     async def _ask_all(self, wait: bool) -> None:
         money = self.suite.limits.money
@@ -243,177 +193,20 @@ class Work:
             if len(self._unstored) > MAX_UNSTORED:
                 await self._store()
 
-    async def _ask(self, item: _Item) -> None:
+    async def _ask(self, item: Item) -> None:
         """Find out what becomes of one item. One that is cut off, or for which a budget has no room, is charged for what it took."""
         subject = self._subjects[item.cell]
         recorder, run_id = Recorder(), new_id()
         result = None
+        self.asked += item.before is None
         try:
-            result = await self._result(item, subject, recorder, run_id)
+            result = await self._asker.result(item, subject, recorder, run_id)
             self._spent += float(result.usage.cost)
-        except _Stop as stop:
+        except Stop as stop:
             self.end(str(stop))
         finally:
             calls = [step for step in recorder.steps if step.kind == "llm"]
             self._unstored.append(Asked(result, subject.cell.agent_id, run_id, calls))
-
-    async def _result(self, item: _Item, subject: _Subject, recorder: Recorder, run_id: UUID) -> BenchResult:
-        """What becomes of it. `_Stop` when there will be no room for it, or there is none and it is over."""
-        caller = self._caller(subject, item, run_id)
-        result = item.before
-        if result is None:
-            self.asked += 1
-            result = await self._answered(item, subject, recorder, caller)
-        if result.status != "failed":
-            result = await self._scored(
-                item.row,
-                result,
-                RunLLM(self._platform.calls, recorder, caller, cache=self.suite.cache, mode=self.suite.mode),
-            )
-        return replace(result, usage=result.usage + recorder.usage)
-
-    def _caller(self, subject: _Subject, item: _Item, run_id: UUID) -> Caller:
-        """For whom its calls are made. Each repeat is another version of the agent to the cache, so that it has answers of its own."""
-        version = subject.version.digest + (f" {item.repeat}" if item.repeat else "")
-        bench = self.bench
-        shares, agent_id = subject.version.shares_cache, subject.cell.agent_id
-        return Caller(
-            run_id,
-            str(bench.user_id),
-            str(bench.id),
-            agent_id,
-            version,
-            subject.budgets,
-            shares_cache=shares,
-            batch=True,
-        )
-
-    async def _answered(self, item: _Item, subject: _Subject, recorder: Recorder, caller: Caller) -> BenchResult:
-        """The item with its answer, or why there is none; asked again where there is no room for it now."""
-        said = item.row[self.suite.dataset.input]
-        blank = BenchResult(item.cell, item.number, item.repeat, _key(said), "failed", run_id=None)
-        began, spent = time.monotonic(), blank.usage
-        for number in range(1, TRIES + 1):
-            try:
-                if self.suite.journal:
-                    result = await self._journaled(subject, asked(said), blank)
-                else:
-                    result = await self._direct(subject, recorder, caller, asked(said), blank)
-            except Suspended:
-                result = replace(blank, error=AgentFailed("The agent asks a person, and nobody is there.").to_dict())
-            except AppError as error:
-                result = replace(blank, error=error.to_dict())
-            spent += result.usage
-            if not (result.error and await self._may_pass(result.error, number)):
-                break
-        return replace(result, usage=spent, seconds=time.monotonic() - began)
-
-    async def _may_pass(self, error: Mapping[str, Any], number: int) -> bool:
-        """Whether to ask once more, after a pause: there is no room now. `_Stop` where there will be none, or it is over."""
-        if error["code"] == QuotaExceeded.code:
-            raise _Stop(error["message"])
-        if error.get("status") not in (429, 503):
-            return False
-        if number == TRIES and not self.is_over:
-            return False
-        await self._pause(min(MAX_PAUSE, max(error.get("retry_after", 0.0), 2.0**number / 2)))
-        return True
-
-    async def _pause(self, seconds: float) -> None:
-        """Wait. `_Stop` when it is over before that: so the item is not stored, and is asked again."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            if self.is_over:
-                raise _Stop("")
-            await asyncio.sleep(min(0.25, max(0.0, deadline - time.monotonic())))
-
-    async def _direct(
-        self,
-        subject: _Subject,
-        recorder: Recorder,
-        caller: Caller,
-        history: Sequence[Message],
-        blank: BenchResult,
-    ) -> BenchResult:
-        """By the agent alone."""
-        llm = RunLLM(
-            self._platform.calls,
-            recorder,
-            caller,
-            model=subject.cell.model,
-            temperature=subject.cell.temperature,
-            cache=self.suite.cache,
-            mode=self.suite.mode,
-            waits=Waits(),
-        )
-        binding = Binding(
-            session=subject.session,
-            history=History(history),
-            llm=llm,
-            recorder=recorder,
-            toolboxes=self._platform.toolboxes,
-            passages=UserPassages(self._platform, self.bench.user_id, subject.cell.agent_id),
-        )
-        events, seconds = Log(caller.run_id), self.suite.limits.seconds
-        given = await answer(subject.version, binding, history[-1], events, timeout=seconds)
-        steps = recorder.steps
-        cached = bool(steps) and all(step.from_cache for step in steps if step.kind == "llm")
-        return replace(blank, status="completed", answer=given.text, from_cache=cached)
-
-    async def _journaled(self, subject: _Subject, history: Sequence[Message], blank: BenchResult) -> BenchResult:
-        """By a run of its own, as if a request without a session had asked: it charges itself."""
-        cell = subject.cell
-        body = {
-            "model": cell.model or DEFAULT,
-            "messages": [message.to_openai() for message in history],
-            "stream": False,
-        }
-        user = subject.session.user
-        preset = Preset(self.bench.id, user, self.bench.name, cell.agent_id, cell.params, subject.session.params)
-        live = await self._begun(
-            BeginRun(
-                Principal(user, frozenset({Scope.CHAT}), self.bench.credential_id, gives_way=True),
-                new_id(),
-                new_id(),
-                replace(history[-1], id=new_id()),
-                self._platform.agents.ids,
-                agent_id=cell.agent_id,
-                ephemeral=True,
-                preset=preset,
-                request={"body": body, "headers": {}},
-                batch=self.suite.mode == "batch",
-            )
-        )
-        outcome = await live.log.ended()
-        run, text = outcome.run, "".join(message.content for message in outcome.messages)
-        done = replace(blank, usage=run.usage, run_id=run.id)
-        if run.status == "completed":
-            return replace(done, status="completed", answer=text)
-        return replace(done, answer=text or None, error=run.error or {"code": run.status})
-
-    async def _begun(self, wanted: BeginRun) -> LiveRun:
-        """The run, once this server has room for it."""
-        while True:
-            try:
-                live = await messages.begin(self._platform, wanted)
-            except Unavailable as error:
-                await self._pause(error.retry_after or WAIT_SECONDS)
-            else:
-                assert isinstance(live, LiveRun)  # noqa: S101 - a new session is never busy
-                return live
-
-    async def _scored(self, row: Mapping[str, Any], result: BenchResult, llm: RunLLM) -> BenchResult:
-        try:
-            score, scores = await self._scorers.score(row, result.answer or "", llm)
-        except Unscored as error:
-            if isinstance(error.__cause__, QuotaExceeded):
-                raise _Stop(error.__cause__.message) from None
-            told = {"code": "scorer_failed", "message": clean(str(error)), "status": 500}
-            return replace(result, status="unscored", error=told)
-        finally:
-            if self._scorers.call_models:
-                await llm.close()
-        return replace(result, status="completed", score=score, scores=scores, error=None)
 
     # Storing
 
@@ -455,11 +248,6 @@ class Work:
         if bench is None:
             raise NotFound("bench")
         return bench
-
-
-def _key(said: Any) -> int:
-    """What equal inputs have in common, in every bench."""
-    return int.from_bytes(hashlib.sha256(canonical(said)).digest()[:8], "big", signed=True)
 
 
 async def principal_of(platform: Platform, bench: Bench) -> Principal:

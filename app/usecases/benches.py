@@ -1,4 +1,4 @@
-"""Test benches: made of a suite and its rows, found again by the same order, compared. `bench_work` has the items answered."""
+"""Test benches: made of a suite and its rows, found again by the same order, compared. `bench_work` has their items answered."""
 
 from __future__ import annotations
 

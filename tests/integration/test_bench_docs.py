@@ -13,7 +13,7 @@ import pytest
 
 from app.store.database import connect
 from app.suites import suite
-from app.usecases import accounts, bench_work
+from app.usecases import accounts, bench_items, bench_work
 from tests.engines import Engines
 from tests.house import ADMIN_KEY
 
@@ -60,4 +60,4 @@ async def test_the_page_does_what_it_says(running: Engines, database_url: str, t
 
 def test_the_page_names_every_scorer_and_the_limits_of_the_code() -> None:
     assert [kind for kind in suite.KINDS if f"| `{kind}` |" not in PAGE] == []
-    assert (suite.BLOCK, bench_work.TRIES, bench_work.FLUSH_SECONDS) == (200, 4, 1)
+    assert (suite.BLOCK, bench_items.TRIES, bench_work.FLUSH_SECONDS) == (200, 4, 1)
