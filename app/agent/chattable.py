@@ -24,7 +24,7 @@ from app.journal.recorder import Recorder
 if TYPE_CHECKING:
     from app.agent.delegating import Delegations
     from app.agent.knowledge import Knowledge, Passages
-    from app.agent.mcp_servers import Toolboxes
+    from app.agent.mcp_servers import Servers
     from app.agent.meaning import Vectors
     from app.agent.memory import MemoryManager
     from app.agent.remembering import Recollection
@@ -52,7 +52,7 @@ class Binding:
     """Makes the request that is answered, for an agent that looks at it."""
     memory: Recollection | None = None
     """What the agent remembers; without one it begins with nothing, and nothing of it is stored."""
-    toolboxes: Toolboxes | None = None
+    toolboxes: Servers | None = None
     """The MCP servers whose tools it may name."""
     passages: Passages | None = None
     """What the agent keeps for the user to look things up in; without them it begins with nothing."""
@@ -101,7 +101,7 @@ class Chattable:
     _passages: Passages | None = None
     _recorder: Recorder
     _threads: Threads
-    _toolboxes: Toolboxes | None = None
+    _toolboxes: Servers | None = None
 
     def __init__(self, session: Session | None = None) -> None:
         if session is not None:

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from app.agent.mcp_file import ServerSpec
 from app.agent.plain import clean
@@ -48,14 +48,7 @@ MAX_REASON = 1_000
 _ODD = re.compile(r"[^a-zA-Z0-9_-]")
 
 
-class Toolboxes(Protocol):
-    """Where the tools of `mcp:NAME` come from."""
-
-    async def tools(self, name: str) -> Sequence[Tool]:
-        """The tools of the server of that name."""
-
-
-async def opened(given: Iterable[Callable[..., Any] | Tool | str], boxes: Toolboxes | None) -> list[Any]:
+async def opened(given: Iterable[Callable[..., Any] | Tool | str], boxes: Servers | None) -> list[Any]:
     """The tools that an agent names, with those of servers in place of `mcp:NAME`."""
     found: list[Any] = []
     for each in given:

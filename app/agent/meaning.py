@@ -16,6 +16,7 @@ from app.errors import InvalidInput
 from app.journal.recorder import Recorder
 
 if TYPE_CHECKING:
+    from app.agent.chattable import Chattable
     from app.agent.memory import Memory
 
 MAX_NEW = 1000
@@ -43,14 +44,6 @@ class Vectors(Protocol):
         ...
 
 
-class Embedding(Protocol):
-    """Who has the model for it: an agent."""
-
-    async def embed(self, texts: Sequence[str], /) -> list[list[float]]:
-        """The embedding of each text, in order."""
-        ...
-
-
 class InProcess:
     """Vectors of a script, gone with it."""
 
@@ -70,7 +63,7 @@ class InProcess:
 class Meaning:
     """Search by vector, each a recorded step. It does not hold its agent, which holds it: a circle a message is garbage to look for."""
 
-    def __init__(self, agent: Embedding, recorder: Recorder, vectors: Vectors | None = None) -> None:
+    def __init__(self, agent: Chattable, recorder: Recorder, vectors: Vectors | None = None) -> None:
         self._agent = ref(agent)
         self._recorder = recorder
         self._vectors = vectors or InProcess()

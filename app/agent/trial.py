@@ -27,6 +27,7 @@ from app.journal.recorder import Recorder
 from app.journal.replay import Done, Replay, Suspended
 from app.llm.llm import LLM, Finish, Items, Reply
 from app.llm.messages import Messages, Prompt
+from app.llm.run import _Calls
 
 Person: TypeAlias = Callable[[str, dict[str, Any]], Awaitable[Any]]
 """Answers an agent's question, whose answer has a JSON Schema."""
@@ -195,11 +196,3 @@ class Journaled(LLM):
         finish = (Finish(said.finish_reason or "stop", said.usage),)
         self._said.setdefault(given, []).append([*all_items, finish])
         yield finish
-
-
-class _Calls:
-    """The calls of a run, shared by its LLM and all that `use` makes of it."""
-
-    def __init__(self) -> None:
-        self.closed = False
-        self.open: list[Reply] = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
 from fastapi import APIRouter, Query
@@ -12,7 +12,7 @@ from starlette.responses import HTMLResponse
 
 from app.api.callers import Chat, Here, StrictRoute
 from app.api.fields import After, Id, Key, Limit, check_json
-from app.api.models import In, ListOf, UsageOut, page
+from app.api.models import In, ListOf, Out, UsageOut, page
 from app.domain import BenchResult, BenchStatus
 from app.errors import InvalidInput
 from app.suites.suite import Suite
@@ -49,10 +49,10 @@ class ProgressOut(BaseModel):
     cost: str
 
 
-class ColumnOut(BaseModel):
+class ColumnOut(Out):
     """What one agent of a bench has come to. Failures count as 0; `p50` and `p95` are seconds."""
 
-    agent: str
+    agent: str = Field(validation_alias="name")
     items: int
     failed: int
     score: float
@@ -60,7 +60,7 @@ class ColumnOut(BaseModel):
     cost: float
     tokens: int
     cached: int
-    p50: float
+    p50: float = Field(validation_alias="median")
     p95: float
 
 
@@ -78,7 +78,7 @@ class BenchItem(BaseModel):
     ended_at: datetime | None
 
     @classmethod
-    def of(cls, shown: Shown, **more: Any) -> Any:
+    def of(cls, shown: Shown, **more: Any) -> Self:
         """A bench as the edge gives it."""
         bench, far = shown.bench, shown.progress
         progress = ProgressOut(
@@ -164,23 +164,7 @@ class DifferencesOut(BaseModel):
 
 async def _whole(here: Here, shown: Shown) -> BenchOut:
     columns = await bench_results.summary(here, shown.bench)
-    agents = [
-        ColumnOut(
-            agent=each.name,
-            items=each.items,
-            failed=each.failed,
-            score=each.score,
-            scores=dict(each.scores),
-            cost=each.cost,
-            tokens=each.tokens,
-            cached=each.cached,
-            p50=each.median,
-            p95=each.p95,
-        )
-        for each in columns
-    ]
-    whole: BenchOut = BenchOut.of(shown, agents=agents)
-    return whole
+    return BenchOut.of(shown, agents=[ColumnOut.model_validate(each) for each in columns])
 
 
 @router.post("", status_code=201)

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from functools import partial
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
 import msgspec
 from fastapi import APIRouter, Query, Request
-from starlette.responses import Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.responses import Response
 
 from app.api.callers import Chat, Here, StrictRoute
 from app.api.fields import AgentId, Id, Key
 from app.api.gate import Allowance
 from app.api.models import Out, SessionOut
+from app.api.pieces import Pieces
 from app.errors import TooLarge
 from app.usecases import copies, imports, session_form
 
@@ -68,7 +66,8 @@ async def export_session(here: Here, caller: Chat, session_id: Id) -> Response:
     """A session with its parameters, all branches, feedback, agents' state and memories, as one document. It streams."""
     pieces = copies.export(here, caller, session_id)
     first = await anext(pieces)  # so that a refusal comes before the headers
-    return _Pieces(first, pieces, f'attachment; filename="session-{session_id}.json"')
+    headers = {"content-disposition": f'attachment; filename="session-{session_id}.json"'}
+    return Pieces(first, pieces, headers, media_type="application/json")
 
 
 class ImportedOut(Out):
@@ -118,22 +117,3 @@ async def import_session(
     name, found = await imports.take(here, caller, body, agent=agent, form=form)
     data = [ImportedOut.model_validate(each) for each in found]
     return ImportOut(format=name, **imports.tally(found), data=data)
-
-
-class _Pieces(StreamingResponse):
-    """Pieces of JSON that are closed with the answer, whether or not they were read to the end."""
-
-    def __init__(self, first: bytes, rest: AsyncGenerator[bytes, None], disposition: str) -> None:
-        headers = {"content-disposition": disposition}
-        super().__init__(self._joined(first, rest), media_type="application/json", headers=headers)
-        self._rest = rest
-
-    @staticmethod
-    async def _joined(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
-        yield first
-        async for piece in rest:
-            yield piece
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with aclosing(self._rest):
-            await super().__call__(scope, receive, send)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
 from fastapi import APIRouter, Query
@@ -59,7 +59,7 @@ class TaskItem(BaseModel):
     ended_at: datetime | None
 
     @classmethod
-    def of(cls, errand: Errand, **more: Any) -> Any:
+    def of(cls, errand: Errand, **more: Any) -> Self:
         """A task as the edge gives it."""
         run, session = errand.run, errand.session
         return cls(
@@ -110,8 +110,7 @@ class LogOut(BaseModel):
 
 
 async def _whole(here: Platform, errand: Errand) -> TaskOut:
-    task: TaskOut = TaskOut.of(errand, input=errand.content, result=await errands.result(here, errand))
-    return task
+    return TaskOut.of(errand, input=errand.content, result=await errands.result(here, errand))
 
 
 @router.post("", status_code=201)

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import quote
 from uuid import UUID
 
 from fastapi import APIRouter, Path, Query, Request
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
-from starlette.responses import Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.responses import Response
 
 from app.api.callers import Chat, Here
 from app.api.fields import FileName, Key, ModelName, file_ref, to_file_id
 from app.api.multipart import Form, Part
 from app.api.openai_errors import PREFIXES
+from app.api.pieces import Pieces
 from app.api.problems import sentence
 from app.api.responses_wire import answer, listing
 from app.domain import File
@@ -209,25 +207,7 @@ async def get_file_content(here: Here, caller: Chat, file_id: InPath) -> Respons
         "content-disposition": disposition(file.name),
         "etag": f'"{file.sha256.hex()}"',
     }
-    return _Download(first, rest, headers | SAFE)
-
-
-class _Download(StreamingResponse):
-    """Pieces that are closed with the answer, whether or not they were read to the end."""
-
-    def __init__(self, first: bytes, rest: AsyncGenerator[bytes, None], headers: dict[str, str]) -> None:
-        super().__init__(_joined(first, rest), media_type=OCTETS, headers=headers)
-        self._rest = rest
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with aclosing(self._rest):
-            await super().__call__(scope, receive, send)
-
-
-async def _joined(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    yield first
-    async for piece in rest:
-        yield piece
+    return Pieces(first, rest, headers | SAFE, media_type=OCTETS)
 
 
 def disposition(name: str) -> str:

@@ -9,7 +9,6 @@ but tell its requests from those of others then. The package is imported at the 
 from __future__ import annotations
 
 import asyncio
-import logging
 import re
 from collections.abc import Mapping
 from ipaddress import ip_address
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
     from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
     from mcp_types import CallToolRequestParams, CallToolResult, ListToolsResult, PaginatedRequestParams, Tool
 
-log = logging.getLogger(__name__)
 router = APIRouter(tags=["mcp"])
 Json = dict[str, Any]
 

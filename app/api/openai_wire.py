@@ -160,14 +160,14 @@ async def _whole(
         if error := failure(outcome):
             return openai_errors.response(error, from_run=True)
         choice = Choice(form, index, said.run_id)
-        message = _joined([choice.opening(), *choice.deltas(said.since(shown(each)))], is_chat=form.is_chat)
+        message = joined([choice.opening(), *choice.deltas(said.since(shown(each)))], is_chat=form.is_chat)
         choices.append({"index": index, **message, "logprobs": None, "finish_reason": choice.finish(outcome)})
         spent.append(outcome.run.usage)
     body = {**head, "choices": choices, "usage": usage(spent)}
     return Response(_encoder.encode(body), media_type="application/json")
 
 
-def _joined(deltas: Sequence[dict[str, Any]], *, is_chat: bool) -> dict[str, Any]:
+def joined(deltas: Sequence[dict[str, Any]], *, is_chat: bool) -> dict[str, Any]:
     """A message that is made of all its deltas."""
     content = "".join([delta.get("content", "") for delta in deltas])
     if not is_chat:

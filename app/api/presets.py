@@ -14,8 +14,8 @@ from starlette.convertors import StringConvertor, register_url_convertor
 from app import domain
 from app.agent.loader import Listed
 from app.api.callers import Chat, Here, StrictRoute
-from app.api.fields import After, AgentId, Id, JsonObject, Key, Limit, Name, Text, to_id
-from app.api.models import AgentOut, In, SessionParamsIn, SessionParamsOut
+from app.api.fields import After, Id, Key, Limit, Name, Text, to_id
+from app.api.models import AgentChoice, AgentOut, In, ListOf, SessionParamsIn, SessionParamsOut
 from app.domain import Principal
 from app.errors import NotFound
 from app.usecases import agents, presets
@@ -41,13 +41,6 @@ EXAMPLE: dict[str, Any] = {
 Groups = Annotated[list[Name], Field(max_length=MAX_GROUPS, description="names of groups; `everyone` is all users")]
 
 
-class PluginChoice(In):
-    """An agent of a file, and parameters that it takes."""
-
-    id: AgentId
-    params: JsonObject = Field(default_factory=dict)
-
-
 class PresetIn(In):
     """A named configuration of an agent. It is private unless it is shared."""
 
@@ -55,7 +48,7 @@ class PresetIn(In):
 
     name: Name
     description: Text = ""
-    agent: PluginChoice
+    agent: AgentChoice
     session_params: SessionParamsIn = Field(default_factory=SessionParamsIn)
     shared_with: Groups = Field(default_factory=list)
 
@@ -67,7 +60,7 @@ class PresetChange(In):
 
     name: Name | None = None
     description: Text | None = None
-    agent: PluginChoice | None = None
+    agent: AgentChoice | None = None
     session_params: SessionParamsIn | None = None
     shared_with: Groups | None = None
 
@@ -107,16 +100,8 @@ class PresetOut(BaseModel):
     updated_at: datetime | None
 
 
-class AgentsOut(BaseModel):
-    """The first page begins with all agents of files; presets follow, by the page."""
-
-    object: Literal["list"] = "list"
-    data: list[AgentOut | PresetOut]
-    first_id: UUID | None = Field(description="of the presets on this page")
-    last_id: UUID | None
-    has_more: bool
-
-
+AgentsOut = ListOf[AgentOut | PresetOut]
+"""The first page begins with all agents of files; presets follow, by the page, and it is they that `first_id` and `last_id` name."""
 AnyAgent = Annotated[str, StringConstraints(max_length=64)]
 
 

@@ -103,20 +103,6 @@ class RerunOut(RunOut):
     step: StepOut | None
 
 
-class ChangeOut(Out):
-    """A step that two runs did otherwise, or that only one of them did: the first and the second of each pair."""
-
-    path: str
-    kind: str
-    name: str
-    seq: tuple[int | None, int | None]
-    same_input: bool
-    same_output: bool
-    tokens: tuple[int, int]
-    cost: tuple[Decimal, Decimal]
-    seconds: tuple[float, float]
-
-
 class DifferenceOut(Out):
     """What two runs did otherwise; `same` is how many of their steps are equal."""
 
@@ -124,17 +110,7 @@ class DifferenceOut(Out):
     runs: tuple[RunOut, RunOut]
     answers: tuple[str, str]
     same: int
-    changed: list[ChangeOut]
-
-
-class PlaceOut(Out):
-    """A step that made or used a value."""
-
-    run_id: UUID
-    seq: int
-    path: str
-    kind: str
-    name: str
+    changed: list[traces.Change]
 
 
 class LineageOut(Out):
@@ -142,28 +118,16 @@ class LineageOut(Out):
 
     object: Literal["lineage"] = "lineage"
     hash: str
-    producers: list[PlaceOut]
-    consumers: list[PlaceOut]
+    producers: list[lineage.Place]
+    consumers: list[lineage.Place]
     complete: bool
-
-
-class SourceOut(Out):
-    """A step whose output has a text; `sources` are the steps that made what it was given, `unknown` what no step is known for."""
-
-    seq: int
-    path: str
-    kind: str
-    name: str
-    text: str
-    sources: list[int]
-    unknown: list[str]
 
 
 class WhyOut(BaseModel):
     """The step that said a sentence first, and behind it those it had it from; nothing when none is known to have said it."""
 
     object: Literal["why"] = "why"
-    data: list[SourceOut]
+    data: list[lineage.Source]
 
 
 def _step(step: Any) -> StepOut:
@@ -281,7 +245,7 @@ async def explain_text(
     here: Here, caller: Reader, run_id: Id, text: Annotated[Sought, Query(description="a sentence of the answer")]
 ) -> WhyOut:
     """Where a sentence comes from: the steps that said it first, and what they were given that other steps had made."""
-    return WhyOut(data=[SourceOut.model_validate(each) for each in await lineage.why(here, caller, run_id, text)])
+    return WhyOut(data=list(await lineage.why(here, caller, run_id, text)))
 
 
 @router.get("/values/{hash}", tags=["runs"])

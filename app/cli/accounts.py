@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -18,18 +18,10 @@ Who = Annotated[str, typer.Argument(help="The user's name or id.")]
 FromInput = Annotated[bool, typer.Option("--password-stdin", help="Read the password from standard input.")]
 
 
-class Role(StrEnum):
-    """What a user may do."""
-
-    USER = "user"
-    ADMIN = "admin"
-
-
-class Status(StrEnum):
-    """Whether a user may come in."""
-
-    ACTIVE = "active"
-    SUSPENDED = "suspended"
+Role = Literal["user", "admin"]
+Status = Literal["active", "suspended"]
+Of = Literal["user", "group", "agent", "session", "key"]
+Period = Literal["hour", "day", "month", "total"]
 
 
 class Scope(StrEnum):
@@ -38,25 +30,6 @@ class Scope(StrEnum):
     CHAT = "chat"
     ACCOUNT = "account"
     ADMIN = "admin"
-
-
-class Of(StrEnum):
-    """Whom or what a budget limits."""
-
-    USER = "user"
-    GROUP = "group"
-    AGENT = "agent"
-    SESSION = "session"
-    KEY = "key"
-
-
-class Period(StrEnum):
-    """For how long."""
-
-    HOUR = "hour"
-    DAY = "day"
-    MONTH = "month"
-    TOTAL = "total"
 
 
 @users.command("list")
@@ -69,14 +42,14 @@ def list_users(url: Url = None, key: ApiKey = None, as_json: AsJson = False) -> 
 @users.command("add")
 def add_user(
     name: Annotated[str, typer.Argument()],
-    role: Annotated[Role, typer.Option(help="What he may do.")] = Role.USER,
+    role: Annotated[Role, typer.Option(help="What he may do.")] = "user",
     password_stdin: FromInput = False,
     url: Url = None,
     key: ApiKey = None,
     as_json: AsJson = False,
 ) -> None:
     """Make an account. Without a password it is used with keys alone."""
-    body = {"name": name, "role": role.value} | _password(password_stdin)
+    body = {"name": name, "role": role} | _password(password_stdin)
     with server(url, key) as here:
         made = here.ask("POST", "/api/v1/users", json=body)
     show_one(made, f"The user {made['name']} is made: {made['id']}", as_json=as_json)
@@ -108,7 +81,7 @@ Days = Annotated[int, typer.Option(min=1, max=30, help="How long a link can be u
 @users.command("invite")
 def invite_user(
     name: Annotated[str | None, typer.Argument(help="The account's name; without it, its user chooses one.")] = None,
-    role: Annotated[Role, typer.Option(help="What he may do.")] = Role.USER,
+    role: Annotated[Role, typer.Option(help="What he may do.")] = "user",
     group: Annotated[list[str] | None, typer.Option(help="A group to be in; may be repeated.")] = None,
     days: Days = 7,
     url: Url = None,
@@ -116,7 +89,7 @@ def invite_user(
     as_json: AsJson = False,
 ) -> None:
     """Print a link by which somebody makes an account. It works once."""
-    body = {"name": name, "role": role.value, "groups": group or [], "days": days}
+    body = {"name": name, "role": role, "groups": group or [], "days": days}
     with server(url, key) as here:
         made = here.ask("POST", "/api/v1/invites", json=body)
         _show_link(made, here.page, as_json=as_json)
@@ -218,7 +191,7 @@ def list_budgets(url: Url = None, key: ApiKey = None, as_json: AsJson = False) -
 def add_budget(
     of: Annotated[Of, typer.Argument(help="Whose calls.")],
     id: Annotated[str, typer.Argument(help="Which: an id, or a user's name.")],
-    period: Annotated[Period, typer.Option(help="For how long.")] = Period.MONTH,
+    period: Annotated[Period, typer.Option(help="For how long.")] = "month",
     tokens: Annotated[int | None, typer.Option(min=0, help="Prompt and completion together.")] = None,
     money: Annotated[str | None, typer.Option(help="In the currency of models.toml.")] = None,
     url: Url = None,
@@ -226,10 +199,10 @@ def add_budget(
     as_json: AsJson = False,
 ) -> None:
     """Limit what may be used in a period; what was used in it already counts."""
-    body = {"scope": of.value, "period": period.value, "tokens": tokens, "money": money}
+    body = {"scope": of, "period": period, "tokens": tokens, "money": money}
     with server(url, key) as here:
         given = {name: value for name, value in body.items() if value is not None}
-        given["id"] = here.user(id)["id"] if of is Of.USER else id
+        given["id"] = here.user(id)["id"] if of == "user" else id
         made = here.ask("POST", "/api/v1/budgets", json=given)
     show_one(made, f"The budget is made: {made['id']}", as_json=as_json)
 

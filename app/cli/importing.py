@@ -5,9 +5,8 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -20,12 +19,7 @@ PIECE = 8_000_000
 CHATS = 100
 
 
-class Form(StrEnum):
-    """What a file is."""
-
-    CHATTABLE = "chattable"
-    CHATGPT = "chatgpt"
-    OPEN_WEBUI = "open-webui"
+Form = Literal["chattable", "chatgpt", "open-webui"]
 
 
 def import_chats(
@@ -40,7 +34,7 @@ def import_chats(
     rows: list[dict[str, Any]] = []
     with server(url, key) as here:
         for file in files:
-            found = list(_taken(here, _read(file), {"agent": agent, "format": form and form.value}))
+            found = list(_taken(here, _read(file), {"agent": agent, "format": form}))
             rows += [{"file": str(file), **row} for row in found]
     show(rows, ("status", "title", "session_id", "left_out", "error"), as_json=as_json)
     counts = Counter(row["status"] for row in rows)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -14,19 +13,11 @@ from app.cli.output import AsJson
 COLUMNS = ("calls", "prompt", "completion", "cached", "reasoning", "cost", "saved")
 
 
-class By(StrEnum):
-    """What usage is summed by."""
-
-    USER = "user"
-    SESSION = "session"
-    AGENT = "agent"
-    MODEL = "model"
-    KEY = "key"
-    DAY = "day"
+By = Literal["user", "session", "agent", "model", "key", "day"]
 
 
 def show_usage(
-    by: Annotated[By, typer.Option(help="What to sum by.")] = By.DAY,
+    by: Annotated[By, typer.Option(help="What to sum by.")] = "day",
     url: Url = None,
     key: ApiKey = None,
     as_json: AsJson = False,
@@ -35,7 +26,7 @@ def show_usage(
     import json
 
     with server(url, key) as here:
-        lines = list(here.pages("/api/v1/usage", group_by=by.value))
+        lines = list(here.pages("/api/v1/usage", group_by=by))
     typer.echo(json.dumps({"object": "list", "data": lines}, indent=2) if as_json else "\n".join(_table(by, lines)))
 
 

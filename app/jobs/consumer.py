@@ -29,7 +29,6 @@ PAUSE_SECONDS = 1.0
 """Between two connections."""
 LISTEN_SECONDS = timedelta(seconds=10)
 """How often it is looked whether notifications arrive, and how long one may take."""
-CLOSE_SECONDS = 5.0
 
 
 class Consumer:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import msgspec
+
+if TYPE_CHECKING:
+    from app.llm.lease import Limiter
 
 RENEW_SECONDS = 0.5
 """Every process tells this often what it holds, also when that is nothing: so all know how many they are."""
@@ -71,27 +74,7 @@ class Grant(msgspec.Struct, frozen=True):
     tokens: int
 
 
-class Take(Protocol):
-    """Exchanges one `Ask` of each endpoint for its `Grant`, in one trip; any exception means that nobody is in reach."""
-
-    async def __call__(self, asks: Sequence[Ask], /) -> Sequence[Grant]: ...
-
-
-class Holder(Protocol):
-    """The limiter of one endpoint in this process."""
-
-    @property
-    def hungry(self) -> bool:
-        """Whether calls wait that a larger slice would let go."""
-
-    def ask(self, *, leaving: bool) -> Ask:
-        """What to tell; `leaving`, it keeps only what is in use. Until `granted` or `missed` it lets no more than `keep` calls go."""
-
-    def granted(self, grant: Grant, until: float) -> None:
-        """The answer, which holds until that moment of the loop's clock."""
-
-    def missed(self, ask: Ask, replicas: int) -> None:
-        """There was no answer. So many processes, at least one, are thought to share the limit."""
+Take = Callable[[Sequence[Ask]], Awaitable[Sequence[Grant]]]
 
 
 class Slices:
@@ -102,11 +85,11 @@ class Slices:
         self._take = take
         self._at_least = replicas
         self._heard: dict[str, int] = {}
-        self._holders: dict[str, Holder] = {}
+        self._holders: dict[str, Limiter] = {}
         self._woken = asyncio.Event()
         self._away = False
 
-    def join(self, endpoint: str, holder: Holder) -> None:
+    def join(self, endpoint: str, holder: Limiter) -> None:
         """Share the limit of an endpoint, as long as the process lives. A second holder of one would count its slots twice."""
         if endpoint in self._holders:
             raise ValueError(f"endpoint {endpoint} has a limiter in this process")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -26,7 +25,6 @@ LEASE = 10.0
 POLL = 0.05
 MAX_BYTES = 16_000_000
 """The largest memory that Redis keeps of a session."""
-log = logging.getLogger(__name__)
 
 # KEYS: the lock, the memory, the order of use. A turn that is not the lock's any longer writes nothing.
 _KEEP = """

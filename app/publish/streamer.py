@@ -16,9 +16,9 @@ from starlette.responses import Response
 from app.agent.plain import clean
 from app.agent.stream import Stream, check
 from app.api import openai_errors
-from app.api.openai_wire import DONE, Choice, Form, failure, usage
+from app.api.openai_wire import DONE, Choice, Form, failure, joined, usage
 from app.api.wire import HEARTBEAT, HEARTBEAT_SECONDS, EventStream
-from app.domain import ANSWER_TYPES, Chunk, Outcome, Run, RunStatus, Usage
+from app.domain import Chunk, Outcome, Run, RunStatus, Usage
 from app.errors import AgentFailed, AppError
 from app.journal.log import Event, Log, LogFull
 from app.llm.tokens import count
@@ -100,7 +100,7 @@ class DataStreamer:
         said = {
             "index": 0,
             "delta": {"content": mixed_xml(self.log.events), "content_type": "mixed-xml"},
-            "message": _message(deltas),
+            **joined(deltas, is_chat=True),
             "logprobs": None,
             "finish_reason": self._finish(choice, outcome),
         }
@@ -167,19 +167,3 @@ def mixed_xml(events: Iterable[Event]) -> str:
     for _, chunk in events:
         texts.setdefault(chunk.content_type, []).append(chunk.content)
     return "".join(f'<content type="{kind}">{escape("".join(parts))}</content>' for kind, parts in texts.items())
-
-
-def _message(deltas: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """The message of an answer, which holds only what is part of it, as OpenAI's clients know it."""
-    deltas = list(deltas)
-    content = "".join(delta["content"] for delta in deltas if delta["content_type"] in ANSWER_TYPES)
-    reasoning = "".join(delta.get("reasoning_content", "") for delta in deltas)
-    calls = [
-        {name: value for name, value in call.items() if name != "index"}
-        for delta in deltas
-        for call in delta.get("tool_calls", ())
-    ]
-    message: dict[str, Any] = {"role": "assistant", "content": content or (None if calls else ""), "refusal": None}
-    if reasoning:
-        message["reasoning_content"] = reasoning
-    return {**message, "tool_calls": calls} if calls else message

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Row, and_, cast, delete, exists, func, literal, select, update
+from sqlalchemy import ColumnElement, Row, cast, delete, exists, func, literal, select, update
 from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain import Batch, BatchStatus, Page
 from app.store import accounts, webhooks
-from app.store.pages import page_by_id
+from app.store.pages import owned, page_by_id
 from app.store.tables import batch_items, batch_shards, batches
 
 OPEN = (BatchStatus.VALIDATING, BatchStatus.IN_PROGRESS, BatchStatus.FINALIZING, BatchStatus.CANCELLING)
@@ -31,10 +31,6 @@ class Item(NamedTuple):
 
 def _batch(row: Row[Any]) -> Batch:
     return Batch(**dict(row._mapping) | {"status": BatchStatus(row.status)})
-
-
-def _owned(id: UUID, owner: UUID | None) -> ColumnElement[bool]:
-    return and_(batches.c.id == id, batches.c.user_id == owner) if owner else batches.c.id == id
 
 
 async def add(db: AsyncConnection, batch: Batch) -> None:
@@ -57,14 +53,21 @@ async def add(db: AsyncConnection, batch: Batch) -> None:
 
 async def get(db: AsyncConnection, id: UUID, *, owner: UUID | None) -> Batch | None:
     """A batch of the owner, or of anybody."""
-    row = (await db.execute(select(batches).where(_owned(id, owner)))).first()
+    row = (await db.execute(select(batches).where(batches.c.id == id, owned(batches, owner)))).first()
     return _batch(row) if row else None
 
 
 async def list_page(db: AsyncConnection, *, owner: UUID | None, after: UUID | None, limit: int) -> Page[Batch]:
     """Batches of the owner, or of everybody, the newest first: ids tell it."""
-    query = select(batches).where(batches.c.user_id == owner) if owner else select(batches)
-    return await page_by_id(db, query, batches.c.id, _batch, after=after, limit=limit, newest_first=True)
+    return await page_by_id(
+        db,
+        select(batches).where(owned(batches, owner)),
+        batches.c.id,
+        _batch,
+        after=after,
+        limit=limit,
+        newest_first=True,
+    )
 
 
 async def unended(db: AsyncConnection, user_id: UUID) -> int:

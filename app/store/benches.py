@@ -7,14 +7,14 @@ from typing import Any
 from uuid import UUID
 
 import msgspec
-from sqlalchemy import ColumnElement, Row, and_, delete, exists, func, select, text, tuple_, update
+from sqlalchemy import Row, delete, exists, func, select, text, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain import Bench, BenchProgress, BenchResult, BenchStatus, Page, Run, Step
 from app.store import accounts, budgets, webhooks
 from app.store.charges import charge
-from app.store.pages import page_by_id
+from app.store.pages import owned, page_by_id
 from app.store.runs import DEAD_AFTER_SECONDS, usage_columns, usage_of
 from app.store.tables import bench_blocks, bench_results, benches, llm_batch_calls, messages
 
@@ -34,10 +34,6 @@ def _bench(row: Row[Any]) -> Bench:
     return Bench(**dict(row._mapping) | {"status": BenchStatus(row.status)})
 
 
-def _owned(id: UUID, owner: UUID | None) -> ColumnElement[bool]:
-    return and_(benches.c.id == id, benches.c.user_id == owner) if owner else benches.c.id == id
-
-
 async def add(db: AsyncConnection, bench: Bench) -> bool:
     """A new bench; false when there is one of this digest and edition."""
     names = ("id", "user_id", "credential_id", "name", "digest", "edition", "suite", "versions", "status")
@@ -48,7 +44,7 @@ async def add(db: AsyncConnection, bench: Bench) -> bool:
 
 async def get(db: AsyncConnection, id: UUID, *, owner: UUID | None) -> Bench | None:
     """A bench of the owner, or of anybody."""
-    row = (await db.execute(select(benches).where(_owned(id, owner)))).first()
+    row = (await db.execute(select(benches).where(benches.c.id == id, owned(benches, owner)))).first()
     return _bench(row) if row else None
 
 
@@ -63,8 +59,15 @@ async def latest(
 
 async def list_page(db: AsyncConnection, *, owner: UUID | None, after: UUID | None, limit: int) -> Page[Bench]:
     """Benches of the owner, or of everybody, the newest first."""
-    query = select(benches).where(benches.c.user_id == owner) if owner else select(benches)
-    return await page_by_id(db, query, benches.c.id, _bench, after=after, limit=limit, newest_first=True)
+    return await page_by_id(
+        db,
+        select(benches).where(owned(benches, owner)),
+        benches.c.id,
+        _bench,
+        after=after,
+        limit=limit,
+        newest_first=True,
+    )
 
 
 async def unended(db: AsyncConnection, user_id: UUID) -> int:
@@ -96,7 +99,7 @@ async def move(
 
 async def erase(db: AsyncConnection, id: UUID, *, owner: UUID | None, status: BenchStatus | None = None) -> bool:
     """Forget a bench with its rows and results; only in this state, if one is given."""
-    statement = delete(benches).where(_owned(id, owner))
+    statement = delete(benches).where(benches.c.id == id, owned(benches, owner))
     if status:
         statement = statement.where(benches.c.status == status)
     if (await db.execute(statement.returning(benches.c.id))).first() is None:

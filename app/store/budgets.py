@@ -239,13 +239,6 @@ SELECT id, starts_at, sum(tokens), sum(cost) FROM ({_LEDGER}) l GROUP BY id, sta
 ON CONFLICT (budget_id, starts_at) DO UPDATE SET tokens = excluded.tokens, money = excluded.money"""  # noqa: S608 - constants
 
 
-async def rebuild(db: AsyncConnection) -> None:
-    """Set the counters of the present periods to what the ledger says. A group's is charged for those who are its members now."""
-    await _still_ledger(db)
-    locked = select(budgets.c.id).order_by(budgets.c.id).with_for_update(key_share=True)
-    await db.execute(text(REBUILD), {"ids": list((await db.execute(locked)).scalars())})
-
-
 async def _still_ledger(db: AsyncConnection) -> None:
     """Wait for the transactions that write to the ledger, and keep others out until this one ends; to be called before any lock.
 

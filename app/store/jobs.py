@@ -26,8 +26,6 @@ REISSUED = 200
 KEPT_DAYS = 30
 PARKED = {"code": "parked", "message": "Every worker that tried this has died.", "status": 500}
 
-NO_TICKET = """NOT EXISTS (
-SELECT FROM pgqueuer q WHERE q.dedupe_key = jobs.id::text AND q.status IN ('queued', 'picked'))"""
 COUNT_WAITING = """
 SELECT owner_id, count(*) AS waiting FROM jobs
 WHERE owner_id = ANY($1::uuid[]) AND kind = 'run' AND state IN ('waiting', 'queued') GROUP BY owner_id"""

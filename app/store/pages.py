@@ -6,12 +6,17 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Row, Select
+from sqlalchemy import ColumnElement, Row, Select, Table, true
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain import Page
 
 T = TypeVar("T")
+
+
+def owned(table: Table, owner: UUID | None) -> ColumnElement[bool]:
+    """The rows of a user, or of everybody when that is None."""
+    return table.c.user_id == owner if owner else true()
 
 
 async def page_by_id(

@@ -12,8 +12,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 MONTHS_AHEAD = 2
 LOCK_SECONDS = 2
-OTHERS = "*"
-"""Stands for all kinds of steps that are not named."""
 
 PAST = """
 SELECT c.relname FROM pg_inherits i

@@ -11,13 +11,13 @@ import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import ROUND_UP, Decimal
-from typing import Protocol
 from uuid import UUID
 
 import asyncpg
 
 from app.domain import new_id
 from app.errors import LimitExceeded, QuotaExceeded, RateLimited, Unavailable
+from app.llm.catalog import Price
 from app.store.budgets import STANDING, Amount, Standing, sentence, standing_of, start_of
 from app.store.database import is_passing
 from app.store.gather import Connector, Gatherer
@@ -34,22 +34,6 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 MILLION = 1_000_000
 GRAIN = Decimal("1e-9")
 """The smallest money that is stored."""
-
-
-class Price(Protocol):
-    """Money for a million tokens."""
-
-    @property
-    def prompt(self) -> Decimal:
-        """Of the prompt."""
-
-    @property
-    def completion(self) -> Decimal:
-        """Of the answer."""
-
-    @property
-    def cached(self) -> Decimal:
-        """Of that part of the prompt which the server has in its own cache."""
 
 
 @dataclass(frozen=True, slots=True)

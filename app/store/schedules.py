@@ -7,12 +7,12 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, Select, delete, func, insert, select, update
+from sqlalchemy import Row, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain import Job, Page, Schedule, SessionParams
 from app.store import jobs
-from app.store.pages import page_by_id
+from app.store.pages import owned, page_by_id
 from app.store.sessions import params_row
 from app.store.tables import schedules
 
@@ -65,19 +65,17 @@ async def add(db: AsyncConnection, schedule: Schedule) -> None:
     await db.execute(insert(schedules).values(**row | {"params": params_row(schedule.params)}))
 
 
-def _owned(owner: UUID | None) -> Select[Any]:
-    return select(schedules).where(schedules.c.user_id == owner) if owner else select(schedules)
-
-
 async def get(db: AsyncConnection, id: UUID, *, owner: UUID | None) -> Schedule | None:
     """A schedule of `owner`, or of anybody when that is None."""
-    row = (await db.execute(_owned(owner).where(schedules.c.id == id))).first()
+    row = (await db.execute(select(schedules).where(schedules.c.id == id, owned(schedules, owner)))).first()
     return _schedule(row) if row else None
 
 
 async def list_page(db: AsyncConnection, *, owner: UUID | None, after: UUID | None, limit: int) -> Page[Schedule]:
     """Schedules, in the order they were made."""
-    return await page_by_id(db, _owned(owner), schedules.c.id, _schedule, after=after, limit=limit)
+    return await page_by_id(
+        db, select(schedules).where(owned(schedules, owner)), schedules.c.id, _schedule, after=after, limit=limit
+    )
 
 
 async def count(db: AsyncConnection, user_id: UUID) -> int:

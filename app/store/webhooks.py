@@ -12,12 +12,12 @@ from uuid import UUID
 
 import asyncpg
 import msgspec
-from sqlalchemy import Row, Select, delete, func, insert, select, text, update
+from sqlalchemy import Row, delete, func, insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain import Delivery, Page, Run, Webhook, new_id, now
 from app.store import queue
-from app.store.pages import page_by_id
+from app.store.pages import owned, page_by_id
 from app.store.tables import users, webhook_deliveries, webhooks
 
 KIND = "webhook"
@@ -174,13 +174,9 @@ async def add(db: AsyncConnection, hook: Webhook, secret: bytes) -> None:
     await db.execute(insert(webhooks).values(**row, events=list(hook.events), secret=secret))
 
 
-def _owned(owner: UUID | None) -> Select[Any]:
-    return select(webhooks).where(webhooks.c.user_id == owner) if owner else select(webhooks)
-
-
 async def get(db: AsyncConnection, id: UUID, *, owner: UUID | None, lock: bool = False) -> Webhook | None:
     """A webhook of `owner`, or of anybody when that is None. It is locked before its deliveries; ends of runs need not wait for that."""
-    query = _owned(owner).where(webhooks.c.id == id)
+    query = select(webhooks).where(webhooks.c.id == id, owned(webhooks, owner))
     row = (await db.execute(query.with_for_update(key_share=True) if lock else query)).first()
     return _webhook(row) if row else None
 
@@ -192,7 +188,9 @@ async def change(db: AsyncConnection, id: UUID, fields: Mapping[str, Any]) -> No
 
 async def list_page(db: AsyncConnection, *, owner: UUID | None, after: UUID | None, limit: int) -> Page[Webhook]:
     """Webhooks, in the order they were made."""
-    return await page_by_id(db, _owned(owner), webhooks.c.id, _webhook, after=after, limit=limit)
+    return await page_by_id(
+        db, select(webhooks).where(owned(webhooks, owner)), webhooks.c.id, _webhook, after=after, limit=limit
+    )
 
 
 async def count(db: AsyncConnection, user_id: UUID) -> int:

@@ -3,34 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from jinja2 import Environment
+
+from app.store.benches import Column
 
 COLOURS = ("#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed", "#0891b2", "#be185d", "#4d7c0f")
 WIDTH, BAR, PLOT = 640, 26, 220
 SHOWN = 2000
 """How much of a text is shown, in characters."""
-
-
-class Column(Protocol):
-    """What one agent of the bench has come to."""
-
-    @property
-    def name(self) -> str:
-        """What it is called."""
-
-    @property
-    def score(self) -> float:
-        """Its mean score."""
-
-    @property
-    def scores(self) -> Mapping[str, float]:
-        """The mean of each scorer."""
-
-    @property
-    def quantiles(self) -> Sequence[float]:
-        """Seconds that 5 %, 10 %, … 95 % of its answers took at most."""
 
 
 PAGE = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string("""\

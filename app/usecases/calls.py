@@ -7,25 +7,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from msgspec import Struct
 from msgspec.structs import replace
 
 from app.domain import Chunk, Message
+from app.llm.llm import ToolCall
 
 _decoder = json.JSONDecoder()
 
 
-class Call(Struct, frozen=True):
+class Call(ToolCall, frozen=True, kw_only=True):
     """A call for whoever sent the request, the `index`th of the answer. `arguments` are JSON, as the agent or the model gave them."""
 
-    id: str
-    name: str
-    arguments: str
     index: int
-
-    def to_openai(self) -> dict[str, Any]:
-        """The call as a message of the OpenAI protocol has it."""
-        return {"id": self.id, "type": "function", "function": {"name": self.name, "arguments": self.arguments}}
 
 
 class Calls:
@@ -61,7 +54,7 @@ class Calls:
         arguments = given if isinstance(given, str) else json.dumps(given or {}, ensure_ascii=False)
         id = str(value.get("id") or f"call_{self._run_id.hex}_{self.count}")
         self.count += 1
-        return Call(id, name, arguments, self.count - 1)
+        return Call(id, name, arguments, index=self.count - 1)
 
 
 def names_of(tools: Iterable[Any] | None) -> frozenset[str]:

@@ -158,22 +158,6 @@ def _given_up() -> Unavailable:
     return Unavailable("The upload was given up: the server did not hear of it for too long.", retry_after=1)
 
 
-async def create(
-    platform: Platform,
-    principal: Principal,
-    name: str,
-    purpose: str,
-    chunks: AsyncIterator[bytes],
-    *,
-    media_type: str = OCTETS,
-    expires_seconds: int | None = None,
-) -> File:
-    """Store a file whole: what a batch writes, for instance."""
-    async with uploading(platform, principal) as upload:
-        await upload.take(chunks)
-        return await upload.keep(name, purpose, media_type=media_type, expires_seconds=expires_seconds)
-
-
 async def open(platform: Platform, principal: Principal, id: UUID) -> File:
     """A file of the caller."""
     async with platform.engine.connect() as db:

@@ -7,6 +7,7 @@ import json
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from uuid import UUID
 
 from msgspec import Struct
@@ -32,7 +33,8 @@ SHOWN = 300
 """How much of a text is shown, in characters."""
 
 
-class Place(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Place:
     """A step that made or used a value."""
 
     run_id: UUID
@@ -51,7 +53,8 @@ class Lineage(Struct, frozen=True):
     complete: bool
 
 
-class Source(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Source:
     """A step whose output has a text, the numbers of those that made what it was given, and what of that no step is known for."""
 
     seq: int

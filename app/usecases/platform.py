@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.agent.documents import Documents
 from app.agent.loader import Agents
-from app.agent.mcp_servers import Toolboxes
+from app.agent.mcp_servers import Servers
 from app.agent.sandbox import Box
 from app.domain import FileLimits, Principal
 from app.llm.cache import Cache
@@ -79,7 +79,7 @@ class Platform:
     rerunning: Counter[UUID] = field(default_factory=Counter)
     """How many reruns of each user are about to begin here."""
     principals: Principals = field(default_factory=Principals)
-    toolboxes: Toolboxes | None = None
+    toolboxes: Servers | None = None
     box: Box = field(default_factory=lambda: Box(enabled=False))
     """Where agents run code."""
     vectors: MilvusVectors | None = None

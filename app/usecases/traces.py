@@ -6,6 +6,7 @@ import json
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, TypeVar
 from uuid import UUID
@@ -139,7 +140,8 @@ def _readable(body: bytes, parts: Mapping[str, bytes]) -> Any:
 # Two runs
 
 
-class Change(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Change:
     """A step of one run or of both; `seq` is its number in each."""
 
     path: str

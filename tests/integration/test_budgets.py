@@ -68,7 +68,8 @@ class Purse:
 
     async def rebuilt(self) -> set[tuple[Any, ...]]:
         async with self.engine.begin() as db:
-            await budgets.rebuild(db)
+            ids = list((await db.execute(text("SELECT id FROM budgets"))).scalars())
+            await db.execute(text(budgets.REBUILD), {"ids": ids})
         return await self.counters()
 
     async def applying(self, place: dict[str, Any], key: UUID | None = None) -> budgets.Applying:

@@ -551,7 +551,9 @@ async def test_a_reader_that_leaves_closes_what_it_read(here: House, ann: httpx2
 
 async def test_a_batch_reads_and_writes_files(here: House, ann: httpx2.AsyncClient) -> None:
     who = await principal(here, ann)
-    made = await files.create(here.platform, who, "out.jsonl", "batch_output", chunks(b"one\ntwo\n"))
+    async with files.uploading(here.platform, who) as upload:
+        await upload.take(chunks(b"one\ntwo\n"))
+        made = await upload.keep("out.jsonl", "batch_output")
     opened = await files.open(here.platform, who, made.id)
     assert (opened.name, opened.purpose, opened.size) == ("out.jsonl", "batch_output", 8)
     assert b"".join([piece async for piece in files.content(here.platform, opened)]) == b"one\ntwo\n"
