@@ -252,8 +252,8 @@ async def test_one_that_was_given_up_is_enabled_again_and_told_only_of_what_ends
     last = "UPDATE webhook_deliveries SET attempts = $1 WHERE id = (SELECT min(id::text)::uuid FROM webhook_deliveries)"
     await fetch(database_url, last, len(RETRY_SECONDS))
     assert not (await until_shown(admin, hook["id"], lambda found: found["disabled_at"]))["enabled"]
-    await send(admin, await session(admin), "repeat: three", mode="background")
-    await until_no_job(database_url, "state = 'running'")
+    three = (await send(admin, await session(admin), "repeat: three", mode="background")).json()
+    await until_no_job(database_url, f"id = '{three['run_id']}' AND ended_at IS NULL")
     before, at.statuses = len(at.told), [204]
     again = (await admin.patch(f"/api/v1/webhooks/{hook['id']}", json={"enabled": True})).json()
     assert (again["enabled"], again["disabled_at"], again["failures"], again["last_error"]) == (True, None, 0, None)
