@@ -25,7 +25,6 @@ from starlette.responses import Response
 from app.agent.request import OpenAIRequest
 from app.api import openai, openai_wire, problems
 from app.api.gate import KEEP_ALIVE_SECONDS, Receive, Send, bounded, whole_body
-from app.api.openai_wire import Form
 from app.api.wire import left
 from app.domain import Message, Outcome, Run, RunStatus, new_id
 from app.errors import AppError, InvalidInput, LLMError, NotAuthenticated, NotFound
@@ -162,13 +161,7 @@ class RunDoor:
         calls = [LiveRun(_run(), Log(new_id())) for _ in asked.replies]
         for reply, call in zip(asked.replies, calls, strict=True):
             self._tasks.start(_say(reply, call), name="call of an endpoint")
-        form = Form(
-            body.model,
-            include_usage=body.include_usage,
-            tools=body.tool_names,
-            speaks_of_functions=body.speaks_of_functions,
-        )
-        response = await openai_wire.respond(None, calls, form, stream=bool(body.stream))
+        response = await openai_wire.respond(None, calls, openai.form_of(body), stream=bool(body.stream))
         for name in ("x-session-id", "x-run-id"):  # a call is none
             if name in response.headers:
                 del response.headers[name]

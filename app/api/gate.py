@@ -237,16 +237,17 @@ def refuse_strangers(scope: Any, headers: Headers, content_type: str = "applicat
     client = (scope.get("client") or ("", 0))[0]
     if client not in LOOPBACK or any(name in headers for name in FORWARDED):
         raise NotAllowed("AUTH=open serves this machine only.")
-    if _host(f"//{headers.get('host', '')}") not in LOOPBACK:
+    if host_of(f"//{headers.get('host', '')}") not in LOOPBACK:
         raise NotAllowed("AUTH=open serves the host names 127.0.0.1, ::1 and localhost only.")
-    if (origin := headers.get("origin")) and _host(origin) not in LOOPBACK:
+    if (origin := headers.get("origin")) and host_of(origin) not in LOOPBACK:
         raise NotAllowed("AUTH=open does not serve other pages.")
     empty = headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers
     if not empty and headers.get("content-type", "").partition(";")[0].strip().lower() != content_type:
         raise InvalidInput(f"Send the header Content-Type: {content_type}.", param="content-type")
 
 
-def _host(url: str) -> str | None:
+def host_of(url: str) -> str | None:
+    """The host name in an address; None where there is none that could be read."""
     try:
         return urlsplit(url).hostname
     except ValueError:  # a broken IPv6 address

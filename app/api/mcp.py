@@ -13,7 +13,6 @@ import re
 from collections.abc import Mapping
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 from uuid import uuid4
 
 from fastapi import APIRouter, Request
@@ -25,7 +24,7 @@ from starlette.types import Message, Receive, Scope, Send
 from app.agent.loader import Listed
 from app.api.callers import Chat, Here, typed_json
 from app.api.fields import Content, JsonObject
-from app.api.gate import LOOPBACK, MAX_BODY_BYTES
+from app.api.gate import LOOPBACK, MAX_BODY_BYTES, host_of
 from app.api.problems import known, sentence
 from app.domain import MAX_TEXT, Outcome, Principal, RunStatus
 from app.errors import InvalidInput, NotAllowed, NotFound, Unavailable
@@ -86,7 +85,7 @@ class Door:
     def check(self, headers: Headers) -> None:
         """`NotAllowed` for a page of another origin, and for a name that is not this server's (DNS rebinding needs a name)."""
         host = headers.get("host", "")
-        name = _name(f"//{host}")
+        name = host_of(f"//{host}")
         if name is None or not (name in self._hosts or _is_address(name)):
             raise NotAllowed("This host name is not served: PUBLIC_URL names the server's own.")
         origin = headers.get("origin")
@@ -108,13 +107,6 @@ class Door:
                 await ready.wait()
                 self._manager = made
             return self._manager
-
-
-def _name(url: str) -> str | None:
-    try:
-        return urlsplit(url).hostname
-    except ValueError:  # a broken IPv6 address
-        return None
 
 
 def _is_address(name: str) -> bool:

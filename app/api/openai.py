@@ -129,13 +129,17 @@ async def _complete_chat(
         session_id=body.session_id or session_id,
         key=key,
     )
-    form = Form(
+    return await openai_wire.respond(here, begun, form_of(body), stream=bool(body.stream))
+
+
+def form_of(body: ChatIn) -> Form:
+    """How the answer to a chat is to look."""
+    return Form(
         body.model,
         include_usage=body.include_usage,
         tools=body.tool_names,
         speaks_of_functions=body.speaks_of_functions,
     )
-    return await openai_wire.respond(here, begun, form, stream=bool(body.stream))
 
 
 @router.post("/completions", response_model=TextCompletion, responses=TEXT_STREAM)

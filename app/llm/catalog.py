@@ -9,13 +9,12 @@ from decimal import ROUND_HALF_UP, Decimal, localcontext
 from graphlib import CycleError, TopologicalSorter
 from hashlib import sha256
 from typing import Any
-from urllib.parse import urlsplit
 
 from app.domain import Usage
 from app.errors import InvalidInput, LLMUnavailable, NotFound, SettingsError
 from app.llm.options import checked
 from app.llm.toml_lines import Keys, dotted
-from app.llm.upstream import OPENAI, TOTAL_SECONDS, Upstream
+from app.llm.upstream import OPENAI, TOTAL_SECONDS, checked_url
 
 DEFAULT = "default"
 """The alias that a call gets which names none."""
@@ -168,15 +167,9 @@ def _checked_url(url: object) -> str:
     words = (
         "an address such as https://api.openai.com/v1, with http:// or https:// before it and nothing after the path"
     )
-    wrong = InvalidInput(f"base_url must be {words}.", param="base_url")
     if not (isinstance(url, str) and 0 < len(url) <= 2000 and url.isprintable()) or any(c in url for c in " ?#"):
-        raise wrong
-    Upstream(url)  # checks it, and opens nothing
-    try:
-        urlsplit(url).port  # noqa: B018 - a port that is no number is found by looking
-    except ValueError:
-        raise wrong from None
-    return url.rstrip("/")
+        raise InvalidInput(f"base_url must be {words}.", param="base_url")
+    return checked_url(url)
 
 
 @dataclass(frozen=True, slots=True)

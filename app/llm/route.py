@@ -22,7 +22,7 @@ from app.llm.llm import LLM, Finish, Items
 from app.llm.messages import Prompt
 from app.llm.outstanding import Sought
 from app.llm.refusals import EmptyAnswer, UpstreamBusy, UpstreamLate, UpstreamUnknown, UpstreamUnwilling
-from app.llm.upstream import Upstream, whole_chat
+from app.llm.upstream import Upstream, encode
 from app.reports import report
 
 log = logging.getLogger(__name__)
@@ -295,7 +295,7 @@ async def _batched(
     assert request.sought is not None  # noqa: S101 - or it would not be in a batch
     body = _body(spec, model, request)
     try:
-        found = await batching.answer(spec, request.sought, whole_chat(body))
+        found = await batching.answer(spec, request.sought, encode(body))
     except asyncio.CancelledError:
         request.is_open = not batching.leaves  # else it is paid for by whoever gets the answer
         raise

@@ -87,7 +87,7 @@ class Upstream:
         max_line: int = 1_000_000,
     ) -> None:
         """`max_bytes` and `max_line` bound an answer and each line of it as they come over the wire."""
-        self._base_url = _checked_url(base_url or OPENAI)
+        self._base_url = checked_url(base_url or OPENAI)
         self._chat_url = URL(f"{self._base_url}/chat/completions")
         self._embed_url = URL(f"{self._base_url}/embeddings")
         self._headers = {
@@ -141,7 +141,7 @@ class Upstream:
     ) -> tuple[list[list[float]], int | None]:
         """The embedding of each text, in order, and how many tokens they were, if it says; deadline and errors as of `stream`."""
         call = _Call(self._deadlines, first_token)
-        data = _encode({"model": model, "input": texts, "encoding_format": "float", **(options or {})})
+        data = encode({"model": model, "input": texts, "encoding_format": "float", **(options or {})})
         response = await self._post(self._embed_url, data, call)
         try:
             body = b"".join([piece async for piece in call.rest(response.content, self._max_bytes)])
@@ -354,22 +354,19 @@ def _sentence(error: Exception) -> str:
 
 
 def _encode_chat(body: Mapping[str, Any]) -> bytes:
-    return _encode({**body, "stream": True, "stream_options": {"include_usage": True}})
+    return encode({**body, "stream": True, "stream_options": {"include_usage": True}})
 
 
-def whole_chat(body: Mapping[str, Any]) -> bytes:
-    """A chat completion request, as JSON, whose answer does not stream."""
-    return _encode(body)
-
-
-def _encode(body: Mapping[str, Any]) -> bytes:
+def encode(body: Mapping[str, Any]) -> bytes:
+    """A request as JSON; `InvalidInput` for what JSON cannot express."""
     try:
         return msgspec.json.encode(body)
     except (TypeError, ValueError, RecursionError):
         raise InvalidInput("messages hold what JSON cannot express.", param="messages") from None
 
 
-def _checked_url(url: str) -> str:
+def checked_url(url: str) -> str:
+    """The address of an API without a slash at its end; `InvalidInput` for what is none."""
     try:
         parts = urlsplit(url)
         good = parts.scheme in ("http", "https") and bool(parts.hostname) and not parts.username and parts.port != 0

@@ -69,18 +69,13 @@ def publish_agent_api(agent: BaseAgent, method: str, config: APIPublisherConfig 
     """
     config = config or APIPublisherConfig()
     wanted = _request_class(agent, method)
-    named = {"{agent_name}": type(agent).__name__, "{method_name}": method}
     given = settings.load().redis_url
     client = redis.connect(given.get_secret_value()) if given else None
     kind = type(agent)
     name = sha256(f"{kind.__module__}.{kind.__qualname__}.{method}:{config.path}".encode()).hexdigest()[:16]
-    sessions: Sessions = HereSessions(MemoryPool(config.memory_ttl, config.max_memory_items))
     asked = Asked(agent, method)
     _check_memory(asked.memory_cls)
-    if client:
-        if not can_export(asked.memory_cls):
-            raise AgentValidationError(f"{asked.memory_cls.__name__} needs export() and load() to be kept in Redis.")
-        sessions = RedisSessions(client, name, ttl=config.memory_ttl, max_items=config.max_memory_items)
+    sessions = _sessions(asked, config, name, client)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -96,10 +91,11 @@ def publish_agent_api(agent: BaseAgent, method: str, config: APIPublisherConfig 
             if place:
                 place.close()
 
-    texts = [config.api_title, config.api_description]
-    for mark, value in named.items():
-        texts = [text.replace(mark, value) for text in texts]
-    app = FastAPI(title=texts[0], description=texts[1], lifespan=lifespan)
+    title, description = (
+        text.replace("{agent_name}", kind.__name__).replace("{method_name}", method)
+        for text in (config.api_title, config.api_description)
+    )
+    app = FastAPI(title=title, description=description, lifespan=lifespan)
     door = Door(
         asked,
         sessions,
@@ -111,6 +107,15 @@ def publish_agent_api(agent: BaseAgent, method: str, config: APIPublisherConfig 
     install(app, door, config.path.rstrip("/") + "/chat/completions")
     app.add_middleware(_Sentence)
     return app
+
+
+def _sessions(asked: Asked, config: APIPublisherConfig, name: str, client: redis.Client | None) -> Sessions:
+    """Where the sessions of the address are kept; `AgentValidationError` for a memory that Redis cannot keep."""
+    if client is None:
+        return HereSessions(MemoryPool(config.memory_ttl, config.max_memory_items))
+    if not can_export(asked.memory_cls):
+        raise AgentValidationError(f"{asked.memory_cls.__name__} needs export() and load() to be kept in Redis.")
+    return RedisSessions(client, name, ttl=config.memory_ttl, max_items=config.max_memory_items)
 
 
 class _Sentence:

@@ -48,8 +48,7 @@ SELECT (SELECT r.id FROM runs r WHERE r.session_id = s.id AND r.kind = 'chat' AN
            AND (c.expires_at IS NULL OR c.expires_at > now())) AS good,
        {budgets.applying(user="s.user_id", agent=AGENT, session="s.id", credential="w.credential_id")} AS budgets,
        EXISTS (SELECT FROM grants g JOIN groups o ON o.id = g.group_id
-               WHERE g.agent_id IN ('*', {AGENT}) AND (o.name = 'everyone' OR EXISTS (
-                 SELECT FROM group_members m WHERE m.group_id = o.id AND m.user_id = s.user_id))) AS may_use
+               WHERE g.agent_id IN ('*', {AGENT}) AND {budgets.has_member("o", "s.user_id")}) AS may_use
 FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[]) WITH ORDINALITY AS w(session_id, run_id, credential_id, agent_id, number)
 LEFT JOIN sessions s ON s.id = w.session_id ORDER BY w.number"""  # noqa: S608 - names of columns only
 

@@ -95,8 +95,13 @@ def scopes_of(*, user: str, agent: str, session: str, credential: str) -> str:
     return f"""(
   SELECT 'user' AS scope, {user}::text AS scope_id UNION ALL SELECT 'agent', {agent}
   UNION ALL SELECT 'session', {session}::text UNION ALL SELECT 'key', {credential}::text
-  UNION ALL SELECT 'group', o.id::text FROM groups o WHERE o.name = 'everyone' OR EXISTS (
-    SELECT FROM group_members m WHERE m.group_id = o.id AND m.user_id = {user}))"""  # noqa: S608 - names of columns only
+  UNION ALL SELECT 'group', o.id::text FROM groups o WHERE {has_member("o", user)})"""  # noqa: S608 - names of columns only
+
+
+def has_member(group: str, user: str) -> str:
+    """SQL: whether this user is of the group, as everybody is of `everyone`; the arguments are a row of `groups` and a user's id."""
+    return f"""({group}.name = 'everyone' OR EXISTS (
+    SELECT FROM group_members m WHERE m.group_id = {group}.id AND m.user_id = {user}))"""
 
 
 _NOW = start_of("b.period", "statement_timestamp()")
@@ -224,8 +229,7 @@ _OF_SCOPE = {
     "agent": "l.agent_id = b.scope_id",
     "session": "l.session_id = CASE b.scope WHEN 'session' THEN b.scope_id::uuid END",
     "key": "l.credential_id = CASE b.scope WHEN 'key' THEN b.scope_id::uuid END",
-    "group": """EXISTS (SELECT FROM groups o WHERE o.id::text = b.scope_id AND (o.name = 'everyone' OR EXISTS (
-      SELECT FROM group_members m WHERE m.group_id = o.id AND m.user_id = l.user_id)))""",
+    "group": f"EXISTS (SELECT FROM groups o WHERE o.id::text = b.scope_id AND {has_member('o', 'l.user_id')})",
 }
 _LEDGER = " UNION ALL ".join(
     f"""
@@ -277,16 +281,15 @@ async def remove(db: AsyncConnection, id: UUID) -> bool:
     return (await db.execute(delete(budgets).where(budgets.c.id == id).returning(budgets.c.id))).first() is not None
 
 
-_SEEN_BY = """
+_SEEN_BY = f"""
   b.scope = 'user' AND b.scope_id = CAST(:user_id AS uuid)::text
   OR b.scope = 'session' AND EXISTS (SELECT FROM sessions s
     WHERE s.id = CASE b.scope WHEN 'session' THEN b.scope_id::uuid END AND s.user_id = :user_id)
   OR b.scope = 'key' AND EXISTS (SELECT FROM credentials k
     WHERE k.id = CASE b.scope WHEN 'key' THEN b.scope_id::uuid END AND k.user_id = :user_id)
-  OR EXISTS (SELECT FROM groups o WHERE (o.name = 'everyone' OR EXISTS (
-      SELECT FROM group_members m WHERE m.group_id = o.id AND m.user_id = :user_id))
+  OR EXISTS (SELECT FROM groups o WHERE {has_member("o", ":user_id")}
     AND (b.scope = 'group' AND b.scope_id = o.id::text
-      OR b.scope = 'agent' AND EXISTS (SELECT FROM grants g WHERE g.group_id = o.id AND g.agent_id IN ('*', b.scope_id))))"""
+      OR b.scope = 'agent' AND EXISTS (SELECT FROM grants g WHERE g.group_id = o.id AND g.agent_id IN ('*', b.scope_id))))"""  # noqa: S608 - as above
 
 
 async def list_page(
