@@ -19,6 +19,8 @@ from tests.house import House, open_house
 from tests.milvus import milvus_server
 from tests.s3 import S3, s3_server
 
+pytest_plugins = ["app.cli.recording"]
+"""For tests of agents, as docs/agents.md shows them."""
 collect_ignore = ["browser"]
 """Tests that run in an environment of their own."""
 

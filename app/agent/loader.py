@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from app.agent import sources
@@ -215,7 +216,7 @@ class Agents:
         except BaseException as error:
             unit.error, unit.waits = _reason(error, unit.path), isinstance(error, _IdTakenError)
             unit.lacks = isinstance(error, ImportError)
-            log.warning("agents/%s is not loaded: %s", name, unit.error, exc_info=None if unit.waits else error)
+            log.warning("agents/%s is not loaded: %s", name, unit.error, exc_info=_told_by(error, self._folder))
             return False
         else:
             unit.error, unit.waits, unit.lacks = None, False, False
@@ -304,6 +305,18 @@ def _rows(name: str, unit: _Unit) -> Iterator[Listed]:
             yield Listed(agent_id, name, error=reason, available=False)
     if unit.error and not unit.versions:
         yield Listed(None, name, error=unit.error, available=False)
+
+
+def _told_by(
+    error: BaseException, folder: Path
+) -> tuple[type[BaseException], BaseException, TracebackType | None] | None:
+    """What the log shows of an error beside its reason: its way through the folder, or nothing where the reason says it all."""
+    if isinstance(error, PluginError | ModuleNotFoundError | TimeoutError):
+        return None
+    way = error.__traceback__
+    while way and not Path(way.tb_frame.f_code.co_filename).is_relative_to(folder):
+        way = way.tb_next
+    return type(error), error, way
 
 
 def _reason(error: BaseException, path: Path) -> str:

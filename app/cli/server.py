@@ -10,6 +10,7 @@ this one has its own at SLOT.
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import logging
 import os
@@ -147,6 +148,9 @@ def main(listener: int, control_file: int, presence: int, metrics_file: int, slo
         if not line:
             return  # `serve` ended before its engines ran
         settings = load(**json.loads(line))
+        for stream in (sys.stdout, sys.stderr):  # which are pipes: what an agent prints is to be seen at once
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(line_buffering=True)
         threading.Thread(target=_end_with, args=(control,), name="parent", daemon=True).start()
         configure(settings.log_level, as_json=settings.log_format == "json")
         logging.getLogger("uvicorn").setLevel(logging.WARNING)

@@ -14,12 +14,16 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import typer
+
 from app.metrics import PLACE
 from app.servers import process
 from app.servers.lock import Lock
 from app.servers.process import Child
 
 STOP_SECONDS = 30.0
+QUIET_SECONDS = 1.0
+"""How long a terminal waits without a word."""
 HURRIED_SECONDS = 3.0
 TRIES = 5  # deaths in a row of one worker that never took a request
 LONGEST_PAUSE = 5.0  # seconds between two starts of one worker
@@ -120,7 +124,9 @@ class Workers:
         """Let all finish what they answer, for 30 s at most, or 3 s once `hurried` says so; then kill."""
         workers = [slot.worker for slot in self._slots if slot.worker is not None]
         self._signal(workers, signal.SIGTERM)
-        process.wait_until(lambda: hurried() or not _any_alive(workers), STOP_SECONDS)
+        if not process.wait_until(lambda: hurried() or not _any_alive(workers), QUIET_SECONDS):
+            typer.echo("Answers under way get some seconds to end; Ctrl-C again cuts them off.")
+            process.wait_until(lambda: hurried() or not _any_alive(workers), STOP_SECONDS)
         if _any_alive(workers):
             self._signal(workers, signal.SIGINT)  # uvicorn stops waiting for connections
             process.wait_until(lambda: not _any_alive(workers), HURRIED_SECONDS)

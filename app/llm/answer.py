@@ -135,7 +135,9 @@ class Answer:
         """How it ended; `LLMError` if there was no answer at all. What was begun of a tool's call when it broke off is lost."""
         reason = self._reason or ("stop" if self.done else "cut")
         if not self.seen:
-            raise LLMError("The language model's server answered nothing: check OPENAI_BASE_URL.")
+            raise LLMError(
+                "The language model's server answered nothing: check its address, base_url or OPENAI_BASE_URL."
+            )
         if not self.said and reason == "cut":
             raise LLMUnavailable("The language model's server broke off before the answer began.")
         if not self.said and reason == "stop":
@@ -146,7 +148,9 @@ class Answer:
         head = piece.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
         self._begun = bool(head)
         if head == b"<":
-            raise LLMError("The language model's server sent a web page: check OPENAI_BASE_URL.")
+            raise LLMError(
+                "The language model's server sent a web page: check its address, base_url or OPENAI_BASE_URL."
+            )
         if head == b"{":
             self._events = None
 

@@ -12,7 +12,7 @@ from app.errors import LLMError, LLMUnavailable
 from app.llm.catalog import Catalog, CatalogError, EndpointSpec, Model
 from app.llm.lease import Limiter
 from app.llm.llm import LLM
-from app.llm.refusals import UpstreamAuth, UpstreamUnwilling
+from app.llm.refusals import UpstreamAuth, UpstreamBusy
 from app.llm.slices import Slices
 from app.llm.upstream import Deadlines, Upstream
 
@@ -74,7 +74,8 @@ class Endpoint:
         else:
             self._failures += 1
             self._down_until = _time() + min(LONGEST_COOLDOWN, 2.0 ** (self._failures - 1))
-        if isinstance(error, UpstreamUnwilling) and self._told != error.message:
+        is_news = self._told != error.message and not isinstance(error, UpstreamBusy)
+        if is_news and isinstance(error, LLMUnavailable):
             self._told = error.message
             log.warning("%s does not answer for %s: %s", spec.base_url, spec.model, error.message)
         return error

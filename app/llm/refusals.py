@@ -52,7 +52,7 @@ class UpstreamUnpaid(UpstreamUnwilling):
 
 
 class UpstreamUnknown(UpstreamUnwilling):
-    """The language model's server knows no such address or model: check OPENAI_BASE_URL and the model name."""
+    """The language model's server knows no such address or model: check the model's name, and base_url or OPENAI_BASE_URL (often /v1)."""
 
     code = "upstream_unknown"
 

@@ -42,7 +42,7 @@ LANE = 400
 MAX_ANSWER = 64_000_000
 """The longest answer out of a batch, in bytes."""
 NOTHING = Usage()
-UNKNOWN = "model at the language model's server: check its name, and OPENAI_BASE_URL"
+UNKNOWN = "model at the language model's server: check its name, and the address, base_url or OPENAI_BASE_URL"
 
 
 class Request(Struct):

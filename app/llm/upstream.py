@@ -339,12 +339,15 @@ async def _refused(response: aiohttp.ClientResponse) -> LLMError:
 
 
 _SENTENCES: tuple[tuple[type[Exception], str], ...] = (
-    (aiohttp.ClientConnectorDNSError, "has no such host name: check OPENAI_BASE_URL."),
-    (aiohttp.ClientSSLError, "has no valid certificate: check OPENAI_BASE_URL."),
-    (aiohttp.ConnectionTimeoutError, "could not be connected to in time: check OPENAI_BASE_URL."),
+    (aiohttp.ClientConnectorDNSError, "has no such host name: check its address, base_url or OPENAI_BASE_URL."),
+    (aiohttp.ClientSSLError, "has no valid certificate: check its address, base_url or OPENAI_BASE_URL."),
+    (
+        aiohttp.ConnectionTimeoutError,
+        "could not be connected to in time: check its address, base_url or OPENAI_BASE_URL.",
+    ),
     (TimeoutError, "did not begin to answer in time."),
-    (aiohttp.ClientConnectorError, "refused the connection: check OPENAI_BASE_URL."),
-    (ValueError, "cannot be addressed: check OPENAI_BASE_URL."),
+    (aiohttp.ClientConnectorError, "refused the connection: check its address, base_url or OPENAI_BASE_URL."),
+    (ValueError, "cannot be addressed: check its address, base_url or OPENAI_BASE_URL."),
 )
 
 

@@ -81,7 +81,7 @@ def agent_of(platform: Platform, model: str) -> str:
     catalog = platform.catalog()
     if model in catalog.models or catalog.passes_through:
         return RELAY
-    raise NotFound("model", param="model")
+    raise NotFound("model" if catalog.models else "model, for no language model is set up", param="model")
 
 
 async def begin(

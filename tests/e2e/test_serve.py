@@ -143,6 +143,40 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("home of a user") / "my data"
 
 
+PRINTING = '''"""Prints."""
+
+from app.agent import Chattable, Message
+
+
+class Printing(Chattable):
+    id = "printing"
+
+    def chat(self, message: Message) -> str:
+        print("heard:", message.content)
+        return "ok"
+'''
+
+
+def test_what_an_agent_prints_is_seen_at_once_and_the_end_of_a_long_answer_is_announced(
+    tmp_path: Path, data_dir: Path
+) -> None:
+    folder = tmp_path / "agents"
+    folder.mkdir()
+    (folder / "printing.py").write_text(PRINTING)
+    shutil.copy(ROOT / "agents/scripted_agent.py", folder)
+    with serving(tmp_path, data_dir, AGENTS_DIR=str(folder)) as serve:
+        serve.ready()
+        assert serve.say("hello", "printing") == "ok"
+        wait_until(lambda: "heard: hello\n" in serve.output, 20)
+        session = serve.post("CreateSession", agent={"id": "scripted_agent"})["id"]
+        long = threading.Thread(target=lambda: serve.post("SendMessage", session_id=session, content="sleep: 4"))
+        long.start()
+        time.sleep(1)
+        assert serve.end(signal.SIGINT) == 0
+        long.join()
+        assert "Ctrl-C again cuts them off." in serve.output
+
+
 @pytest.mark.parametrize("auth", ["keys", "open"])
 def test_the_printed_calls_hold_a_conversation_and_sigterm_leaves_no_child(
     tmp_path: Path, data_dir: Path, auth: str

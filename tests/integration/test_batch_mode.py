@@ -89,14 +89,14 @@ async def test_the_page_about_models_shows_an_agent_and_a_file_that_work(
     (agent,), (models,) = (re.findall(rf"^```{kind}\n(.*?)^```$", section, re.M | re.S) for kind in ("python", "toml"))
     models = models.replace("https://api.openai.com/v1", fake.base_url).replace('api_key_env = "OPENAI_API_KEY", ', "")
     (tmp_path / "models.toml").write_text(models)
-    (tmp_path / "agents/translator.py").write_text(agent)
+    (tmp_path / "agents/patient_translator.py").write_text(agent)
 
     async def is_loaded() -> bool:
         deadline = house.platform.catalog().models["default"].endpoints[0].batch_deadline
-        return "translator" in house.platform.agents.ids and deadline == 43_200
+        return "patient_translator" in house.platform.agents.ids and deadline == 43_200
 
     await until(is_loaded)
-    answer = await send(house.admin, await session(house.admin, "translator"), "hello")
+    answer = await send(house.admin, await session(house.admin, "patient_translator"), "hello")
     assert answer.json()["content"] == "hello in French, in good style"
     assert (fake.hits, [line["model"] for line in fake.batches.lines]) == (0, ["gpt-4o-mini"] * 2)
 

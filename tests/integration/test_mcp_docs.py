@@ -34,11 +34,11 @@ async def test_the_file_and_the_agent_of_the_page_go_together(tmp_path: Path) ->
     assert [name for name, spec in servers.items() if spec.private] == ["wiki"]
     folder = tmp_path / "agents"
     folder.mkdir()
-    (folder / "librarian.py").write_text(AGENT)
+    (folder / "archivist.py").write_text(AGENT)
     agents = Agents(folder, {}, servers=servers)
     await agents.load()
     try:
-        assert agents.ids == {"librarian"}
+        assert agents.ids == {"archivist"}
     finally:
         agents.close()
 

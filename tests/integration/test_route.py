@@ -380,6 +380,16 @@ async def test_a_403_for_one_request_takes_the_server_from_nobody(
     assert (one.hits, caplog.records) == (2, [])
 
 
+async def test_a_server_that_is_away_is_told_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    nowhere = "http://127.0.0.1:1/v1"
+    async with open_models(catalog_of(tmp_path, model("default", nowhere))) as models:
+        for _ in range(2):
+            with pytest.raises(LLMUnavailable, match="refused the connection"):
+                await ask(models)
+    (told,) = caplog.records
+    assert told.getMessage().startswith(f"{nowhere} does not answer for ")
+
+
 async def test_an_unknown_alias_is_told_with_those_that_are_known(tmp_path: Path, one: FakeUpstream) -> None:
     async with open_models(catalog_of(tmp_path, model("default", one.base_url) + model("big", one.base_url))) as models:
         with pytest.raises(NotFound, match="known are default, big") as raised:

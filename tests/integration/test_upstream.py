@@ -100,7 +100,7 @@ async def test_done_without_a_reason_is_an_end(client: Upstream) -> None:
         ("422", LLMRejected, "Something is wrong."),
         ("403 message=Your_input_was_flagged.", LLMRejected, "refused the request: Your input was flagged."),
         ("403 message=The_key_is_disabled.", LLMUnavailable, "OPENAI_API_KEY"),
-        ("404", LLMUnavailable, "OPENAI_BASE_URL and the model name"),
+        ("404", LLMUnavailable, "check the model's name, and base_url or OPENAI_BASE_URL"),
         ("307", LLMUnavailable, "OPENAI_BASE_URL"),
         ("429", LLMUnavailable, "slow down"),
         ("500", LLMError, "status 500"),
@@ -206,7 +206,9 @@ async def test_no_server_at_all_is_one_clear_sentence() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound but not listening: connections are refused
         client = Upstream(f"http://127.0.0.1:{taken.getsockname()[1]}/v1")
-        with pytest.raises(LLMUnavailable, match="refused the connection: check OPENAI_BASE_URL"):
+        with pytest.raises(
+            LLMUnavailable, match="refused the connection: check its address, base_url or OPENAI_BASE_URL"
+        ):
             await ask(client)
         assert not await client.ping()
         await client.close()

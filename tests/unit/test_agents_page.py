@@ -178,6 +178,19 @@ async def test_the_pages_tests_are_recorded_once_and_replayed_without_a_key(fold
     assert '+   "content": "Sell apples, pears.",' in said
 
 
+PAGES = [*ROOT.glob("README*.md"), *(ROOT / "docs").glob("*.md")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_agents_of_every_page_pass_the_checks_of_this_repository(page: Path) -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    for block in (block for block in blocks if "from app.agent import" in block):
+        for words in (["check"], ["format", "--diff"]):
+            command = [sys.executable, "-m", "ruff", *words, "--quiet", "--stdin-filename", "agents/saved.py", "-"]
+            checked = subprocess.run(command, input=block, cwd=ROOT, capture_output=True, text=True, check=False)
+            assert checked.returncode == 0, checked.stdout
+
+
 def test_the_block_of_dependencies_is_read_as_the_page_has_it(tmp_path: Path) -> None:
     (block,) = re.findall(r"^```toml\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
     (tmp_path / "x.py").write_text(block)

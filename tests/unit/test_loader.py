@@ -262,6 +262,21 @@ async def test_a_changed_template_of_a_package_is_an_edit(folder: Path, agents: 
     assert await said(agents.get("echo")) == "three"
 
 
+async def test_the_log_shows_the_way_through_an_agents_file_and_no_other(
+    folder: Path, agents: Agents, caplog: pytest.LogCaptureFixture
+) -> None:
+    (folder / "lacks.py").write_text("import no_such_package")
+    (folder / "none.py").write_text("x = 1")
+    (folder / "raises.py").write_text("def broken():\n    raise ValueError('no')\n\n\nbroken()\n")
+    (folder / "wrong.py").write_text("def :\n")
+    await agents.load()
+    ways = {record.getMessage(): record.exc_info for record in caplog.records}
+    assert [ways[f"agents/{told}"] for told in ("lacks.py is not loaded: needs no_such_package",)] == [None]
+    assert ways["agents/none.py is not loaded: declares no Chattable with an id"] is None
+    assert (caplog.text.count('File "'), caplog.text.count("raises.py"), caplog.text.count("def :")) == (3, 3, 1)
+    assert "loader.py" not in caplog.text.replace("WARNING  app.agent.loader:loader.py", "")
+
+
 async def test_a_broken_edit_keeps_the_last_good_version_and_says_why(
     folder: Path, agents: Agents, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -21,7 +21,7 @@ export function Login() {
       await logIn(given);
       await enter();
     } catch (error) {
-      setWrong(error.status === 401 ? t("loginFailed") : told(error));
+      setWrong(error.status === 401 ? t(byKey ? "keyRefused" : "loginFailed") : told(error));
       setBusy(false);
     }
   };
