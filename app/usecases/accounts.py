@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from app.domain import Credential, Page, Principal, Role, User, new_id, now
 from app.errors import Conflict, InvalidInput, NotFound, Unavailable, must_exist
 from app.store import accounts, audit, credentials, files, memories, presets, runs, sessions
+from app.usecases import logins
 from app.usecases.conduct import stop_all
 from app.usecases.creations import claim
 from app.usecases.files import sweep_soon
@@ -21,6 +22,7 @@ from app.usecases.vectors import forget_soon
 
 FIRST_KEY = "first administrator"
 """The name of the keys that come from the operator's settings or files."""
+NOT_YOURS = "old_password: this is not your password."
 
 
 async def create_user(
@@ -87,19 +89,31 @@ async def update_user(
 
 
 async def change_password(platform: Platform, principal: Principal, *, old: str, new: str) -> None:
-    """Set one's own password, knowing the old one; every login ends."""
-    async with platform.engine.connect() as db:
-        stored = await accounts.password_hash(db, principal.user.id)
-    wrong = InvalidInput("old_password: this is not your password.", param="old_password")
-    if not await platform.passwords.matches(old, stored):
-        raise wrong
-    hashed = await platform.passwords.hash(new)
+    """Set one's own password, knowing the old one; every login ends. `RateLimited` after a few wrong ones."""
+    id = principal.user.id
+    with platform.passwords.one_change(id):
+        stored = await _prove(platform, id, old)
+        hashed = await platform.passwords.hash(new)
+        async with platform.engine.begin() as db:
+            await accounts.lock_user(db, id)
+            if await accounts.password_hash(db, id) != stored:
+                raise InvalidInput(NOT_YOURS, param="old_password")
+            await accounts.update_user(db, id, {"password_hash": hashed})
+            await credentials.revoke(db, id, kinds=["access", "refresh"])
+
+
+async def _prove(platform: Platform, id: UUID, password: str) -> str | None:
+    """The hash of a user's own password, which this is. Wrong ones are counted as failed logins are, by user."""
+    subject = f"password|{id}"
+    limits = {subject: logins.FAILURES_PER_NAME_AND_ADDRESS}
     async with platform.engine.begin() as db:
-        await accounts.lock_user(db, principal.user.id)
-        if await accounts.password_hash(db, principal.user.id) != stored:
-            raise wrong
-        await accounts.update_user(db, principal.user.id, {"password_hash": hashed})
-        await credentials.revoke(db, principal.user.id, kinds=["access", "refresh"])
+        stored = await accounts.password_hash(db, id)
+        await logins.count_failure(db, limits)
+    if not await logins.matches(platform, password, stored, limits):
+        raise InvalidInput(NOT_YOURS, param="old_password")
+    async with platform.engine.begin() as db:
+        await credentials.clear_login_failures(db, subject)
+    return stored
 
 
 async def delete_user(platform: Platform, principal: Principal, id: UUID) -> None:

@@ -193,16 +193,8 @@ async def login(platform: Platform, name: str, password: str, *, address: str) -
     async with platform.engine.begin() as db:
         user = await accounts.get_user(db, name=name)
         stored = await accounts.password_hash(db, user.id) if user else None
-        counts = await credentials.count_login(db, list(limits), now() - FAILURE_WINDOW)
-        if any(counts[subject] > limit for subject, limit in limits.items()):
-            raise RateLimited("Too many failed logins. Try again later.", retry_after=FAILURE_WINDOW.total_seconds())
-    try:
-        good = await platform.passwords.matches(password, stored)
-    except Unavailable:
-        async with platform.engine.begin() as db:
-            await credentials.uncount_login(db, list(limits))
-        raise
-    if user is None or not good:
+        await count_failure(db, limits)
+    if not await matches(platform, password, stored, limits) or user is None:
         raise NotAuthenticated(REFUSAL)
     async with platform.engine.begin() as db:
         user = await accounts.lock_user(db, user.id)
@@ -211,6 +203,23 @@ async def login(platform: Platform, name: str, password: str, *, address: str) -
         await credentials.uncount_login(db, list(limits))
         await credentials.clear_login_failures(db, here)
         return await open_login(db, user, new_id())
+
+
+async def count_failure(db: AsyncConnection, limits: Mapping[str, int]) -> None:
+    """Count a password as wrong for each subject; `RateLimited`, and not counted, where it is one more than a subject's limit."""
+    counts = await credentials.count_login(db, list(limits), now() - FAILURE_WINDOW)
+    if any(counts[subject] > limit for subject, limit in limits.items()):
+        raise RateLimited("Too many wrong passwords. Try again later.", retry_after=FAILURE_WINDOW.total_seconds())
+
+
+async def matches(platform: Platform, password: str, stored: str | None, limits: Mapping[str, int]) -> bool:
+    """Whether a password fits that was counted as wrong; it is not when nobody has time to look."""
+    try:
+        return await platform.passwords.matches(password, stored)
+    except Unavailable:
+        async with platform.engine.begin() as db:
+            await credentials.uncount_login(db, list(limits))
+        raise
 
 
 async def refresh(platform: Platform, token: str) -> Tokens:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from uuid import UUID
 
 from pwdlib import PasswordHash
 from pwdlib.hashers.argon2 import Argon2Hasher
 
-from app.errors import InvalidInput, Unavailable
+from app.errors import InvalidInput, RateLimited, Unavailable
 
 MIN_LENGTH = 8
 MAX_LENGTH = 256
@@ -22,13 +23,14 @@ MAX_WAITING = 20
 class Passwords:
     """Argon2id with the parameters OWASP recommends (19 MiB, two passes, one lane).
 
-    Both verbs raise `Unavailable` when too many wait already.
+    `hash` and `matches` raise `Unavailable` when too many wait already.
     """
 
     def __init__(self) -> None:
         self._hasher = PasswordHash((Argon2Hasher(memory_cost=19 * 1024, time_cost=2, parallelism=1),))
         self._room = asyncio.Semaphore(PARALLEL)
         self._here = 0
+        self._changing: set[UUID] = set()
         self._nobody: str | None = None
 
     @asynccontextmanager
@@ -41,6 +43,17 @@ class Passwords:
                 yield
         finally:
             self._here -= 1
+
+    @contextmanager
+    def one_change(self, user_id: UUID) -> Iterator[None]:
+        """One change of a user's password at a time; `RateLimited` for others meanwhile, so that nobody takes all the turns."""
+        if user_id in self._changing:
+            raise RateLimited("This password is being changed at the moment.", retry_after=1)
+        self._changing.add(user_id)
+        try:
+            yield
+        finally:
+            self._changing.remove(user_id)
 
     async def hash(self, password: str) -> str:
         """The hash to store; `InvalidInput` when the password is too short or too long."""

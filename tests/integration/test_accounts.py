@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from uuid import UUID
 
 import httpx2
 
@@ -153,6 +154,31 @@ async def test_a_new_password_ends_every_login(house: House) -> None:
     assert (await client.post("/api/v1/auth/password", json=right)).status_code == 204
     assert (await client.get("/api/v1/sessions")).status_code == 401
     assert (await log_in(house, "ann", "battery staple")).status_code == 200
+
+
+async def test_ones_own_password_cannot_be_guessed_without_limit(house: House) -> None:
+    ann = await house.user("ann", password="correct horse")
+    right = {"old_password": "correct horse", "new_password": "battery staple"}
+    for at in range(5):
+        guess = await ann.post("/api/v1/auth/password", json={**right, "old_password": f"guess {at}"})
+        assert guess.status_code == 400
+    refused = await ann.post("/api/v1/auth/password", json=right)
+    assert (refused.status_code, refused.json()["code"]) == (429, "rate_limited")
+    assert int(refused.headers["retry-after"]) > 0
+    bob = await house.user("bob", password="correct horse")
+    for _ in range(6):  # what is right, or only too short, is no guess
+        assert (await bob.post("/api/v1/auth/password", json=right | {"new_password": "short"})).status_code == 400
+    assert (await bob.post("/api/v1/auth/password", json=right)).status_code == 204
+
+
+async def test_of_changes_of_one_password_at_once_one_takes_a_turn_of_the_checks(house: House) -> None:
+    ann, bob = await house.user("ann", password="correct horse"), await house.user("bob", password="correct horse")
+    right = {"old_password": "correct horse", "new_password": "battery staple"}
+    with house.platform.passwords.one_change(UUID(ann.headers["x-test-user"])):
+        refused = await ann.post("/api/v1/auth/password", json=right)
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+        assert (await bob.post("/api/v1/auth/password", json=right)).status_code == 204
+    assert (await ann.post("/api/v1/auth/password", json=right)).status_code == 204
 
 
 async def test_the_last_administrator_stays(house: House) -> None:
