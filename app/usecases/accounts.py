@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.domain import Credential, Page, Principal, Role, User, new_id, now
 from app.errors import Conflict, InvalidInput, NotFound, Unavailable, must_exist
-from app.store import accounts, audit, credentials, files, memories, presets, runs, sessions
+from app.store import accounts, audit, credentials, files, invites, memories, presets, runs, sessions
 from app.usecases import logins
 from app.usecases.conduct import stop_all
 from app.usecases.creations import claim
@@ -66,7 +66,8 @@ async def update_user(
     status: Literal["active", "suspended"] | None = None,
     password: str | None = None,
 ) -> User:
-    """Change a user. A suspended user's credentials stop at once, and so do his runs; a new password ends his logins."""
+    """Change a user. A suspended user's credentials stop at once, and so do his runs; a new password ends his logins. Links for a
+    password of his end with either."""
     require_admin(principal)
     changes: dict[str, Any] = {"role": role, "status": status}
     if password is not None:
@@ -82,6 +83,8 @@ async def update_user(
         await audit.add(db, principal, "user.update", id, told | ({"password": "set"} if password is not None else {}))
         if password is not None:
             await credentials.revoke(db, id, kinds=["access", "refresh"])
+        if password is not None or status == "suspended":
+            await invites.remove_of(db, id)
         ending = await accounts.unended_runs(db, id) if status == "suspended" else []
         await runs.request_cancel(db, ending)
     stop_all(platform, ending)
@@ -89,7 +92,7 @@ async def update_user(
 
 
 async def change_password(platform: Platform, principal: Principal, *, old: str, new: str) -> None:
-    """Set one's own password, knowing the old one; every login ends. `RateLimited` after a few wrong ones."""
+    """Set one's own password, knowing the old one; every login and link for a password ends. `RateLimited` after a few wrong ones."""
     id = principal.user.id
     with platform.passwords.one_change(id):
         stored = await _prove(platform, id, old)
@@ -100,6 +103,7 @@ async def change_password(platform: Platform, principal: Principal, *, old: str,
                 raise InvalidInput(NOT_YOURS, param="old_password")
             await accounts.update_user(db, id, {"password_hash": hashed})
             await credentials.revoke(db, id, kinds=["access", "refresh"])
+            await invites.remove_of(db, id)
 
 
 async def _prove(platform: Platform, id: UUID, password: str) -> str | None:

@@ -87,6 +87,21 @@ async def test_a_link_sets_a_new_password_and_ends_logins(house: House) -> None:
     assert ("user.update", {"password": "set", "invite": link["id"]}) in await acts(house, subject=id)
 
 
+async def test_a_link_for_a_password_ends_when_that_is_changed_otherwise_or_its_user_is_suspended(house: House) -> None:
+    ann = await house.user("ann", password="an old password")
+    id = ann.headers["x-test-user"]
+    change = {"old_password": "an old password", "new_password": "a newer password"}
+    for act in ("his own", {"password": "the administrator's"}, {"status": "suspended"}):
+        link = await made(house, user_id=id)
+        if isinstance(act, str):
+            assert (await ann.post("/api/v1/auth/password", json=change)).status_code == 204
+        else:
+            assert (await house.admin.patch(f"/api/v1/users/{id}", json=act)).status_code == 200
+        assert (await accept(house, link["secret"])).status_code == 404, act
+    assert (await house.admin.patch(f"/api/v1/users/{id}", json={"status": "active"})).status_code == 200
+    assert (await logged_in(house, "ann", "the administrator's")).status_code == 200
+
+
 async def test_a_link_ends_with_its_time_its_maker_its_user_or_when_it_is_taken_back(house: House) -> None:
     boss = await house.user("boss", role="admin")
     ann = await house.user("ann")
