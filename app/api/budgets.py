@@ -21,7 +21,7 @@ from pydantic import (
 
 from app import domain
 from app.api.callers import Account, Admin, Here, StrictRoute
-from app.api.fields import After, AgentId, Id, Limit, ModelName
+from app.api.fields import After, AgentId, Id, Limit, ModelName, Money
 from app.api.models import In, ListOf, Out, UsageOut, page
 from app.store.usage import Asked, Group, Used
 from app.usecases import budgets, usage
@@ -42,8 +42,6 @@ def _utc(value: datetime) -> datetime:
 
 Moment = Annotated[datetime, AfterValidator(_utc)]
 Tokens = Annotated[int, Field(ge=0, le=10**15, strict=True)]
-Money = Annotated[Decimal, Field(ge=0, le=10**8, decimal_places=9, max_digits=18)]
-"""Of the currency that `models.toml` has its prices in."""
 _ID: TypeAdapter[UUID] = TypeAdapter(Id)
 _AGENT_ID: TypeAdapter[str] = TypeAdapter(AgentId)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -140,6 +141,8 @@ UserRef = Annotated[
 ]
 JsonValue = Annotated[Any, AfterValidator(_bounded_json)]
 JsonObject = Annotated[dict[str, Any], AfterValidator(_bounded_json)]
+Money = Annotated[Decimal, Field(ge=0, le=10**8, decimal_places=9, max_digits=18)]
+"""Of the currency that `models.toml` has its prices in."""
 Temperature = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
 Limit = Annotated[int, Query(ge=1, le=100, description="how many at most")]
 After = Annotated[Id | None, Query(description="the id of the last one already seen")]

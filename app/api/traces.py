@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import datetime
-from decimal import Decimal
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
@@ -11,7 +10,7 @@ from fastapi import APIRouter, Path, Query
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
 from app.api.callers import Chat, Here, Reader, StrictRoute
-from app.api.fields import After, AgentId, Content, Id, JsonObject, Key, Limit, ModelName, UserRef, check_json
+from app.api.fields import After, AgentId, Content, Id, JsonObject, Key, Limit, ModelName, Money, UserRef, check_json
 from app.api.models import In, ListOf, Out, RunOut, UsageOut, page
 from app.domain import Principal, RunStatus
 from app.errors import NotFound
@@ -157,7 +156,7 @@ async def find_runs(
     user: Annotated[UserRef | None, Query(description="of this user, or of `all`: for administrators")] = None,
     since: Annotated[AwareDatetime | None, Query(description="begun then or later")] = None,
     until: Annotated[AwareDatetime | None, Query(description="begun before")] = None,
-    cost: Annotated[Decimal | None, Query(ge=0, le=10**8, description="that cost so much or more")] = None,
+    cost: Annotated[Money | None, Query(description="that cost so much or more")] = None,
     text: Annotated[Sought | None, Query(description="with this text in a step's input or output")] = None,
     limit: Limit = 20,
     after: After = None,

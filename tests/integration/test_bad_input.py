@@ -40,6 +40,43 @@ def check(answer: httpx2.Response, *, status: int = 400, param: str | None = Non
         assert body["param"] == param
 
 
+NUMBERS = (
+    "1e-20000",
+    "1e-99",
+    "1e20000",
+    "1" * 5000,
+    "0." + "1" * 5000,
+    "-1",
+    "nan",
+    "inf",
+    "9" * 19,
+    "9999-12-31T23:59:59-23:59",
+)
+ASKED = [
+    ("/api/v1/runs", ("cost", "limit", "since", "until")),
+    ("/api/v1/runs/x/steps", ("limit", "after")),
+    ("/api/v1/agents/tasks/x/log", ("limit", "after")),
+    ("/api/v1/usage", ("from", "to", "limit")),
+    ("/api/v1/audit", ("limit",)),
+    ("/v1/files", ("limit",)),
+    ("/v1/batches", ("limit",)),
+    ("/v1/responses/x", ("starting_after",)),
+    ("/v1/responses/x/input_items", ("limit",)),
+]
+
+
+@pytest.mark.parametrize(("path", "name"), [(path, name) for path, names in ASKED for name in names])
+async def test_a_number_in_a_query_that_cannot_be_is_refused_or_harmless(shared: House, path: str, name: str) -> None:
+    for number in NUMBERS:
+        answer = await shared.admin.get(path, params={name: number})
+        assert answer.status_code in (200, 400, 404), (number, answer.text)
+
+
+async def test_runs_are_not_sought_by_a_cost_of_too_many_digits(shared: House) -> None:
+    check(await shared.admin.get("/api/v1/runs", params={"cost": "1e-20000"}), param="cost")
+    assert (await shared.admin.get("/api/v1/runs", params={"cost": "0.000000001"})).status_code == 200
+
+
 @pytest.mark.parametrize(
     ("raw", "param"),
     [
