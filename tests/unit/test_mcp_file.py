@@ -86,6 +86,9 @@ def test_a_mistake_is_named_with_file_line_and_key(tmp_path: Path, text: str, to
         "64:ff9b::a00:1",
         "2002:a00:1::",
         "2001::1",
+        "fec0::1",
+        "::10.0.0.1",
+        "::ffff:0:10.0.0.1",
     ],
 )
 def test_addresses_of_networks_behind_the_server_are_not_public(address: str) -> None:
