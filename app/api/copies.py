@@ -12,14 +12,18 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from app.api.callers import Chat, Here, StrictRoute
-from app.api.fields import AgentId, Id, Key
+from app.api.fields import AgentId, Id, Key, is_crowded
 from app.api.gate import Allowance
 from app.api.models import Out, SessionOut
 from app.api.pieces import Pieces
-from app.errors import TooLarge
+from app.domain import Principal
+from app.errors import InvalidInput, TooLarge
 from app.usecases import copies, imports, session_form
+from app.usecases.platform import Platform
 
 IMPORT_PATH = "/api/v1/imports"
+MAX_VALUES = 1_500_000
+"""How many values what is imported may have: more than the largest document of a session, whose bounds are in `session_form`."""
 ALLOWANCES = {
     IMPORT_PATH: Allowance(
         copies.MAX_BYTES, partial(TooLarge, f"What is imported may have at most {copies.MAX_BYTES} bytes at once.")
@@ -112,8 +116,17 @@ async def import_session(
 ) -> SessionOut | ImportOut:
     """A new session from the document of an export; or one of each chat in an export of ChatGPT or Open WebUI, once. With new ids."""
     body = await request.body()
+    async with here.imports.one():
+        return await _taken(here, caller, body, agent, form, idempotency_key)
+
+
+async def _taken(
+    here: Platform, caller: Principal, body: bytes, agent: str | None, form: Form, key: str | None
+) -> SessionOut | ImportOut:
+    if await asyncio.to_thread(is_crowded, body, MAX_VALUES):
+        raise InvalidInput(f"What is imported may have at most {MAX_VALUES} values at once.")
     if form == "chattable" or (form is None and await asyncio.to_thread(imports.is_session, body)):
-        return SessionOut.of(await copies.take(here, caller, body, key=idempotency_key))
+        return SessionOut.of(await copies.take(here, caller, body, key=key))
     name, found = await imports.take(here, caller, body, agent=agent, form=form)
     data = [ImportedOut.model_validate(each) for each in found]
     return ImportOut(format=name, **imports.tally(found), data=data)

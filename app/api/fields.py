@@ -18,6 +18,8 @@ MAX_JSON_NODES = 20_000
 MAX_JSON_BYTES = 64_000
 """The largest object of free form, such as `additional_kwargs`: it is loaded with every list that its owner stands in."""
 MAX_INTEGER = 2**63 - 1
+_STRETCH = 1 << 18
+"""How many bytes of a body are looked at together: their pieces take several times as much."""
 NOBODY = UUID(int=0)
 """Stands for every malformed id: no object has it, so such an id is answered like any unknown one."""
 
@@ -103,14 +105,20 @@ def check_json(value: Any, max_depth: int = MAX_JSON_DEPTH) -> None:
     _no_control("".join(texts))
 
 
-def is_crowded(body: bytes) -> bool:
-    """Whether a body of JSON holds more than `MAX_JSON_NODES` values, told from its punctuation: decoding many is what takes long."""
-    if len(body) <= 2 * MAX_JSON_NODES:  # every value but the first needs a comma, a colon or a bracket
+def is_crowded(body: bytes, most: int = MAX_JSON_NODES) -> bool:
+    """Whether a body of JSON holds more values than `most`, told from its punctuation: decoding many is what takes long."""
+    if len(body) <= 2 * most:  # every value but the first needs a comma, a colon or a bracket
         return False
     bare = body.replace(b"\\\\", b"").replace(b'\\"', b"")
-    pieces = bare.split(b'"', 4 * MAX_JSON_NODES)  # every other one is a string
-    outside = b"".join(pieces[::2])
-    return len(pieces) > 4 * MAX_JSON_NODES or sum(map(outside.count, (b",", b"[", b"{"))) > MAX_JSON_NODES
+    quotes = values = 0
+    for at in range(0, len(bare), _STRETCH):
+        pieces = bare[at : at + _STRETCH].split(b'"')
+        outside = b"".join(pieces[quotes % 2 :: 2])  # every other one is of a string
+        quotes += len(pieces) - 1
+        values += sum(map(outside.count, (b",", b"[", b"{")))
+        if quotes > 4 * most or values > most:
+            return True
+    return False
 
 
 def checked_key(value: str | None) -> str | None:

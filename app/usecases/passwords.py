@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from uuid import UUID
 
 from pwdlib import PasswordHash
 from pwdlib.hashers.argon2 import Argon2Hasher
 
-from app.errors import InvalidInput, RateLimited, Unavailable
+from app.errors import InvalidInput, RateLimited
+from app.usecases.turns import Turns
 
 MIN_LENGTH = 8
 MAX_LENGTH = 256
@@ -28,21 +29,9 @@ class Passwords:
 
     def __init__(self) -> None:
         self._hasher = PasswordHash((Argon2Hasher(memory_cost=19 * 1024, time_cost=2, parallelism=1),))
-        self._room = asyncio.Semaphore(PARALLEL)
-        self._here = 0
+        self._turns = Turns(PARALLEL, MAX_WAITING, "Too many passwords are being checked at the moment.", retry_after=5)
         self._changing: set[UUID] = set()
         self._nobody: str | None = None
-
-    @asynccontextmanager
-    async def _turn(self) -> AsyncIterator[None]:
-        if self._here >= PARALLEL + MAX_WAITING:
-            raise Unavailable("Too many passwords are being checked at the moment.", retry_after=5)
-        self._here += 1
-        try:
-            async with self._room:
-                yield
-        finally:
-            self._here -= 1
 
     @contextmanager
     def one_change(self, user_id: UUID) -> Iterator[None]:
@@ -59,12 +48,12 @@ class Passwords:
         """The hash to store; `InvalidInput` when the password is too short or too long."""
         if not MIN_LENGTH <= len(password) <= MAX_LENGTH:
             raise InvalidInput(f"password: use {MIN_LENGTH} to {MAX_LENGTH} characters.", param="password")
-        async with self._turn():
+        async with self._turns.one():
             return await asyncio.to_thread(self._hasher.hash, password)
 
     async def matches(self, password: str, stored: str | None) -> bool:
         """Whether a password fits. Without a stored hash the same work is done, so that time tells nothing about accounts."""
-        async with self._turn():
+        async with self._turns.one():
             if stored is None:
                 if self._nobody is None:
                     self._nobody = await asyncio.to_thread(self._hasher.hash, "nobody's password")

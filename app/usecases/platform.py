@@ -35,7 +35,11 @@ from app.usecases.principals import Principals
 from app.usecases.rates import Rates
 from app.usecases.relay import Relay
 from app.usecases.together import Together
+from app.usecases.turns import Turns
 from app.usecases.windows import Pauses, Windows
+
+WAITING_IMPORTS = 8
+"""How many bodies of imports may be held while another is read."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,10 @@ class Platform:
     """Whether administrators may read what others said."""
     max_passages: int = 20_000
     """How many passages of knowledge a user may have."""
+    imports: Turns = field(
+        default_factory=lambda: Turns(1, WAITING_IMPORTS, "Too many imports are on their way.", retry_after=10)
+    )
+    """Whose import is read: what it becomes takes much more memory than its text."""
     documents: Documents = field(default_factory=Documents)
     passwords: Passwords = field(default_factory=Passwords)
     tasks: Tasks = field(default_factory=Tasks)

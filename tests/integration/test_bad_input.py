@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import secrets
 import time
 from collections.abc import AsyncIterator
@@ -18,6 +19,7 @@ from sqlalchemy.exc import IntegrityError
 
 from app.api import problems
 from app.api.callers import strict_json
+from app.api.fields import is_crowded
 from app.api.gate import BrokenOff, Gate
 from app.cli.server import Connection
 from app.errors import InvalidInput
@@ -439,3 +441,10 @@ async def test_a_connection_between_requests_may_be_silent_but_not_in_the_middle
             await asyncio.sleep(0.5)
         writer.write(begin)
         assert await rest(reader) == b""
+
+
+async def test_values_are_counted_outside_of_strings_however_long_a_body_is() -> None:
+    said = json.dumps('He said: "a, [b], {c}"\\' * 50).encode()
+    body = b"[" + b",".join([said] * 5000) + b"]"
+    assert not is_crowded(body, 5000)
+    assert is_crowded(body, 4999)

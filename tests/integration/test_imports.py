@@ -11,8 +11,12 @@ import httpx2
 import pytest
 from sqlalchemy import text
 
+from app.api.copies import MAX_VALUES
+from app.api.fields import is_crowded
+from app.cli.importing import _pieces
 from app.domain import now
 from app.usecases import upkeep
+from app.usecases.platform import WAITING_IMPORTS
 from app.usecases.upkeep import Keeping
 from tests import exports
 from tests.exports import chatgpt, entry, open_webui
@@ -187,3 +191,55 @@ async def test_what_is_no_export_is_refused(ann: httpx2.AsyncClient) -> None:
     wrong = await imported(ann, [chatgpt()], format="open-webui")
     assert wrong["data"][0]["param"] == "[0]"
     assert (await ann.get("/api/v1/sessions")).json()["data"] == []
+
+
+JSON = {"content-type": "application/json"}
+SESSION = b'{"format":"chattable.session","version":1,"session":{"created_at":"2030-01-01T12:00:00Z","agent":{"id":"x","params":{"a":['
+CROWDS = [
+    b"[" + b"1," * 15_500_000 + b"1]",
+    SESSION + b"[]," * 10_000_000 + b"[]]}}}",
+    b'{"mapping":[' + b'{"a":1},' * 3_800_000 + b"{}]}",
+    b'{"mapping":{' + b'"a":"b",' * 3_800_000 + b'"a":"b"}}',
+]
+
+
+@pytest.mark.parametrize("crowd", range(len(CROWDS)))
+async def test_what_would_be_millions_of_values_is_refused_before_it_is_decoded(
+    ann: httpx2.AsyncClient, crowd: int
+) -> None:
+    answer = await ann.post("/api/v1/imports", content=CROWDS[crowd], headers=JSON, params={"agent": "scripted_agent"})
+    assert (answer.status_code, f"at most {MAX_VALUES} values" in answer.json()["detail"]) == (400, True)
+
+
+def long_chat(number: int, messages: int = 40) -> dict[str, Any]:
+    """A chat of so many messages, with all that ChatGPT puts beside them."""
+    beside = {"model_slug": "o3", "citations": [], "finish_details": {"type": "stop", "stop_tokens": [200002]}}
+    beside |= {"is_complete": True, "request_id": "x" * 20, "message_type": "next", "parent_id": "y" * 36}
+    said = 'One, two [three], {"four": 5}, and "so on".\n' * 10
+    chat = chatgpt(f"chat {number}")
+    for at in range(messages):
+        role = "assistant" if at % 2 else "user"
+        chat["mapping"][str(at)] = exports.place(
+            str(at - 1) if at else None, role, said, at=exports.TIME + at, metadata=beside, recipient="all"
+        )
+    return chat
+
+
+async def test_an_export_of_ten_thousand_chats_is_not_too_much(ann: httpx2.AsyncClient) -> None:
+    short, one = (json.dumps(long_chat(0, messages)).encode() for messages in (4, 40))
+    bodies = [body for body, _ in _pieces(b"[" + b",".join([short] * 10_000) + b"]")]
+    assert len(bodies) == 100
+    assert not any(is_crowded(body, MAX_VALUES // 4) for body in bodies[::20])
+    largest = b"[" + b",".join([one] * (31_900_000 // (len(one) + 1))) + b"]"
+    assert not is_crowded(largest, MAX_VALUES)
+    assert (await imported(ann, [long_chat(number) for number in range(20)]))["made"] == 20
+
+
+async def test_one_import_is_read_at_a_time_and_only_some_wait(ann: httpx2.AsyncClient, house: House) -> None:
+    chats = [[chatgpt(str(at))] for at in range(WAITING_IMPORTS + 1)]
+    async with house.platform.imports.one():
+        sent = [asyncio.ensure_future(ann.post("/api/v1/imports?agent=scripted_agent", json=each)) for each in chats]
+        done, waiting = await asyncio.wait(sent, timeout=20, return_when=asyncio.FIRST_COMPLETED)
+        (refused,) = [each.result() for each in done]
+    assert (refused.status_code, refused.json()["code"], refused.headers["retry-after"]) == (503, "unavailable", "10")
+    assert [answer.status_code for answer in await asyncio.gather(*waiting)] == [201] * WAITING_IMPORTS
