@@ -224,9 +224,15 @@ class _Gated(FastAPI):
         super().__init__(**options)
         self._settings = settings
         self._metrics = metrics
+        self._is_https = urlsplit(settings.public_url or "").scheme == "https"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve (ASGI), past FastAPI's own look for OpenTelemetry, which costs as much as the gate."""
+        """Serve (ASGI), past FastAPI's own look for OpenTelemetry, which costs as much as the gate.
+
+        Where the public address is https, so is every request, though TLS has ended before this server.
+        """
+        if self._is_https and scope["type"] == "http":
+            scope["scheme"] = "https"
         await Starlette.__call__(self, scope, receive, send)
 
     def openapi(self) -> dict[str, Any]:

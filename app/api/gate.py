@@ -207,7 +207,7 @@ class Gate:
         secret = secret.strip() if kind.lower() == "bearer" else ""
         if self._metrics_key and scope["path"] == "/metrics" and _same(self._metrics_key, secret):
             return None
-        if secret := secret or cookies.secret_of(headers):
+        if secret := secret or cookies.secret_of(scope, headers):
             prove = logins.recognise if recent else logins.authenticate
             return await prove(self._platform(), secret)
         if not self._open:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Cookie, Query, Request
+from fastapi import APIRouter, Query, Request
 from pydantic import StringConstraints
 from starlette.responses import RedirectResponse, Response
 
@@ -33,8 +33,7 @@ async def begin_oidc(request: Request) -> Response:
     """Send the browser to the identity provider."""
     url, cookie = await _provider(request).begin()
     answer = RedirectResponse(url, 303)
-    secure = request.url.scheme == "https"
-    answer.set_cookie(COOKIE, cookie, openid.SECONDS, path=PATH, secure=secure, httponly=True, samesite="lax")
+    cookies.put(answer, request, COOKIE, cookie, seconds=openid.SECONDS, samesite="lax")
     return answer
 
 
@@ -44,17 +43,17 @@ async def finish_oidc(
     here: Here,
     code: Annotated[Short | None, Query()] = None,
     state: Annotated[Short | None, Query()] = None,
-    chattable_oidc: Annotated[str, Cookie(max_length=4000)] = "",
 ) -> Response:
     """Where the provider sends the browser back to: logs the page in, or for who asks for JSON exchanges the code for tokens."""
     provider = _provider(request)
-    if code is None or state is None or not chattable_oidc:
+    cookie = request.cookies.get(cookies.called(COOKIE, request.scope))
+    if code is None or state is None or not cookie:
         raise NotAuthenticated(openid.REFUSED)
-    tokens = await openid.login(here, provider, code=code, state=state, cookie=chattable_oidc)
+    tokens = await openid.login(here, provider, code=code, state=state, cookie=cookie)
     if "text/html" in request.headers.get("accept", ""):
         answer = cookies.keep(RedirectResponse("/", 303), request, tokens.access, tokens.refresh)
     else:
         told = TokensOut(access_token=tokens.access, refresh_token=tokens.refresh, expires_in=tokens.expires_in)
         answer = Response(told.model_dump_json(), media_type="application/json")
-    answer.delete_cookie(COOKIE, path=PATH)
+    cookies.put(answer, request, COOKIE, None, samesite="lax")
     return answer

@@ -13,7 +13,7 @@ export class ApiError extends Error {
 export const onLoggedOut = { call: () => {} };
 
 const cookie = (name) => document.cookie.match(`(?:^|; )${name}=([^;]*)`)?.[1] ?? "";
-const mark = () => cookie("chattable_mark");
+const mark = () => cookie("__Host-chattable_mark") || cookie("chattable_mark");
 
 function request(path, { method = "GET", json, body, headers = {}, signal } = {}) {
   const sent = { ...headers };
