@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import codecs
-import os
-import sys
 from email.message import EmailMessage
 from pathlib import Path
 from typing import NamedTuple
 
-from app.agent import pages
+from app.agent import pages, programs
 from app.agent.plain import REPLACEMENT, clean
 from app.errors import AppError, InvalidInput, TooLarge, Unavailable
 
@@ -130,22 +128,14 @@ def _bounded(text: str) -> str:
 
 
 async def _read(kind: str, body: bytes) -> str:
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-P", pages.__file__, kind, str(MAX_CHARACTERS)),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env={"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "LC_ALL": "C"},
-    )
+    process = await programs.begin(pages.__file__, kind, str(MAX_CHARACTERS))
     try:
         async with asyncio.timeout(SECONDS):
             text, told = await process.communicate(body)
     except TimeoutError:
         raise InvalidInput("The document takes too long to read.", param="file") from None
     finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+        await programs.end(process)
     if process.returncode:
         raise _failure(process.returncode, told)
     return text.decode()

@@ -8,21 +8,21 @@ import json
 import math
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import msgspec
 
 from app.agent.sources import import_file
-from app.errors import InvalidInput
+from app.errors import AppError, InvalidInput
 from app.llm.llm import LLM
 from app.suites import suite
+from app.suites.fits import json_in
+from app.suites.fitter import Fitter, NoScore
 from app.suites.suite import Suite
 
-PATTERN_SECONDS = 1.0
-"""How long one pattern may look: some need for ever."""
 NUMBER = re.compile(r"[-+]?(?:\d[\d,]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
-FENCED = re.compile(r"```(?:json)?\s*(.*?)```", re.DOTALL)
 JUDGED = {
     "type": "object",
     "properties": {"reason": {"type": "string"}, "score": {"type": "number", "minimum": 0, "maximum": 1}},
@@ -38,13 +38,32 @@ class Unscored(Exception):
 
 
 class Scorers:
-    """All scorers of a suite. `names` are theirs, in the suite's order."""
+    """All scorers of a suite. `names` are theirs, in the suite's order. Who scores or checks closes them."""
 
     def __init__(self, given: Suite, folder: Path | None) -> None:
         """`folder` is the suite's own, where its Python is; None where none may be run. `InvalidInput` for what cannot be used."""
-        self._made = [(_name(given, at), one.weight, _make(one, given, folder)) for at, one in enumerate(given.scorers)]
+        self._given, self._fitter, self._is_own = given, Fitter(), folder is not None
+        self._made = [
+            (_name(given, at), one.weight, _make(one, given, folder, self._fitter))
+            for at, one in enumerate(given.scorers)
+        ]
         self.names = [name for name, *_ in self._made]
         self.call_models = any(one.kind in ("judge", "similarity") for one in given.scorers)
+
+    async def check(self) -> None:
+        """`InvalidInput` for a pattern or a schema of the suite that is none."""
+        for at, one in enumerate(self._given.scorers):
+            try:
+                if isinstance(one, suite.Regex) and one.pattern is not None:
+                    await self._fitter.fits("pattern", one.pattern)
+                elif isinstance(one, suite.JsonSchema) and one.schema_ is not None:
+                    await self._fitter.fits("schema", _text(one.schema_))
+            except NoScore as error:
+                raise InvalidInput(f"scorers[{at}]: {error}.", param="scorers") from None
+
+    async def close(self) -> None:
+        """End the process that follows patterns and schemas."""
+        await self._fitter.close()
 
     async def score(self, row: Mapping[str, Any], answer: str, llm: LLM) -> tuple[float | None, dict[str, float]]:
         """The weighted mean, and each by itself; `Unscored` when one fails. Without scorers there is no mean."""
@@ -53,11 +72,17 @@ class Scorers:
             try:
                 found[name] = _checked(await score(row, answer, llm))
             except Exception as error:
-                raise Unscored(f"The scorer {name} failed: {type(error).__name__}: {str(error)[:300]}") from error
+                raise Unscored(f"The scorer {name} failed: {self._why(error)}") from error
         if not found:
             return None, found
         total = sum(weight for _, weight, _ in self._made)
         return sum(found[name] * weight for name, weight, _ in self._made) / total, found
+
+    def _why(self, error: Exception) -> str:
+        """What may be told: the text of an error that is not ours only to whom the suite's Python is."""
+        if isinstance(error, NoScore | AppError):
+            return str(error)[:300]
+        return type(error).__name__ + (f": {str(error)[:300]}" if self._is_own else "")
 
 
 def _name(given: Suite, at: int) -> str:
@@ -69,20 +94,24 @@ def _name(given: Suite, at: int) -> str:
 def _checked(value: Any) -> float:
     number = float(value)
     if not 0 <= number <= 1:
-        raise ValueError("a score is a number from 0 to 1")
+        raise NoScore("a score is a number from 0 to 1")
     return number
 
 
-def _make(one: Any, given: Suite, folder: Path | None) -> Score:
+def _make(one: Any, given: Suite, folder: Path | None, fitter: Fitter) -> Score:
     column = one.column or given.dataset.expected
     if isinstance(one, suite.Python):
         return _python(one, folder)
+    if isinstance(one, suite.Regex):
+        return _regex(one, column, fitter)
+    if isinstance(one, suite.JsonSchema):
+        return _json_schema(one, column, fitter)
     return _KINDS[type(one)](one, column)
 
 
 def _expected(row: Mapping[str, Any], column: str) -> Any:
     if row.get(column) is None:
-        raise KeyError(f"the row has no {column}")
+        raise NoScore(f"the row has no {column}")
     return row[column]
 
 
@@ -100,53 +129,36 @@ def _exact(one: suite.Exact, column: str) -> Score:
     return score
 
 
-def _regex(one: suite.Regex, column: str) -> Score:
-    import regex  # patterns of users: it can be told when to stop
-
-    compiled = regex.compile(one.pattern) if one.pattern is not None else None
-
+def _regex(one: suite.Regex, column: str, fitter: Fitter) -> Score:
     async def score(row: Mapping[str, Any], answer: str, _: LLM) -> float:
-        pattern = compiled or regex.compile(_text(_expected(row, column)))
-        return pattern.search(answer, timeout=PATTERN_SECONDS, concurrent=False) is not None
+        rule = one.pattern if one.pattern is not None else _text(_expected(row, column))
+        return await fitter.fits("pattern", rule, answer)
 
     return score
 
 
-def _json_schema(one: suite.JsonSchema, column: str) -> Score:
-    try:
-        from jsonschema import Draft202012Validator, exceptions
-    except ImportError:
+def _json_schema(one: suite.JsonSchema, column: str, fitter: Fitter) -> Score:
+    if find_spec("jsonschema") is None:
         why = "scorers: json_schema needs the package jsonschema: ./scripts/extras installs it."
-        raise InvalidInput(why, param="scorers") from None
-    if one.schema_ is not None:
-        try:
-            Draft202012Validator.check_schema(one.schema_)
-        except exceptions.SchemaError as error:
-            raise InvalidInput(f"scorers: the schema is none ({error.message[:200]}).", param="scorers") from None
+        raise InvalidInput(why, param="scorers")
+    given = _text(one.schema_) if one.schema_ is not None else None
 
     async def score(row: Mapping[str, Any], answer: str, _: LLM) -> float:
-        schema = one.schema_
-        if schema is None:
-            found = _expected(row, column)
-            schema = json.loads(found) if isinstance(found, str) else found
-        try:
-            value = _json_in(answer)
-        except ValueError:
-            return False
-        return bool(Draft202012Validator(schema).is_valid(value))
+        return await fitter.fits("schema", given or _text(_expected(row, column)), answer)
 
     return score
 
 
-def _json_in(answer: str) -> Any:
-    """The answer as JSON, which models like to put into a fence."""
-    fenced = FENCED.search(answer)
-    return json.loads(fenced[1] if fenced else answer)
+def _number(text: str) -> float:
+    try:
+        return float(text.replace(",", ""))
+    except ValueError:
+        raise NoScore("what the row expects is no number") from None
 
 
 def _numeric(one: suite.Numeric, column: str) -> Score:
     async def score(row: Mapping[str, Any], answer: str, _: LLM) -> float:
-        expected = float(str(_expected(row, column)).replace(",", ""))
+        expected = _number(str(_expected(row, column)))
         found = NUMBER.findall(answer)
         if not found:
             return False
@@ -183,7 +195,7 @@ def _judge(one: suite.Judge, column: str) -> Score:
         ]
         options: dict[str, Any] = {"temperature": 0} | ({"model": one.model} if one.model else {})
         said = await llm.ainvoke(prompt, **options)
-        return float(_json_in(str(said))["score"])
+        return float(json_in(str(said))["score"])
 
     return score
 
@@ -212,8 +224,6 @@ def _python(one: suite.Python, folder: Path | None) -> Score:
 
 _KINDS: Mapping[type, Callable[[Any, str], Score]] = {
     suite.Exact: _exact,
-    suite.Regex: _regex,
-    suite.JsonSchema: _json_schema,
     suite.Numeric: _numeric,
     suite.Similarity: _similarity,
     suite.Judge: _judge,

@@ -103,17 +103,6 @@ class Regex(Scoring):
     kind: Literal["regex"]
     pattern: Long | None = None
 
-    @model_validator(mode="after")
-    def _compiles(self) -> Regex:
-        import regex  # as the scorer does
-
-        if self.pattern is not None:
-            try:
-                regex.compile(self.pattern)
-            except regex.error as error:
-                raise ValueError(f"pattern: {error}") from None
-        return self
-
 
 class JsonSchema(Scoring):
     """1 when the answer is JSON that fits the schema, or else the one that the row expects."""

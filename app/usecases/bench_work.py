@@ -73,7 +73,8 @@ class Work:
         self.asked = 0
         """How many items were asked here."""
         self._platform = platform
-        self._asker = Asker(platform, bench, self.suite, Scorers(self.suite, folder), lambda: self.is_over)
+        self._scorers = Scorers(self.suite, folder)
+        self._asker = Asker(platform, bench, self.suite, self._scorers, lambda: self.is_over)
         self._at_once = at_once or self.suite.limits.concurrency
         self._patience = patience
         self._replica = platform.writer.replica
@@ -106,6 +107,7 @@ class Work:
         """
         async with AsyncExitStack() as stack:
             tasks = Tasks()
+            stack.push_async_callback(self._scorers.close)
             stack.push_async_callback(self._leave)
             stack.push_async_callback(tasks.close)
             await self._begin(stack)

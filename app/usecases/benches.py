@@ -108,7 +108,7 @@ async def order(
 
     `folder` is where the suite's own Python is.
     """
-    Scorers(suite, folder)
+    await _check_scorers(platform, suite, folder)
     cells = await resolved(platform, principal, suite)
     versions = versions_of(platform, cells)
     said = hashlib.sha256(suite.identity() + repr(sorted(versions.items())).encode())
@@ -136,6 +136,15 @@ async def order(
             await benches.erase(db, bench.id, owner=None, status=BenchStatus.LOADING)
         raise
     return await existing(platform, bench.id)
+
+
+async def _check_scorers(platform: Platform, suite: Suite, folder: Path | None) -> None:
+    scorers = Scorers(suite, folder)
+    async with platform.checking:
+        try:
+            await scorers.check()
+        finally:
+            await scorers.close()
 
 
 def _new(principal: Principal, suite: Suite, digest: bytes, versions: Mapping[str, str], edition: int = 1) -> Bench:
@@ -209,7 +218,7 @@ async def create(platform: Platform, principal: Principal, suite: Suite, *, key:
     """Order a bench over REST, which jobs load and have answered. Its rows are given, or in a file, or sessions of the user."""
     if suite.dataset.path is not None:
         raise InvalidInput("dataset.path: over REST a data set is a file, rows, or sessions.", param="dataset.path")
-    Scorers(suite, None)
+    await _check_scorers(platform, suite, None)
     if suite.dataset.file_id is not None:
         await files.open(platform, principal, file_id(suite.dataset))
     versions = versions_of(platform, await resolved(platform, principal, suite))

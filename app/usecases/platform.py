@@ -75,6 +75,8 @@ class Platform:
     )
     """Whose import is read: what it becomes takes much more memory than its text."""
     documents: Documents = field(default_factory=Documents)
+    checking: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))
+    """Room for orders of benches whose patterns and schemas are looked at, each by a process of its own."""
     passwords: Passwords = field(default_factory=Passwords)
     tasks: Tasks = field(default_factory=Tasks)
     live: dict[UUID, LiveRun] = field(default_factory=dict)

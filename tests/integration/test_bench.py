@@ -143,7 +143,7 @@ async def test_a_bench_whose_rows_are_broken_leaves_nothing(
         ({"agents": [{"id": "nobody"}]}, "agents: nobody: There is no such model."),
         ({"agents": [{"id": "fake_echo_agent", "params": {"x": 1}}]}, "agents: fake_echo_agent: "),
         ({"scorers": [{"kind": "python", "path": "none.py"}]}, "scorers: none.py cannot be used"),
-        ({"scorers": [{"kind": "json_schema", "schema": {"type": "odd"}}]}, "scorers: the schema is none"),
+        ({"scorers": [{"kind": "json_schema", "schema": {"type": "odd"}}]}, "scorers[0]: the schema: it is no schema"),
     ],
 )
 async def test_a_suite_that_cannot_be_run_is_refused_before_it_begins(
@@ -414,6 +414,8 @@ async def test_a_file_is_a_data_set_and_a_broken_one_a_reason(llm_house: House) 
         ({"agents": []}, "agents"),
         ({"agents": [{"id": "nobody"}]}, "agents"),
         ({"scorers": [{"kind": "python", "path": "x.py"}]}, "scorers"),
+        ({"scorers": [{"kind": "regex", "pattern": "(" * 5000 + ")" * 5000}]}, "scorers"),
+        ({"scorers": [{"kind": "json_schema", "schema": {"$ref": "file:///etc/passwd"}}]}, "scorers"),
         ({"repeats": 10**9}, "repeats"),
         ({"dataset": {"rows": [{"input": "\u0000"}]}}, "dataset.rows"),
     ],
