@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -178,10 +179,10 @@ class Suite(Part):
 
     @model_validator(mode="after")
     def _few_cells(self) -> Suite:
-        cells = cells_of(self)
-        if len(cells) > MAX_CELLS:
-            raise ValueError(f"agents: {len(cells)} combinations are more than {MAX_CELLS}")
-        names = [cell.name for cell in cells]
+        many = sum(math.prod(map(len, agent.vary.values())) for agent in self.agents)
+        if many > MAX_CELLS:  # none of them is made then
+            raise ValueError(f"agents: {many} combinations are more than {MAX_CELLS}")
+        names = [cell.name for cell in cells_of(self)]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise ValueError(f"agents: two are called {twice}: give each a name")
         return self

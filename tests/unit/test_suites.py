@@ -250,6 +250,13 @@ def test_every_combination_is_a_cell() -> None:
     assert suite().identity() != suite(repeats=2).identity()
 
 
+def test_combinations_are_counted_before_one_is_made() -> None:
+    began = time.monotonic()
+    with pytest.raises(ValueError, match="625000000 combinations are more than 200"):
+        suite(agents=[{"id": name, "vary": {key: list(range(50)) for key in "vwxyz"}} for name in "ab"])
+    assert time.monotonic() - began < 1
+
+
 def test_what_is_asked_is_a_text_or_a_conversation() -> None:
     assert [message.content for message in asked("Hi")] == ["Hi"]
     said = [{"role": "system", "content": "Be brief"}, {"role": "user", "content": "Hi"}]
