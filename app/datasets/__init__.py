@@ -13,10 +13,10 @@ from typing import Any, Literal, Protocol
 
 from app.datasets import duck
 from app.datasets.bucket import Bucket
-from app.datasets.files import KINDS, BadRow, Placed, Row, files_in, read_file
+from app.datasets.files import KINDS, MAX_ROW, TOO_LONG, BadRow, Placed, Row, files_in, read_file
 from app.errors import InvalidInput
 
-__all__ = ["BadRow", "Bucket", "Dataset", "Row", "Sessions"]
+__all__ = ["MAX_ROW", "TOO_LONG", "BadRow", "Bucket", "Dataset", "Row", "Sessions"]
 
 Read = Callable[[], Iterator[Placed]]
 """Begins to read from the start: each row with where it stands, or what is wrong with it there."""
@@ -117,22 +117,11 @@ class Dataset:
             raise BadRow(f"{type(error).__name__} in map: {error}") from error
         return found
 
-    def blocks(self, size: int) -> Iterator[list[Row]]:
-        """The rows, so many at once."""
-        block: list[Row] = []
-        for row in self:
-            block.append(row)
-            if len(block) == size:
-                yield block
-                block = []
-        if block:
-            yield block
-
     def digest(self) -> bytes:
         """SHA-256 of all rows: equal data have equal digests, in whatever form they are stored."""
         said = hashlib.sha256()
-        for block in self.blocks(1000):
-            said.update(duck.lines(block))
+        for row in self:
+            said.update(duck.lines([row]))
         return said.digest()
 
     def write(self, path: str | Path) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TextIO, TypeAlias
 
 import msgspec
 
@@ -13,8 +13,9 @@ from app.datasets.duck import opened
 from app.errors import InvalidInput
 
 KINDS = (".jsonl", ".csv", ".parquet")
-MAX_LINE = 16_000_000
-"""The longest line of JSON, and the longest field of CSV, in bytes: one that never ends must not fill the memory."""
+MAX_ROW = 1_000_000
+"""The longest line of JSON in bytes, and row of CSV in characters: one that never ends must not fill the memory."""
+TOO_LONG = f"it is longer than {MAX_ROW} bytes"
 
 Row: TypeAlias = dict[str, Any]
 
@@ -58,12 +59,12 @@ def read_file(path: Path, name: str | None = None) -> Iterator[Placed]:
 def _json_lines(path: Path, name: str) -> Iterator[Placed]:
     number = 0
     with path.open("rb") as file:
-        while line := file.readline(MAX_LINE + 1):
+        while line := file.readline(MAX_ROW + 1):
             number += 1
-            if len(line) > MAX_LINE:
-                yield f"{name}, line {number}", BadRow(f"it is longer than {MAX_LINE} bytes")
+            if len(line) > MAX_ROW:
+                yield f"{name}, line {number}", BadRow(TOO_LONG)
                 while line and not line.endswith(b"\n"):
-                    line = file.readline(MAX_LINE)
+                    line = file.readline(MAX_ROW)
             elif line.strip():
                 yield f"{name}, line {number}", _decoded(line)
 
@@ -80,15 +81,40 @@ def _decoded(line: bytes) -> Row | BadRow:
     return row if isinstance(row, dict) else BadRow("it is no JSON object", 1)
 
 
+class _Lines:
+    """The lines of a file, of which CSV's reader takes as many as make a row: `csv.Error` when they are too long together."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+        self.number = self.held = 0
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        line = self._file.readline(MAX_ROW + 1)
+        if not line:
+            raise StopIteration
+        self.number += 1
+        self.held += len(line)
+        if self.held > MAX_ROW:
+            rest = line
+            while rest and not rest.endswith(("\n", "\r")):
+                rest = self._file.readline(MAX_ROW)
+            raise csv.Error(TOO_LONG)
+        return line
+
+
 def _csv(path: Path, name: str) -> Iterator[Placed]:
-    csv.field_size_limit(MAX_LINE)
+    csv.field_size_limit(MAX_ROW)
     # Bytes that are no UTF-8 become lone surrogates, which are found in the row they stand in.
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.reader(file, strict=True)
+        lines = _Lines(file)
+        reader = csv.reader(lines, strict=True)
         names: list[str] | None = None
         while True:
-            begin = reader.line_num + 1
-            place = f"{name}, line {begin}"
+            place = f"{name}, line {lines.number + 1}"
+            lines.held = 0
             try:
                 fields = next(reader)
             except StopIteration:

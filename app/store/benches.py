@@ -22,11 +22,14 @@ OPEN = (BenchStatus.LOADING, BenchStatus.RUNNING)
 
 
 class Block(msgspec.Struct, frozen=True):
-    """Rows that this process has taken, and the items of them that are stored: (row, cell, repeat), unscored ones with their answer."""
+    """Rows that this process has taken, each as msgpack, and the items of them that are stored: (row, cell, repeat).
+
+    Unscored ones have their answer.
+    """
 
     number: int
     attempt: int
-    rows: Sequence[Mapping[str, Any]]
+    rows: Sequence[msgspec.Raw]
     stored: Mapping[tuple[int, int, int], BenchResult | None]
 
 
@@ -111,12 +114,15 @@ async def erase(db: AsyncConnection, id: UUID, *, owner: UUID | None, status: Be
 # Blocks
 
 
-async def add_blocks(
-    db: AsyncConnection, id: UUID, first: int, blocks: Sequence[Sequence[Mapping[str, Any]]], each: int
-) -> None:
-    """Blocks of rows, of which each row makes so many items. One that is there already has the same rows."""
+async def add_blocks(db: AsyncConnection, id: UUID, first: int, blocks: Sequence[Sequence[bytes]], each: int) -> None:
+    """Blocks of rows as msgpack, of which each row makes so many items. One that is there already has the same rows."""
     values = [
-        {"bench_id": id, "number": number, "rows": msgspec.msgpack.encode(rows), "items": len(rows) * each}
+        {
+            "bench_id": id,
+            "number": number,
+            "rows": msgspec.msgpack.encode([*map(msgspec.Raw, rows)]),
+            "items": len(rows) * each,
+        }
         for number, rows in enumerate(blocks, first)
     ]
     await db.execute(insert(bench_blocks).on_conflict_do_nothing(), values)
@@ -145,7 +151,7 @@ async def claim(db: AsyncConnection, id: UUID, replica: UUID, block_rows: int) -
         (each.row, each.cell, each.repeat): _result(each) if each.status == "unscored" and each.error is None else None
         for each in await db.execute(query)
     }
-    return Block(row.number, row.attempt, msgspec.msgpack.decode(row.rows), found)
+    return Block(row.number, row.attempt, msgspec.msgpack.decode(row.rows, type=list[msgspec.Raw]), found)
 
 
 RELEASE = """

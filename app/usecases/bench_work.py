@@ -15,6 +15,8 @@ from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 
+import msgspec
+
 from app.domain import (
     Bench,
     BenchProgress,
@@ -178,7 +180,8 @@ class Work:
 
     def _items_of(self, block: Block) -> Iterator[Item]:
         first = block.number * self.suite.block_rows
-        for number, row in enumerate(block.rows, first):
+        for number, packed in enumerate(block.rows, first):
+            row = msgspec.msgpack.decode(packed)
             for cell in range(len(self._subjects)):
                 for repeat in range(self.suite.repeats):
                     before = block.stored.get((number, cell, repeat))

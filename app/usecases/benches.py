@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from app.datasets import BadRow, Dataset, Row
+from app.datasets import MAX_ROW, TOO_LONG, BadRow, Dataset, Row
 from app.domain import Bench, BenchProgress, BenchStatus, Job, Page, Principal, SessionParams, new_id
 from app.errors import Conflict, InvalidInput, NotAllowed, NotAuthenticated, NotFound, QuotaExceeded
 from app.store import accounts, benches, jobs
@@ -42,7 +43,9 @@ MAX_OPEN = 20
 SHARES = 4
 """How many jobs share a bench that was ordered over REST."""
 LOADED = 20
-"""How many blocks are stored together."""
+"""How many blocks are stored together, at most."""
+LOADED_BYTES = 4_000_000
+"""How large they are together when no further one is added."""
 PAGE = 1000
 FINAL = (BenchStatus.STOPPED, BenchStatus.COMPLETED, BenchStatus.CANCELLED)
 
@@ -116,7 +119,7 @@ async def order(
         if isinstance(each, Python):
             said.update((folder / each.path).read_bytes())
     if suite.dataset.sessions is None:
-        said.update(await asyncio.to_thread(dataset.digest))
+        said.update(await asyncio.to_thread(dataset.map(_checking(suite)).digest))
     digest = said.digest()
     async with platform.engine.connect() as db:
         earlier = next(iter(await benches.latest(db, principal.user.id, digest=digest)), None)
@@ -165,8 +168,8 @@ async def load(platform: Platform, bench: Bench, dataset: Dataset) -> None:
     suite = suite_of(bench)
     each = suite.repeats * len(cells_of(suite))
     dataset = dataset.map(_checking(suite))
-    blocks, number, rows = dataset.blocks(suite.block_rows), 0, 0
-    while some := await asyncio.to_thread(lambda: list(islice(blocks, LOADED))):
+    parts, number, rows = _parts(dataset, suite.block_rows), 0, 0
+    while some := await asyncio.to_thread(next, parts, None):
         rows += sum(map(len, some))
         if rows * each > MAX_ITEMS:
             raise InvalidInput(f"dataset: a bench has at most {MAX_ITEMS} items.", param="dataset")
@@ -179,8 +182,21 @@ async def load(platform: Platform, bench: Bench, dataset: Dataset) -> None:
         await benches.move(db, bench.id, to=BenchStatus.RUNNING, since=since, rows=rows, skipped=dataset.skipped)
 
 
+def _parts(dataset: Dataset, size: int) -> Iterator[list[list[bytes]]]:
+    """The rows as msgpack, in blocks of `size`; each time those that are stored together."""
+    packed = map(msgspec.msgpack.encode, dataset)
+    part: list[list[bytes]] = []
+    while block := list(islice(packed, size)):
+        part.append(block)
+        if len(part) == LOADED or sum(len(row) for each in part for row in each) >= LOADED_BYTES:
+            yield part
+            part = []
+    if part:
+        yield part
+
+
 async def _add_blocks(
-    platform: Platform, bench: Bench, number: int, blocks: Sequence[Sequence[Row]], each: int
+    platform: Platform, bench: Bench, number: int, blocks: Sequence[Sequence[bytes]], each: int
 ) -> None:
     async def add() -> None:
         async with platform.engine.begin() as db:
@@ -209,9 +225,22 @@ def _checking(suite: Suite) -> Callable[[Row], Row]:
         for column in sorted(wants):
             if row.get(column) is None:
                 raise BadRow("it is missing", column)
+        _check_size(row)
         return row
 
     return check
+
+
+def _check_size(row: Row) -> None:
+    """`BadRow` for one that cannot be stored: integers of msgpack have 64 bits."""
+    try:
+        size = len(msgspec.msgpack.encode(row))
+    except OverflowError:
+        raise BadRow("it has a number that is too large") from None
+    except (TypeError, ValueError, RecursionError):
+        raise BadRow("it has what cannot be stored") from None
+    if size > MAX_ROW:
+        raise BadRow(TOO_LONG)
 
 
 async def create(platform: Platform, principal: Principal, suite: Suite, *, key: str | None = None) -> Shown:

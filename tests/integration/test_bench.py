@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import tracemalloc
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -46,8 +47,17 @@ async def admin(house: House) -> Principal:
     return Principal(user, frozenset({Scope.CHAT}))
 
 
-async def order(house: House, wanted: Suite, rows: Any = ROWS, folder: Path = Path(), **options: Any) -> Bench:
-    return await benches.order(house.platform, await admin(house), wanted, Dataset(rows), folder, **options)
+async def order(
+    house: House,
+    wanted: Suite,
+    rows: Any = ROWS,
+    folder: Path = Path(),
+    *,
+    dataset: Dataset | None = None,
+    again: bool = False,
+) -> Bench:
+    found = dataset or Dataset(rows)
+    return await benches.order(house.platform, await admin(house), wanted, found, folder, again=again)
 
 
 async def stored(house: House, statement: str) -> Any:
@@ -124,6 +134,8 @@ async def test_a_scorer_that_raises_costs_no_answer(llm_house: House, fake: Fake
         ([{"input": "a", "expected": "b"}, {"question": "a"}], False, "row 2, column input: it is missing."),
         ([{"input": "a"}], False, "row 1, column expected: it is missing."),
         ([{"input": [{"role": "tool"}], "expected": ""}], False, "row 1, column input: a message has a role"),
+        ([{"input": "a", "expected": 2**64}], False, "row 1: it has a number that is too large."),
+        ([{"input": "a", "expected": "x" * 1_000_000}], False, "row 1: it is longer than 1000000 bytes."),
         ([{"question": "a"}], True, "dataset: it has no rows."),
     ],
 )
@@ -403,6 +415,30 @@ async def test_a_file_is_a_data_set_and_a_broken_one_a_reason(llm_house: House) 
     assert (told["status"], told["progress"]["items"]) == ("failed", 0)
     assert told["reason"] == "data.csv, line 2, column expected: there are 1 fields for 2 columns."
     assert (await bob.post("/api/v1/benches", json=wanted)).status_code == 404
+
+
+async def test_a_number_of_4000_digits_is_told_with_its_line(house: House, tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text('{"input": "a", "expected": 1}\n{"input": "a", "expected": ' + "1" * 4000 + "}\n")
+    wanted = suite(agents=[{"id": "fake_echo_agent"}])
+    with pytest.raises(InvalidInput, match=r"^x.jsonl, line 2: it has a number that is too large.$"):
+        await order(house, wanted, dataset=Dataset.open(tmp_path / "x.jsonl"))
+    found = await order(house, wanted, dataset=Dataset.open(tmp_path / "x.jsonl", skip_bad=True))
+    assert (found.rows, found.skipped) == (1, 1)
+
+
+async def test_large_rows_are_stored_few_at_once(house: House, tmp_path: Path) -> None:
+    nested = "[" + "{}," * 100_000 + "{}]"
+    line = '{"input": "a", "expected": "b", "more": ' + nested + "}\n"
+    (tmp_path / "x.jsonl").write_text(line * 60)
+    tracemalloc.start()
+    try:
+        wanted = suite(agents=[{"id": "fake_echo_agent"}])
+        found = await order(house, wanted, dataset=Dataset.open(tmp_path / "x.jsonl"))
+        assert tracemalloc.get_traced_memory()[1] < 80_000_000
+    finally:
+        tracemalloc.stop()
+    assert found.rows == 60
+    assert (await Work(house.platform, found, None).run()).status == "completed"
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,24 @@ def test_a_query_that_is_wrong_and_a_file_that_is_missing_are_sentences(tmp_path
     assert list(Dataset().sql("SELECT count(*) AS n FROM data")) == [{"n": 0}]
 
 
+@pytest.mark.parametrize(
+    ("kind", "lines", "place"),
+    [
+        (".jsonl", ['{"a": "1"}', f'{{"a": "{"x" * 1_200_000}"}}', '{"a": "2"}'], "line 2"),
+        (".csv", ["a", "1", "x" * 1_200_000, "2"], "line 3"),
+        (".csv", ["a", "1", '"' + "x" * 500_000, "x" * 500_000, 'x"', "2"], "line 3"),
+    ],
+)
+def test_a_row_that_is_too_long_is_a_broken_one(tmp_path: Path, kind: str, lines: list[str], place: str) -> None:
+    path = tmp_path / f"x{kind}"
+    path.write_text("\n".join(lines))
+    with pytest.raises(InvalidInput, match=f"{place}: .*longer than 1000000 bytes"):
+        list(Dataset.open(path))
+    skipping = Dataset.open(path, skip_bad=True)
+    assert [row["a"] for row in skipping][:1] == ["1"]
+    assert skipping.skipped >= 1
+
+
 def test_half_a_file_is_never_there(tmp_path: Path) -> None:
     def rows() -> Iterator[dict[str, Any]]:
         yield {"a": 1}
