@@ -60,7 +60,7 @@ class Duck:
         """What the query gives, some at a time."""
         found = self._run(query)
         names = [column[0] for column in found.description or ()]
-        while some := found.fetchmany(FETCHED):
+        while some := self._fetched(found):
             for row in some:
                 yield dict(zip(names, row, strict=True))
 
@@ -70,12 +70,23 @@ class Duck:
         return int(done[0]) if done else 0
 
     def _run(self, query: str) -> duckdb.DuckDBPyConnection:
-        import duckdb
-
-        try:
+        with _told():
             return self._db.execute(query)
-        except duckdb.Error as error:
-            raise InvalidInput(f"sql: {str(error).strip().splitlines()[0]}", param="sql") from error
+
+    def _fetched(self, found: duckdb.DuckDBPyConnection) -> list[Any]:
+        with _told():
+            return found.fetchmany(FETCHED)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """What DuckDB has to say, in one sentence. It may name files."""
+    import duckdb
+
+    try:
+        yield
+    except duckdb.Error as error:
+        raise InvalidInput(f"sql: {str(error).strip().splitlines()[0]}", param="sql") from error
 
 
 @contextmanager

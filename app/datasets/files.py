@@ -143,6 +143,10 @@ def _fields(names: list[str], fields: list[str]) -> Row | BadRow:
 
 def _parquet(path: Path, name: str) -> Iterator[Placed]:
     with opened() as db:
-        db.read_parquet([path])
-        for number, row in enumerate(db.rows("SELECT * FROM data"), 1):
-            yield f"{name}, row {number}", row
+        try:
+            db.read_parquet([path])
+            for number, row in enumerate(db.rows("SELECT * FROM data"), 1):
+                yield f"{name}, row {number}", row
+        except InvalidInput:  # DuckDB's own words have the path
+            why = f"dataset: {name} is no Parquet, or broken, or takes too much memory."
+            raise InvalidInput(why, param="dataset") from None

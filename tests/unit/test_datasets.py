@@ -138,6 +138,19 @@ def test_a_row_that_is_too_long_is_a_broken_one(tmp_path: Path, kind: str, lines
     assert skipping.skipped >= 1
 
 
+def test_a_broken_parquet_file_is_told_by_its_name_alone(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    for body in (b"no Parquet", b"PAR1" + bytes(100) + b"PAR1"):
+        path.write_bytes(body)
+        with pytest.raises(InvalidInput, match=r"^dataset: x.parquet is no Parquet, or broken, or takes too much memo"):
+            list(Dataset.open(path))
+    Dataset({"text": f"{number:x>1000}"} for number in range(20_000)).write(path)
+    body = path.read_bytes()
+    path.write_bytes(body[:5000] + bytes(500) + body[5500:])
+    with pytest.raises(InvalidInput, match=r"^dataset: x.parquet is no Parquet"):
+        list(Dataset.open(path))
+
+
 def test_half_a_file_is_never_there(tmp_path: Path) -> None:
     def rows() -> Iterator[dict[str, Any]]:
         yield {"a": 1}
