@@ -16,7 +16,8 @@ AppError 500
 ├── LLMError 502
 │   ├── LLMRejected         the upstream refused this request (400, 413, 422, content policy)
 │   └── LLMUnavailable 503  no upstream is configured, reachable or willing
-└── Unavailable 503
+├── Unavailable 503
+└── ContentLost 503         no Unavailable: to try again is of no use until somebody mends the object store
 SettingsError               start-up and the command line only
 PluginError                 an agent file that cannot be loaded
 """
@@ -158,6 +159,12 @@ class LLMUnavailable(LLMError):
 
 class Unavailable(AppError):
     """The service is not available at the moment."""
+
+    status, code = 503, "unavailable"
+
+
+class ContentLost(AppError):
+    """The object store has lost this file's content."""
 
     status, code = 503, "unavailable"
 

@@ -18,7 +18,7 @@ import msgspec
 from msgspec import Struct
 
 from app.domain import Batch, BatchStatus, File, Job, Principal, Scope, new_id, now
-from app.errors import NotFound, must_exist
+from app.errors import ContentLost, NotFound, must_exist
 from app.store import accounts, batches, jobs
 from app.store.batches import Item
 from app.usecases import files
@@ -81,8 +81,8 @@ async def validate(platform: Platform, id: UUID) -> None:
             async for part in _parts(found):
                 last = part[-1].line
                 await _add_items(platform, id, part)
-    except NotFound:
-        message = "The file was deleted before it was read."
+    except (NotFound, ContentLost) as error:
+        message = error.message if isinstance(error, ContentLost) else "The file was deleted before it was read."
         requests.errors.append({"code": "invalid_input_file", "line": None, "message": message, "param": None})
     if requests.errors:
         since = (BatchStatus.VALIDATING, BatchStatus.CANCELLING)  # not what another worker has begun meanwhile

@@ -18,7 +18,16 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain import File, FileLimits, Page, Principal, new_id, now
-from app.errors import NotAuthenticated, NotFound, QuotaExceeded, RateLimited, TooLarge, Unavailable, must_exist
+from app.errors import (
+    ContentLost,
+    NotAuthenticated,
+    NotFound,
+    QuotaExceeded,
+    RateLimited,
+    TooLarge,
+    Unavailable,
+    must_exist,
+)
 from app.store import accounts, files
 from app.store.database import is_passing
 from app.usecases.creations import claim
@@ -174,7 +183,7 @@ async def content(platform: Platform, file: File) -> AsyncGenerator[bytes, None]
         async with platform.engine.connect() as db:
             await _existing(db, file.id, owner=file.user_id)  # erased meanwhile
         log.error("file %s has no object: is DATA_DIR, or MINIO_BUCKET, that of the server which took it?", file.id)
-        raise Unavailable("The object store has lost this file's content.") from None
+        raise ContentLost from None
     finally:
         await pieces.aclose()
 

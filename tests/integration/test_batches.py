@@ -175,6 +175,16 @@ async def test_a_file_that_is_no_batch_fails_it_with_its_lines(client: AsyncOpen
     assert (failed.output_file_id, fake.hits) == (None, 0)
 
 
+async def test_a_batch_whose_file_the_store_has_lost_fails_for_good(llm_house: House, client: AsyncOpenAI) -> None:
+    file = await client.files.create(file=("requests.jsonl", json.dumps(chat("say 1")).encode()), purpose="batch")
+    await llm_house.platform.objects.delete([UUID(file.id.removeprefix("file-"))])
+    batch = await client.batches.create(input_file_id=file.id, endpoint=CHAT, completion_window="24h")
+    failed = await until(client, batch, "failed")
+    assert failed.errors
+    assert failed.errors.data
+    assert [error.message for error in failed.errors.data] == ["The object store has lost this file's content."]
+
+
 async def test_a_cancelled_batch_begins_nothing_more_and_keeps_what_it_has(
     client: AsyncOpenAI, fake: FakeUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:

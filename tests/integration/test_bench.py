@@ -417,6 +417,16 @@ async def test_a_file_is_a_data_set_and_a_broken_one_a_reason(llm_house: House) 
     assert (await bob.post("/api/v1/benches", json=wanted)).status_code == 404
 
 
+async def test_a_bench_whose_file_the_store_has_lost_fails_for_good(house: House) -> None:
+    ada = await house.user("ada")
+    sent = await ada.post("/v1/files", files={"file": ("rows.csv", b"input\n1\n")}, data={"purpose": "user_data"})
+    await house.platform.objects.delete([UUID(sent.json()["id"].removeprefix("file-"))])
+    wanted = SUITE | {"agents": [{"id": "fake_echo_agent"}], "dataset": {"file_id": sent.json()["id"]}}
+    made = await ada.post("/api/v1/benches", json=wanted)
+    told = await ended(ada, made.json()["id"])
+    assert (told["status"], told["reason"]) == ("failed", "The object store has lost this file's content.")
+
+
 async def test_a_number_of_4000_digits_is_told_with_its_line(house: House, tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_text('{"input": "a", "expected": 1}\n{"input": "a", "expected": ' + "1" * 4000 + "}\n")
     wanted = suite(agents=[{"id": "fake_echo_agent"}])
