@@ -80,9 +80,11 @@ def back_up(
     folder = folder or Path(f"chattable-backup-{now():%Y-%m-%dT%H%M%SZ}")
     with _database(settings) as found:
         made = asyncio.run(_with_objects(settings, lambda store: backups.take(found.url, store, folder), not no_files))
-    lost = f" {made.lost_files} files were not to be had." if made.lost_files else ""
-    said = f"{folder}: {made.rows} rows of {len(made.tables)} tables, {len(made.files)} files.{lost}"
-    show_one({"folder": str(folder), **_told(made), "lost_files": made.lost_files}, said, as_json=as_json)
+    said = f"{folder}: {made.rows} rows of {len(made.tables)} tables, {len(made.files)} files."
+    if made.lost:
+        said += f" {made.lost_files} files were not to be had whole and are left out: {', '.join(map(str, made.lost))}."
+    told = {"folder": str(folder), **_told(made), "lost_files": made.lost_files, "lost": made.lost}
+    show_one(told, said, as_json=as_json)
 
 
 @db.command("restore")

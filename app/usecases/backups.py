@@ -51,13 +51,18 @@ class Manifest(msgspec.Struct, frozen=True):
     months: list[datetime]
     tables: list[Table]
     files: list[KeptFile]
-    lost_files: int = 0
-    """How many files were erased, or their objects lost, before they could be read."""
+    lost: list[UUID] = []
+    """The files that are left out: erased before they could be read, or their objects lost or damaged."""
 
     @property
     def rows(self) -> int:
         """How many rows there are in all tables."""
         return sum(table.rows for table in self.tables)
+
+    @property
+    def lost_files(self) -> int:
+        """How many files are left out."""
+        return len(self.lost)
 
 
 async def take(url: str, objects: ObjectStore | None, folder: Path) -> Manifest:
@@ -101,24 +106,39 @@ async def _write(url: str, objects: ObjectStore | None, folder: Path) -> Manifes
         found = [await backup.write(db, table, _path(folder, table)) for table in await backup.tables(db)]
         query = "SELECT id, size, encode(sha256, 'hex') AS sha256 FROM files ORDER BY id"
         files = [KeptFile(row["id"], row["size"], row["sha256"]) for row in (await db.fetch(query) if objects else [])]
-    kept = []
+    kept, lost = [], []
     if objects:
         _room(folder, sum(file.size for file in files), "users' files")
-        kept = [file for file in files if await _kept(objects, file, folder)]
-    return Manifest(FORMAT, revision, now(), server, months, found, kept, len(files) - len(kept))
+        for file in files:
+            if await _kept(objects, file, folder):
+                kept.append(file)
+            else:
+                lost.append(file.id)
+    return Manifest(FORMAT, revision, now(), server, months, found, kept, lost)
 
 
 async def _kept(objects: ObjectStore, file: KeptFile, folder: Path) -> bool:
+    """Whether a file was to be had whole, and is copied."""
     path = _file_path(folder, file)
-    try:
-        with path.open("wb") as out:
-            async with aclosing(objects.get(file.id)) as pieces:
-                async for piece in pieces:
-                    out.write(piece)
-    except NotFound:
+    with path.open("wb") as out:
+        is_whole = await _is_whole(objects, file, out.write)
+    if not is_whole:
         path.unlink()
+    return is_whole
+
+
+async def _is_whole(objects: ObjectStore, file: KeptFile, write: Callable[[bytes], object]) -> bool:
+    """Whether an object is there and what its file must be; its pieces are written as they are read."""
+    size, digest = 0, hashlib.sha256()
+    try:
+        async with aclosing(objects.get(file.id)) as pieces:
+            async for piece in pieces:
+                size += len(piece)
+                digest.update(piece)
+                write(piece)
+    except NotFound:
         return False
-    return True
+    return (size, digest.hexdigest()) == (file.size, file.sha256)
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
@@ -99,6 +99,29 @@ async def kept(house: House, database_url: str, tmp_path: Path) -> Path:
     await house.until_idle()
     await backups.take(database_url, house.platform.objects, tmp_path / "kept")
     return tmp_path / "kept"
+
+
+async def test_a_damaged_object_is_left_out_by_its_id_and_all_else_comes_back(
+    house: House, database_url: str, empty: str, tmp_path: Path
+) -> None:
+    for name in ("whole", "damaged"):
+        sent = {"files": {"file": (name, name.encode())}, "data": {"purpose": "user_data"}}
+        id = UUID((await house.admin.post("/v1/files", **sent)).json()["id"].removeprefix("file-"))
+    await house.platform.objects.delete([id])
+    await house.platform.objects.put(id, pieces(b"damag"))
+    made = await backups.take(database_url, house.platform.objects, tmp_path / "kept")
+    assert (made.lost, made.lost_files, len(made.files)) == ([id], 1, 1)
+    assert not (tmp_path / "kept" / "files" / id.hex).exists()
+    assert backups.check_files(tmp_path / "kept") == made
+    objects = LocalObjects(tmp_path / "objects")
+    try:
+        assert await backups.restore(empty, objects, tmp_path / "kept") == made
+    finally:
+        await objects.close()
+
+
+async def pieces(body: bytes) -> AsyncIterator[bytes]:
+    yield body
 
 
 @pytest.mark.parametrize(
