@@ -1,7 +1,7 @@
 """A backup is a folder: the tables as files, users' files, and a manifest that is written last and says what all of it must be.
 
-It is taken of one moment while servers go on, and put back in one transaction into an empty database, after whose end everything in it is
-known to hold. It knows no version of PostgreSQL: that is how data move to a newer one.
+It is taken of one moment while servers go on, and put back into an empty database: the files first, then all rows in one transaction, so
+that who sees rows has their files. It knows no version of PostgreSQL: that is how data move to a newer one.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ from app.usecases.objects import ObjectStore
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-EMPTY = "SELECT count(*) FROM pg_class WHERE relnamespace = current_schema()::regnamespace AND relkind IN ('r', 'p')"
+TABLES = "SELECT count(*) FROM pg_class WHERE relnamespace = current_schema()::regnamespace AND relkind IN ('r', 'p')"
+MIGRATED = ("groups", "grants")
+"""What the migrations themselves fill: everybody's group, and what it may use."""
 
 
 class KeptFile(msgspec.Struct, frozen=True):
@@ -173,34 +175,48 @@ async def restore(
 ) -> Manifest:
     """Put a backup into an empty database; then it holds what was kept, at the newest schema, and every invariant.
 
-    `prepare` is called with the URL before there are tables. When anything is wrong the database is left without a row.
+    `prepare` is called with the URL before there are tables. What fails before all rows are there leaves none but those that migrations
+    make, and may be repeated.
     """
     manifest = await asyncio.to_thread(check_files, folder)
     if manifest.revision > migrations.HEAD:
         raise SettingsError(
             f"The backup is of schema {manifest.revision}, and this version knows {migrations.HEAD}: use the version that made it."
         )
-    async with _connected(url) as db:
-        if await db.fetchval(EMPTY):
-            raise SettingsError(
-                "The database is not empty: restore into a new one, with another DATABASE_URL or, for the one that "
-                "`chattable serve` starts, another DATA_DIR."
-            )
+    if not await _is_empty(url, manifest.revision):
+        raise SettingsError(
+            "The database is not empty: restore into a new one, with another DATABASE_URL or, for the one that "
+            "`chattable serve` starts, another DATA_DIR."
+        )
     if prepare:
         await asyncio.to_thread(prepare, url)
     await asyncio.to_thread(migrations.upgrade, url, manifest.revision)
-    try:
-        await _fill(url, manifest, folder)
-    except BaseException:
-        async with _connected(url) as db:
-            await db.execute(f"TRUNCATE {', '.join(table.name for table in manifest.tables)}")
-        raise
     for file in manifest.files:
-        await objects.put(file.id, _read(_file_path(folder, file)))
+        await _put(objects, file, folder)
+    await _fill(url, manifest, folder)
     await asyncio.to_thread(migrations.upgrade, url)
     if broken := await check(url):
         raise SettingsError("\n".join(f"Does not hold, {count} times: {said}" for said, count in broken.items()))
     return manifest
+
+
+async def _is_empty(url: str, revision: str) -> bool:
+    """Whether a database has no tables, or those of a restore that broke off, without rows."""
+    async with _connected(url) as db:
+        if not await db.fetchval(TABLES):
+            return True
+        if await migrations.current(url) != revision:
+            return False
+        names = [table.name for table in await backup.tables(db) if table.name not in MIGRATED]
+        rows = " UNION ALL ".join(f'SELECT FROM "{name}"' for name in names)
+        return not await db.fetchval(f"SELECT EXISTS ({rows})")
+
+
+async def _put(objects: ObjectStore, file: KeptFile, folder: Path) -> None:
+    """Put a file into the store, unless a restore that broke off has; what that left of it goes."""
+    if not await _is_whole(objects, file, lambda _: None):
+        await objects.delete([file.id], unfinished=True)
+        await objects.put(file.id, _read(_file_path(folder, file)))
 
 
 async def _fill(url: str, manifest: Manifest, folder: Path) -> None:

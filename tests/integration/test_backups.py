@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
-from app.errors import SettingsError
+from app.errors import SettingsError, Unavailable
 from app.store.migrations import HEAD
 from app.store.objects import LocalObjects
 from app.usecases import backups
@@ -118,6 +118,42 @@ async def test_a_damaged_object_is_left_out_by_its_id_and_all_else_comes_back(
         assert await backups.restore(empty, objects, tmp_path / "kept") == made
     finally:
         await objects.close()
+
+
+class Away(LocalObjects):
+    """An object store that goes away in the middle of an object."""
+
+    async def put(self, key: UUID, chunks: AsyncIterator[bytes]) -> int:
+        async def broken() -> AsyncIterator[bytes]:
+            yield b"w"
+            raise Unavailable("The object store is not available at the moment.")
+
+        return await super().put(key, broken())
+
+
+@pytest.mark.parametrize("step", ["the files", "the rows"])
+async def test_a_restore_that_failed_leaves_no_rows_and_works_when_it_is_repeated(
+    kept: Path, empty: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    store: LocalObjects = Away(tmp_path / "objects") if step == "the files" else LocalObjects(tmp_path / "objects")
+
+    async def killed(*_: object) -> None:
+        raise Unavailable("Killed.")
+
+    with monkeypatch.context() as patched:
+        if step == "the rows":
+            patched.setattr(backups.backup, "read", killed)
+        with pytest.raises(Unavailable):
+            await backups.restore(empty, store, kept)
+    assert {name for name, rows in (await everything(empty)).items() if rows} == {"alembic_version", *backups.MIGRATED}
+    await store.close()
+    objects = LocalObjects(tmp_path / "objects")
+    try:
+        made = await backups.restore(empty, objects, kept)
+        assert [piece async for piece in objects.get(made.files[0].id)] == [b"words"]
+    finally:
+        await objects.close()
+    assert await backups.check(empty) == {}
 
 
 async def pieces(body: bytes) -> AsyncIterator[bytes]:

@@ -348,9 +348,9 @@ def test_a_backup_of_an_embedded_database_moves_to_another(folder: Path, monkeyp
     assert chattable("db", "backup", "kept").returncode == 0
     restored = chattable("db", "restore", "kept", data_dir="new")
     assert restored.stdout.startswith("Restored and checked: "), restored.stderr
-    again = chattable("db", "restore", "kept", data_dir="new")
+    again = chattable("db", "backup", "kept", data_dir="new")
     assert (again.returncode, again.stdout) == (2, "")
-    assert again.stderr.startswith("chattable: The database is not empty")
+    assert again.stderr.startswith("chattable: kept is there already")
     assert "Traceback" not in again.stderr
 
 
