@@ -141,6 +141,11 @@ async def hand_back(db: AsyncConnection, job: Job, *, after: float | None) -> No
         await queue.issue_in(db, [job.kind], [job.id], after)
 
 
+async def set_aside(db: AsyncConnection, job: Job) -> None:
+    """Let no worker take a job until it is given its turn."""
+    await db.execute(_held(job).values(state=JobState.WAITING, replica=None))
+
+
 async def end(db: AsyncConnection, job: Job, state: JobState, error: Mapping[str, Any] | None = None) -> None:
     """The end of a job, unless this attempt has lost it."""
     await db.execute(_held(job).values(state=state, error=error, replica=None, ended_at=func.now()))

@@ -15,7 +15,7 @@ import msgspec
 from sqlalchemy import Row, delete, func, insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.domain import Delivery, Page, Run, Webhook, new_id, now
+from app.domain import Delivery, JobState, Page, Run, Webhook, new_id, now
 from app.store import queue
 from app.store.pages import owned, page_by_id
 from app.store.tables import users, webhook_deliveries, webhooks
@@ -23,18 +23,41 @@ from app.store.tables import users, webhook_deliveries, webhooks
 KIND = "webhook"
 """The kind of a delivery's job."""
 KEPT_DAYS = 30
+FAILING = 5
+"""After so many attempts in a row that were not heard, a webhook is told one thing at a time; what else there is to tell is set aside."""
 
 WANTED = "w.disabled_at IS NULL AND ({event}) = ANY(w.events) AND ({background} OR w.runs = 'all')"
 FIND = f"""
 SELECT w.id FROM webhooks w WHERE w.user_id = $1 AND {WANTED.format(event="$2::text", background="$3::boolean")}"""  # noqa: S608 - constants
-ADD = """
-WITH kept AS (SELECT id, user_id FROM webhooks WHERE id = ANY($2::uuid[]) FOR KEY SHARE),
+ADD = f"""
+WITH kept AS (SELECT id, user_id, failures FROM webhooks WHERE id = ANY($2::uuid[]) FOR KEY SHARE),
      added AS (INSERT INTO webhook_deliveries (id, webhook_id, body)
        SELECT d.id, d.webhook_id, d.body FROM unnest($1::uuid[], $2::uuid[], $3::text[]) AS d(id, webhook_id, body)
        JOIN kept ON kept.id = d.webhook_id RETURNING id, webhook_id)
 INSERT INTO jobs (id, kind, owner_id, subject_id, state)
-SELECT added.id, 'webhook', kept.user_id, added.id, 'queued' FROM added JOIN kept ON kept.id = added.webhook_id RETURNING id"""
+SELECT added.id, 'webhook', kept.user_id, added.id, CASE WHEN kept.failures < {FAILING} THEN 'queued' ELSE 'waiting' END
+FROM added JOIN kept ON kept.id = added.webhook_id RETURNING id, state"""  # noqa: S608 - a constant
 """One that is deleted meanwhile is told nothing."""
+
+RELEASE = f"""
+WITH sending AS (
+  SELECT d.webhook_id FROM jobs j JOIN webhook_deliveries d ON d.id = j.subject_id WHERE j.kind = 'webhook' AND j.state = 'running'),
+aside AS (
+  SELECT j.id, w.id IS NULL OR w.disabled_at IS NOT NULL OR w.failures < {FAILING} OR d.ended_at IS NOT NULL AS is_free,
+    w.last_at < now() - make_interval(secs => $1) AND w.id NOT IN (SELECT webhook_id FROM sending) AS is_rested,
+    row_number() OVER (PARTITION BY w.id ORDER BY d.ended_at IS NOT NULL, j.id) AS place
+  FROM jobs j LEFT JOIN webhook_deliveries d ON d.id = j.subject_id LEFT JOIN webhooks w ON w.id = d.webhook_id
+  WHERE j.kind = 'webhook' AND j.state = 'waiting')
+UPDATE jobs SET state = 'queued' WHERE id IN (
+  SELECT j.id FROM jobs j JOIN aside a ON a.id = j.id WHERE j.state = 'waiting' AND (a.is_free OR a.place = 1 AND a.is_rested)
+  ORDER BY j.id FOR UPDATE OF j SKIP LOCKED)"""  # noqa: S608 - a constant
+DROP_OLDEST = """
+UPDATE webhook_deliveries SET ended_at = now() WHERE id IN (
+  SELECT d.id FROM webhook_deliveries d JOIN (
+    SELECT e.id, row_number() OVER (PARTITION BY e.webhook_id ORDER BY e.id DESC) AS place
+    FROM jobs j JOIN webhook_deliveries e ON e.id = j.subject_id
+    WHERE j.kind = 'webhook' AND j.state = 'waiting' AND e.attempts = 0 AND e.ended_at IS NULL) a ON a.id = d.id
+  WHERE a.place > $1 ORDER BY d.id FOR UPDATE OF d SKIP LOCKED)"""
 
 
 # What is told
@@ -63,7 +86,8 @@ def _of_run(run: Run) -> str:
 async def add_of_runs(db: asyncpg.Connection, wanted: Sequence[tuple[UUID, Run]]) -> None:
     """Have these webhooks told of these runs. In the writer's transaction."""
     added = await db.fetch(ADD, *_columns([(id, _of_run(run)) for id, run in wanted]))
-    await queue.issue(db, [KIND] * len(added), [row["id"] for row in added])
+    queued = [row["id"] for row in added if row["state"] == JobState.QUEUED]
+    await queue.issue(db, [KIND] * len(queued), queued)
 
 
 async def tell_of_runs(db: AsyncConnection, ended: Sequence[Run]) -> None:
@@ -80,8 +104,9 @@ async def tell(db: AsyncConnection, user_id: UUID, event: str, data: Mapping[str
 async def _tell(db: AsyncConnection, user_id: UUID, event: str, body: str, *, background: bool) -> None:
     found = (await db.exec_driver_sql(FIND, (user_id, event, background))).scalars().all()
     if found:
-        added = (await db.exec_driver_sql(ADD, _columns([(id, body) for id in found]))).scalars().all()
-        await queue.issue_in(db, [KIND] * len(added), added)
+        added = (await db.exec_driver_sql(ADD, _columns([(id, body) for id in found]))).all()
+        queued = [row.id for row in added if row.state == JobState.QUEUED]
+        await queue.issue_in(db, [KIND] * len(queued), queued)
 
 
 def _columns(wanted: Sequence[tuple[UUID, str]]) -> tuple[list[UUID], list[UUID], list[str]]:
@@ -142,6 +167,16 @@ async def drop(db: AsyncConnection, webhook_id: UUID) -> None:
     at = webhook_deliveries.c
     going = update(webhook_deliveries).where(at.webhook_id == webhook_id, at.ended_at.is_(None))
     await db.execute(going.values(ended_at=func.now()))
+
+
+async def release(db: AsyncConnection, rest_seconds: float) -> None:
+    """Queue what was set aside: the oldest of a webhook that has rested, and all of one that hears again, or is told nothing more."""
+    await db.exec_driver_sql(RELEASE, (rest_seconds,))
+
+
+async def drop_oldest(db: AsyncConnection, most: int) -> int:
+    """Of what was set aside and never sent, send only the newest `most` of each webhook; gives how many that drops."""
+    return (await db.exec_driver_sql(DROP_OLDEST, (most,))).rowcount
 
 
 async def sweep(db: AsyncConnection) -> None:

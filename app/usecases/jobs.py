@@ -25,11 +25,11 @@ WRONG = {"code": "internal", "message": "Something went wrong in the server.", "
 
 
 class Kind(NamedTuple):
-    """What is done for jobs of a kind. `work` gives false when it is left for another time, or the seconds until then; `give_up` ends
-    what waits for it.
+    """What is done for jobs of a kind. `work` gives false when it is left for another time, the seconds until then, or `waiting` when
+    it has no turn until somebody gives it one; `give_up` ends what waits for it.
     """
 
-    work: Callable[[Platform, UUID], Awaitable[bool | float | None]]
+    work: Callable[[Platform, UUID], Awaitable[JobState | bool | float | None]]
     give_up: Callable[[Platform, UUID], Awaitable[None]]
 
 
@@ -61,7 +61,9 @@ async def _attempt(kind: Kind, platform: Platform, job: Job, live: LiveJob) -> N
 
 async def _perform(kind: Kind, platform: Platform, taken: Job, live: LiveJob) -> None:
     state, error, after = await _done(kind, platform, taken, live)
-    if state is JobState.QUEUED:
+    if state is JobState.WAITING:
+        await patiently(lambda: _set_aside(platform, taken))
+    elif state is JobState.QUEUED:
         await patiently(lambda: _hand_back(platform, taken, after))
     else:
         await patiently(lambda: _end(platform, taken, state, error))
@@ -84,12 +86,13 @@ async def _done(
         report(log, f"a job of kind {job.kind} failed", error)
         await kind.give_up(platform, job.subject_id)
         return JobState.FAILED, WRONG, None
-    if isinstance(told, float):
-        return JobState.QUEUED, None, told
-    return (JobState.QUEUED if told is False else JobState.COMPLETED), None, None
+    after = told if isinstance(told, float) else None
+    is_left = told is False or after is not None
+    ended = told if isinstance(told, JobState) else JobState.COMPLETED
+    return (JobState.QUEUED if is_left else ended), None, after
 
 
-async def _worked(kind: Kind, platform: Platform, job: Job, live: LiveJob) -> bool | float | None:
+async def _worked(kind: Kind, platform: Platform, job: Job, live: LiveJob) -> JobState | bool | float | None:
     """What the work gives; false when it was left, which binds only until here."""
     task = asyncio.current_task()
     assert task is not None  # noqa: S101 - a coroutine always runs in a task
@@ -115,6 +118,11 @@ async def _is_erased(platform: Platform, job: Job) -> bool:
 async def _end(platform: Platform, job: Job, state: JobState, error: Mapping[str, Any] | None) -> None:
     async with platform.engine.begin() as db:
         await jobs.end(db, job, state, error)
+
+
+async def _set_aside(platform: Platform, job: Job) -> None:
+    async with platform.engine.begin() as db:
+        await jobs.set_aside(db, job)
 
 
 async def _hand_back(platform: Platform, job: Job, after: float | None) -> None:

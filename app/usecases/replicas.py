@@ -21,7 +21,7 @@ from app.store import budgets, jobs, journal, messages, redis, runs
 from app.store.database import is_passing
 from app.store.operations import FinishRun
 from app.store.redis import Client
-from app.usecases import conduct
+from app.usecases import conduct, webhooks
 from app.usecases.conduct import finish, layout, start, stored_answers, unanswered
 from app.usecases.platform import Platform
 from app.usecases.relay import extend
@@ -141,6 +141,7 @@ async def _reap(platform: Platform, heart: Heart) -> None:
         await _end_lost(platform)
     async with platform.engine.connect() as db:
         stuck = await runs.stuck_sessions(db)
+    await webhooks.release(platform)
     async with platform.engine.begin() as db:
         if heart.steady_seconds > runs.DEAD_AFTER_SECONDS:
             held = list(platform.jobs)

@@ -5,6 +5,7 @@ A delivery is a job: it is there with the end that it tells of, survives its wor
 
 from __future__ import annotations
 
+import logging
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from urllib.parse import urlsplit
 from uuid import UUID
 
 from app.agent.addresses import is_public
-from app.domain import Delivery, Page, Principal, Webhook, new_id, now
+from app.domain import Delivery, JobState, Page, Principal, Webhook, new_id, now
 from app.errors import InvalidInput, LimitExceeded, NotAuthenticated, must_exist
 from app.store import accounts, webhooks
 from app.usecases.conduct import patiently
@@ -23,6 +24,8 @@ from app.usecases.creations import claim
 from app.usecases.jobs import Kind
 from app.usecases.platform import Platform
 
+log = logging.getLogger(__name__)
+
 MAX_WEBHOOKS = 20
 """How many one user may have."""
 SECRET_BYTES = 32
@@ -30,9 +33,10 @@ SECRET_BYTES = 32
 RETRY_SECONDS = (5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400)
 """How long after each attempt the next one is made (Standard Webhooks, "Deliverability and reliability")."""
 RETRIED_SECONDS = sum(RETRY_SECONDS)
-FAILING = 5
-"""After so many attempts in a row that were not heard, one is made in `REST_SECONDS`, whatever is to be told."""
 REST_SECONDS = 60.0
+"""Between two attempts to tell one that does not hear: each time it is the oldest that is due."""
+MAX_ASIDE = 1000
+"""How many that were never sent are set aside for a webhook; the oldest beyond them are dropped."""
 
 
 async def create(
@@ -133,8 +137,8 @@ async def delete(platform: Platform, principal: Principal, id: UUID) -> None:
 # Its jobs
 
 
-async def deliver(platform: Platform, id: UUID) -> float | None:
-    """Make an attempt; gives the seconds until the next, if there is to be one."""
+async def deliver(platform: Platform, id: UUID) -> JobState | float | None:
+    """Make an attempt; gives the seconds until the next, if there is to be one, or `waiting` while the webhook is left alone."""
     if platform.courier.is_busy:
         return platform.courier.later()
     async with platform.engine.connect() as db:
@@ -144,14 +148,23 @@ async def deliver(platform: Platform, id: UUID) -> float | None:
     if not found.is_wanted:
         await give_up(platform, id)
         return None
-    if found.webhook.failures >= FAILING and (rest := _rest(found.webhook)) > 0:
-        return rest + platform.courier.later()
+    if found.webhook.failures >= webhooks.FAILING and _is_left_alone(found.webhook):
+        return JobState.WAITING
     return await _attempt(platform, found)
 
 
-def _rest(hook: Webhook) -> float:
-    """For how many seconds a webhook that does not hear is left alone."""
-    return REST_SECONDS - (now() - hook.last_at).total_seconds() if hook.last_at else 0.0
+def _is_left_alone(hook: Webhook) -> bool:
+    """Whether the last attempt, which was not heard, is not long ago."""
+    return hook.last_at is not None and (now() - hook.last_at).total_seconds() < REST_SECONDS
+
+
+async def release(platform: Platform) -> None:
+    """Give their turn to deliveries that were set aside: one when a webhook has rested, all when it hears or is told nothing more."""
+    async with platform.engine.begin() as db:
+        await webhooks.release(db, REST_SECONDS)
+        dropped = await webhooks.drop_oldest(db, MAX_ASIDE)
+    if dropped:
+        log.warning("%s deliveries were dropped: their webhooks do not hear, and more than %s wait", dropped, MAX_ASIDE)
 
 
 async def _attempt(platform: Platform, sent: Delivery) -> float | None:

@@ -15,9 +15,10 @@ import httpx2
 import pytest
 
 from app.store import webhooks as stored
-from app.usecases import upkeep
+from app.usecases import upkeep, webhooks
 from app.usecases.courier import LATEST_SECONDS, Courier, signature
-from app.usecases.webhooks import FAILING, MAX_WEBHOOKS, RETRY_SECONDS
+from app.usecases.replicas import REAP_SECONDS
+from app.usecases.webhooks import MAX_WEBHOOKS, RETRY_SECONDS
 from tests.engines import Engines
 from tests.house import AGENTS, House, open_house, send, session
 from tests.receiver import Receiver, receiver
@@ -191,21 +192,72 @@ async def test_a_receiver_that_is_gone_is_not_asked_again_and_redirects_are_not_
     assert len(at.told) == 1
 
 
-async def test_one_that_does_not_hear_is_left_alone_for_a_while(
+WAITING = "SELECT id, attempt FROM jobs WHERE kind = 'webhook' AND state = 'waiting' ORDER BY id"
+RESTED = "UPDATE webhooks SET last_at = now() - interval '2 minutes'"
+
+
+async def resting(house: House, at: Receiver, url: str, count: int) -> tuple[dict[str, Any], list[str]]:
+    """A webhook that is left alone, and what it is to be told, oldest first, which is set aside."""
+    hook = await register(house.admin, at, runs="all")
+    await fetch(url, "UPDATE webhooks SET failures = $1, last_at = now()", stored.FAILING)
+    opened = await session(house.admin)
+    for _ in range(count):
+        assert (await send(house.admin, opened, "x")).status_code == 200
+    async with asyncio.timeout(60):
+        while len(found := await fetch(url, WAITING)) < count:
+            await asyncio.sleep(0.05)
+    return hook, [str(row["id"]) for row in found]
+
+
+async def test_of_what_one_that_does_not_hear_is_to_be_told_the_oldest_is_tried_and_the_rest_waits_untouched(
     open_to_all: House, at: Receiver, database_url: str
 ) -> None:
-    admin = open_to_all.admin
-    hook = await register(admin, at)
-    await fetch(database_url, "UPDATE webhooks SET failures = $1, last_at = now()", FAILING)
-    await send(admin, await session(admin), "x", mode="background")
-    async with asyncio.timeout(60):
-        while not await fetch(database_url, "SELECT FROM pgqueuer WHERE execute_after > now() + interval '20 seconds'"):
-            await asyncio.sleep(0.05)
+    hook, ids = await resting(open_to_all, at, database_url, 5)
+    at.statuses = [500]
+    await asyncio.sleep(2 * REAP_SECONDS)
     assert at.told == []
-    await fetch(database_url, "UPDATE webhooks SET last_at = now() - interval '2 minutes'")
-    await fetch(database_url, "UPDATE pgqueuer SET execute_after = now()")
-    found = await until_shown(admin, hook["id"], lambda found: found["failures"] == 0)
-    assert (len(at.told), found["last_error"]) == (1, None)
+    await fetch(database_url, RESTED)
+    await until_shown(open_to_all.admin, hook["id"], lambda found: found["failures"] == stored.FAILING + 1)
+    async with asyncio.timeout(60):
+        while len(left := await fetch(database_url, WAITING)) < len(ids):  # until the first came for its next attempt
+            await asyncio.sleep(0.1)
+    assert [id for id, _ in at.told] == ids[:1]
+    assert [(str(row["id"]), row["attempt"]) for row in left] == [(ids[0], 2), *((id, 0) for id in ids[1:])]
+    assert not await fetch(database_url, "SELECT FROM pgqueuer WHERE dedupe_key = ANY($1)", ids[1:])
+    at.statuses = [204]
+    await fetch(database_url, RESTED)
+    await until_no_job(database_url, "ended_at IS NULL AND kind = 'webhook'")
+    assert {id for id, _ in at.told} == set(ids)
+    assert (await shown(open_to_all.admin, hook["id"]))["failures"] == 0
+
+
+async def test_the_oldest_that_were_never_sent_are_dropped_where_too_many_wait(
+    open_to_all: House, at: Receiver, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhooks, "MAX_ASIDE", 2)
+    _, ids = await resting(open_to_all, at, database_url, 5)
+    async with asyncio.timeout(60):
+        while len(await fetch(database_url, "SELECT FROM webhook_deliveries WHERE ended_at IS NULL")) > 2:
+            await asyncio.sleep(0.1)
+    await until_no_job(
+        database_url, "id IN (SELECT id FROM webhook_deliveries WHERE ended_at IS NOT NULL) AND ended_at IS NULL"
+    )
+    assert [str(row["id"]) for row in await fetch(database_url, WAITING)] == ids[3:]
+    assert at.told == []
+
+
+@pytest.mark.parametrize("act", ["deleted", "disabled"])
+async def test_what_was_set_aside_goes_with_a_webhook_that_is_told_nothing_more(
+    open_to_all: House, at: Receiver, database_url: str, act: str
+) -> None:
+    hook, _ = await resting(open_to_all, at, database_url, 2)
+    path = f"/api/v1/webhooks/{hook['id']}"
+    if act == "deleted":
+        assert (await open_to_all.admin.delete(path)).status_code == 204
+    else:
+        assert (await open_to_all.admin.patch(path, json={"enabled": False})).status_code == 200
+    await until_no_job(database_url, "ended_at IS NULL AND kind = 'webhook'")
+    assert at.told == []
 
 
 async def test_what_must_wait_comes_again_one_after_another() -> None:
