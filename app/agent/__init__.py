@@ -31,34 +31,23 @@ BaseLLM = LLM
 """`LLM`, by its name in seed 000."""
 
 _LATER = {
-    "BaseAgent": "app.agent.base",
-    "BaseMemory": "app.agent.memory",
-    "BasePostprocess": "app.agent.postprocess",
-    "CodeFailed": "app.agent.sandbox",
-    "DynamicTypePP": "app.agent.postprocess",
-    "Feed": "app.agent.postprocess",
-    "FilterPP": "app.agent.matching",
-    "JsonKeyExtractorPP": "app.agent.json_keys",
-    "Knowledge": "app.agent.knowledge",
-    "Memory": "app.agent.memory",
-    "MemoryManager": "app.agent.memory",
-    "OpenAILike": "app.llm.openai_like",
-    "OpenAIRequest": "app.agent.request",
-    "ParallelPrompt": "app.agent.parallel",
-    "Participant": "app.agent.team",
-    "PatternMatcherPP": "app.agent.matching",
-    "Prompt": "app.agent.prompts",
-    "ReplacePP": "app.agent.matching",
-    "Sandbox": "app.agent.sandbox",
-    "SplitterPP": "app.agent.postprocess",
-    "Talk": "app.agent.team",
-    "Team": "app.agent.team",
-    "Tool": "app.agent.tools",
-    "ToolExecutor": "app.agent.tools",
-    "ToolRegistry": "app.agent.tools",
-    "ToolResult": "app.agent.tools",
-    "TypeMapperPP": "app.agent.postprocess",
-    "tool": "app.agent.tools",
+    name: module
+    for module, names in {
+        "app.agent.base": ("BaseAgent",),
+        "app.agent.json_keys": ("JsonKeyExtractorPP",),
+        "app.agent.knowledge": ("Knowledge",),
+        "app.agent.matching": ("FilterPP", "PatternMatcherPP", "ReplacePP"),
+        "app.agent.memory": ("BaseMemory", "Memory", "MemoryManager"),
+        "app.agent.parallel": ("ParallelPrompt",),
+        "app.agent.postprocess": ("BasePostprocess", "DynamicTypePP", "Feed", "SplitterPP", "TypeMapperPP"),
+        "app.agent.prompts": ("Prompt",),
+        "app.agent.request": ("OpenAIRequest",),
+        "app.agent.sandbox": ("CodeFailed", "Sandbox"),
+        "app.agent.team": ("Participant", "Talk", "Team"),
+        "app.agent.tools": ("Tool", "ToolExecutor", "ToolRegistry", "ToolResult", "tool"),
+        "app.llm.openai_like": ("OpenAILike",),
+    }.items()
+    for name in names
 }
 
 __all__ = [
