@@ -86,6 +86,10 @@ class Contract:
     def _echo(self, size: int = 3, *, endless: bool = False) -> Echo:
         return Echo(size, endless=endless, keys=self._keys)
 
+    def _trial(self, llm: Echo, params: Mapping[str, Any] | None = None) -> Trial:
+        params = self._params if params is None else params
+        return Trial(self._version, llm, params=params, person=_person, others=_stand_in)
+
     async def check(self) -> list[Finding]:
         """Every promise in its turn; when the agent does not answer at all, the rest is skipped."""
         promises: dict[str, Callable[[], Coroutine[Any, Any, str]]] = {
@@ -115,7 +119,7 @@ class Contract:
 
     async def _streams(self) -> str:
         """What a reader sees while it comes is what is kept, and it does not hang on how the model cut its answer."""
-        trial = Trial(self._version, self._echo(), params=self._params, person=_person, others=_stand_in)
+        trial = self._trial(self._echo())
         work = Tasks().start(trial.answer("Hello, world", timeout=TIMEOUT), name="streamed")
         read: list[Event] = []
         while not work.done():
@@ -138,7 +142,7 @@ class Contract:
 
     async def _cancels(self) -> str:
         llm, tasks = self._echo(endless=True), Tasks()
-        trial = Trial(self._version, llm, params=self._params, person=_person, others=_stand_in)
+        trial = self._trial(llm)
         work = tasks.start(trial.answer("Hello", timeout=TIMEOUT), name="cancelled")
         begun = tasks.start(llm.begun.wait(), name="begun")
         await asyncio.wait({work, begun}, timeout=STARTED, return_when=asyncio.FIRST_COMPLETED)
@@ -188,9 +192,8 @@ class Contract:
             if again is None or plain(again) != plain(given.state):
                 raise BrokenPromise("its state is another one when it is loaded again")
         before = [Message.user("Hello"), Message.assistant(given.text)]
-        await Trial(version, self._echo(), params=stored, person=_person, others=_stand_in).answer(
-            "And?", state=given.state, before=before, timeout=TIMEOUT
-        )
+        trial = self._trial(self._echo(), stored)
+        await trial.answer("And?", state=given.state, before=before, timeout=TIMEOUT)
         has = [name for name, model in (("params", version.params_model), ("state", version.state_model)) if model]
         return ", ".join(has) or "it has neither params nor state"
 
@@ -205,7 +208,7 @@ class Contract:
         return f"{usage.prompt} prompt, {usage.completion} completion"
 
     async def _run(self, text: str, llm: Echo | None = None) -> tuple[Answer, Trial]:
-        trial = Trial(self._version, llm or self._echo(), params=self._params, person=_person, others=_stand_in)
+        trial = self._trial(llm or self._echo())
         return await trial.answer(text, timeout=TIMEOUT), trial
 
 
