@@ -180,8 +180,8 @@ def _in_platform(user: str, work: Callable[[Platform, Principal], Awaitable[int]
 @contextmanager
 def _with_database(settings: Settings) -> Iterator[Settings]:
     """The settings with a database at the newest schema: the one that is set, that of a server that runs here, or one of its own."""
+    from app.cli.keys import secret_key
     from app.cli.serve import Engines, check_folder, check_schema, prepare
-    from app.main import secret_key
     from app.servers.lock import lock_data_dir
     from app.servers.postgres import Postgres
 

@@ -220,10 +220,13 @@ def _check_objects(settings: Settings) -> None:
 
 def prepare(settings: Settings, engines: Engines, data_dir: Path) -> str:
     """Bring the database of started engines to the newest schema; gives the sentence about the first administrator's key."""
+    from app.cli.keys import first_administrator
+
+    key = settings.admin_api_key.get_secret_value() if settings.admin_api_key else None
     with checking("DATABASE_DIRECT_URL" if engines.is_pooled else "DATABASE_URL"):
         _upgrade(engines.direct_url, engines.postgres)
     with checking("DATABASE_URL"):
-        return _first_administrator(settings, engines, data_dir)
+        return first_administrator(engines.database_url, data_dir, key, pooled=engines.is_pooled)
 
 
 def check_schema(settings: Settings) -> None:
@@ -238,7 +241,7 @@ def check_schema(settings: Settings) -> None:
 
 
 def _secret_key(settings: Settings, data_dir: Path) -> dict[str, str]:
-    from app.main import secret_key
+    from app.cli.keys import secret_key
 
     return {} if settings.secret_key else {"secret_key": secret_key(data_dir)}
 
@@ -249,13 +252,6 @@ def _upgrade(url: str, postgres: Postgres | None = None) -> None:
     if postgres:
         migrations.add_vectors(postgres.superuser_url)
     migrations.upgrade(url)
-
-
-def _first_administrator(settings: Settings, engines: Engines, data_dir: Path) -> str:
-    from app.main import first_administrator
-
-    key = settings.admin_api_key.get_secret_value() if settings.admin_api_key else None
-    return first_administrator(engines.database_url, data_dir, key, pooled=engines.is_pooled)
 
 
 def _wait_ready(workers: Workers, host: str, port: int) -> None:

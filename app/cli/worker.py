@@ -10,10 +10,11 @@ import uvloop
 from pydantic import SecretStr
 
 from app.cli import garbage
+from app.cli.keys import secret_key
 from app.cli.serve import check_folder, check_schema
 from app.errors import SettingsError
 from app.logs import configure
-from app.main import DRAIN_SECONDS, opened, secret_key, take_jobs
+from app.main import DRAIN_SECONDS, opened, take_jobs
 from app.settings import Settings
 from app.usecases import runs
 

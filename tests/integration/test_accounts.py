@@ -8,7 +8,7 @@ from uuid import UUID
 
 import httpx2
 
-from app.main import first_administrator
+from app.cli.keys import first_administrator
 from app.usecases.accounts import first_admin
 from tests.house import ADMIN_KEY, House, send, session
 

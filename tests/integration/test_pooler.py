@@ -13,9 +13,9 @@ import asyncpg
 import pytest
 from sqlalchemy.engine import URL, make_url
 
+from app.cli.keys import first_administrator
 from app.cli.serve import checking
 from app.errors import SettingsError
-from app.main import first_administrator
 from app.servers import process
 from app.servers.process import Child, Identity
 from app.store.database import connect, connector

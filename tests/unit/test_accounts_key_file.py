@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from app.cli.keys import first_administrator
 from app.errors import SettingsError, Unavailable
-from app.main import first_administrator
 from app.usecases.passwords import MAX_WAITING, PARALLEL, Passwords
 
 NOWHERE = "postgresql://nobody@127.0.0.1:1/nowhere"
