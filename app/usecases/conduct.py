@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 from msgspec.structs import replace
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.agent.chattable import Binding
 from app.agent.delegating import Delegations, Wish, memories_of, state_of, states
@@ -234,10 +235,15 @@ async def _engaged(
 
 async def _done(platform: Platform, run_id: UUID) -> Sequence[Done]:
     """What the run has done before it was begun anew."""
+    return await _read(platform, lambda db: journal.completed(db, run_id))
 
-    async def read() -> Sequence[Done]:
+
+async def _read(platform: Platform, ask: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+    """What the database answers, when it is there."""
+
+    async def read() -> T:
         async with platform.engine.connect() as db:
-            return await journal.completed(db, run_id)
+            return await ask(db)
 
     return await patiently(read)
 
@@ -277,12 +283,7 @@ async def _first(platform: Platform, run: Run) -> UUID:
     """The run that a rerun repeats, which may be a rerun itself; it has the history of that one."""
     if run.parent_id is None:
         return run.id
-
-    async def read() -> UUID:
-        async with platform.engine.connect() as db:
-            return await runs.first(db, run.id)
-
-    return await patiently(read)
+    return await _read(platform, lambda db: runs.first(db, run.id))
 
 
 async def _window(
@@ -290,19 +291,16 @@ async def _window(
 ) -> Sequence[Message]:
     """The branch as it is stored. Read after transaction 1, so that what it waited for is seen."""
 
-    async def read() -> Sequence[Message]:
-        async with platform.engine.connect() as db:
-            id = begun.run.message_id
-            found = await messages.window(db, id, max_tokens=max_tokens, max_messages=max_messages, as_of=as_of)
-            above = found
-            while (
-                above and above[0].role == "tool" and above[0].parent_id and not above[0].summary
-            ):  # it needs its call
-                above = await messages.window(db, above[0].parent_id, max_tokens=0, max_messages=1)
-                found = [*above, *found]
-            return found
+    async def ask(db: AsyncConnection) -> Sequence[Message]:
+        id = begun.run.message_id
+        found = await messages.window(db, id, max_tokens=max_tokens, max_messages=max_messages, as_of=as_of)
+        above = found
+        while above and above[0].role == "tool" and above[0].parent_id and not above[0].summary:  # it needs its call
+            above = await messages.window(db, above[0].parent_id, max_tokens=0, max_messages=1)
+            found = [*above, *found]
+        return found
 
-    return await patiently(read)
+    return await _read(platform, ask)
 
 
 async def _state(platform: Platform, history: Sequence[Message], agent_id: str) -> Mapping[str, Any] | None:
@@ -314,24 +312,15 @@ async def _state(platform: Platform, history: Sequence[Message], agent_id: str) 
     if first.parent_id is None:
         return None
     leaf_id = first.parent_id
-
-    async def read() -> Message | None:
-        async with platform.engine.connect() as db:
-            return await messages.last_state(db, leaf_id, agent_id)
-
-    found = await patiently(read)
+    found = await _read(platform, lambda db: messages.last_state(db, leaf_id, agent_id))
     return state_of(found, agent_id) if found else None
 
 
 async def _memory(platform: Platform, run: Run, agent_id: str) -> Recollection:
     """What an agent remembers of this branch, and of the user."""
-
-    async def read() -> Recollection:
-        async with platform.engine.connect() as db:
-            stored = await memories.recall(db, run.message_id, run.user_id, run.session_id, agent_id)
-            return Recollection(stored, SessionVectors(platform, run, agent_id))
-
-    return await patiently(read)
+    ids = run.message_id, run.user_id, run.session_id
+    stored = await _read(platform, lambda db: memories.recall(db, *ids, agent_id))
+    return Recollection(stored, SessionVectors(platform, run, agent_id))
 
 
 def _ending(live: LiveRun, result: Answer | AppError | None, *, promote: bool) -> FinishRun:
