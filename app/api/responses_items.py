@@ -13,8 +13,8 @@ from app.api.openai_models import Json, messages_of
 from app.api.responses_output import Output
 from app.domain import MAX_TEXT, Message, Run
 from app.errors import InvalidInput
+from app.usecases.answers import stored_log
 from app.usecases.calls import names_of
-from app.usecases.conduct import stored_log
 
 ITEM_ID = re.compile(r"(?:msg|rs|fc|fco)_([0-9a-f]{32})(?:_\d{1,6})?")
 """The id of a message or of the run that gave it, and which item of it."""

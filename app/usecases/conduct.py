@@ -22,8 +22,6 @@ from app.agent.request import OpenAIRequest
 from app.agent.runner import Answer, answer
 from app.agent.version import AgentVersion
 from app.domain import (
-    ANSWER_TYPES,
-    SPEAKER,
     Chunk,
     Message,
     Outcome,
@@ -32,7 +30,6 @@ from app.domain import (
     Session,
     Usage,
     id_text,
-    new_id,
     now,
 )
 from app.errors import AppError, NotFound, Unavailable
@@ -41,7 +38,6 @@ from app.journal.recorder import MAX_STEPS, Recorder
 from app.journal.replay import Done, Replay, Suspended
 from app.llm.run import RunLLM
 from app.llm.stages import Caller
-from app.llm.tokens import count
 from app.llm.waits import Waits
 from app.logs import run_id
 from app.reports import report
@@ -49,6 +45,7 @@ from app.store import journal, memories, messages, runs
 from app.store.database import is_passing
 from app.store.operations import AnswerRun, Begun, Finished, FinishRun, RecordSteps, Repeated
 from app.usecases import agents, summaries, titles
+from app.usecases.answers import layout, stored_answers
 from app.usecases.calls import called, names_of, paired
 from app.usecases.knowledge import UserPassages
 from app.usecases.live import LiveRun
@@ -370,73 +367,6 @@ def _verdict(live: LiveRun, result: Answer | AppError | None) -> tuple[RunStatus
     if isinstance(result, Answer):
         return (RunStatus.PARTIAL if result.finish == "cut" else RunStatus.COMPLETED), None
     return (RunStatus.PARTIAL if isinstance(result, LogFull) else RunStatus.FAILED), result.to_dict()
-
-
-def layout(chunks: Sequence[Chunk]) -> list[tuple[str, int]] | None:
-    """The types and lengths of what was said, from which the stored message gives the log back; None for text alone."""
-    if all(chunk.content_type == "text" for chunk in chunks):
-        return None
-    return [(chunk.content_type, len(chunk.content)) for chunk in chunks]
-
-
-def stored_answers(
-    chunks: Sequence[Chunk],
-    status: RunStatus,
-    given: Answer | None = None,
-    calls: Sequence[Mapping[str, Any]] = (),
-) -> list[Message]:
-    """The messages that a run leaves: one for each speaker's turn. How the run ended is told by the last."""
-    turns: list[tuple[str | None, list[Chunk]]] = []
-    for chunk in chunks:
-        if chunk.content_type == SPEAKER:
-            turns.append((chunk.content, []))
-        else:
-            turns = turns or [(None, [])]
-            turns[-1][1].append(chunk)
-    *earlier, (name, last) = turns or [(None, [])]
-    done = [replace(_stored_answer(said, RunStatus.COMPLETED), name=speaker) for speaker, said in earlier]
-    ending = _stored_answer(last, status, given, calls)
-    return [*done, replace(ending, name=name) if name else ending]
-
-
-def _stored_answer(
-    chunks: Sequence[Chunk],
-    status: RunStatus,
-    given: Answer | None = None,
-    calls: Sequence[Mapping[str, Any]] = (),
-) -> Message:
-    """One of them. What was shown beside the answer is in `additional_kwargs.asides`."""
-    extra = dict(given.additional_kwargs) if given else {}
-    if calls:
-        extra["tool_calls"] = calls
-    if asides := joined(chunk for chunk in chunks if chunk.content_type not in ANSWER_TYPES):
-        extra["asides"] = [{"content_type": aside.content_type, "content": aside.content} for aside in asides]
-    if status is not RunStatus.COMPLETED:
-        extra["status"] = status.value
-    elif given and given.finish != "stop":
-        extra["finish_reason"] = given.finish
-    text = "".join(chunk.content for chunk in chunks if chunk.content_type in ANSWER_TYPES)
-    message = Message.assistant(text, id=new_id(), tokens=count(text), additional_kwargs=extra)
-    return replace(message, parts=given.parts, name=given.name, state=given.state) if given else message
-
-
-def stored_log(run: Run, answers: Iterable[Message]) -> Log:
-    """The log of a run that has ended, made again from what it left: the same text at the same positions."""
-    made, answers = Log(run.id), tuple(answers)
-    text = "".join(message.content for message in answers)
-    asides = (aside["content"] for message in answers for aside in message.additional_kwargs.get("asides", ()))
-    rest = {True: text, False: "".join(asides)}
-    turns = sum(content_type == SPEAKER for content_type, _ in run.layout or ())
-    names = iter([message.name or "" for message in answers[len(answers) - turns :]])
-    for content_type, length in run.layout or [("text", len(text))]:
-        if content_type == SPEAKER:
-            made.append(Chunk(next(names, ""), content_type))
-            continue
-        is_answer = content_type in ANSWER_TYPES
-        made.append(Chunk(rest[is_answer][:length], content_type))
-        rest[is_answer] = rest[is_answer][length:]
-    made.close(Outcome(run, answers))
-    return made
 
 
 async def finish(platform: Platform, ending: FinishRun) -> Finished:

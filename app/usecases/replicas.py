@@ -22,7 +22,8 @@ from app.store.database import is_passing
 from app.store.operations import FinishRun
 from app.store.redis import Client
 from app.usecases import conduct, webhooks
-from app.usecases.conduct import finish, layout, start, stored_answers, unanswered
+from app.usecases.answers import layout, stored_answers
+from app.usecases.conduct import finish, start, unanswered
 from app.usecases.platform import Platform
 from app.usecases.relay import extend
 from app.usecases.windows import MAX_MESSAGES, MAX_TOKENS

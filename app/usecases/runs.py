@@ -15,7 +15,8 @@ from app.errors import Conflict, NotAuthenticated, NotFound, Unavailable, must_e
 from app.journal.log import Log
 from app.store import runs, sessions, traces
 from app.store.operations import AnswerRun
-from app.usecases.conduct import SHUTDOWN, answer_question, finish, start, stored_log, unanswered
+from app.usecases.answers import stored_log
+from app.usecases.conduct import SHUTDOWN, answer_question, finish, start, unanswered
 from app.usecases.live import LiveRun, Seen
 from app.usecases.platform import Platform
 

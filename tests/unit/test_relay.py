@@ -9,7 +9,7 @@ from app.domain import Chunk, Outcome, Run, RunStatus, Usage, Value, new_id
 from app.journal.log import Log, joined
 from app.journal.recorder import Bill, Recorder
 from app.store.redis import Entry
-from app.usecases.conduct import layout, stored_answers, stored_log
+from app.usecases.answers import layout, stored_answers, stored_log
 from app.usecases.relay import extend
 
 
