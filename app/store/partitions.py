@@ -31,18 +31,21 @@ DELETE FROM step_values v WHERE v.scope_id = ANY(:scopes)
 
 
 async def ensure(db: AsyncConnection, moment: datetime) -> None:
-    """Make the partitions of this month and the next two. Safe to call at any time, from several processes."""
+    """Make the partitions of this month and the next two. Safe to call at any time, from several processes.
+
+    A table that is made by itself and attached then keeps nobody from reading and writing `steps`, where `PARTITION OF` would wait for
+    all who read, and everybody else behind it. `is_held` tells of the error when the lock was not to be had in time.
+    """
+    await db.execute(text(f"SET LOCAL lock_timeout = '{LOCK_SECONDS}s'"))
     await db.execute(text("SELECT pg_advisory_xact_lock(hashtext('chattable.partitions'))"))
     first = datetime(moment.year, moment.month, 1, tzinfo=moment.tzinfo)
     for _ in range(MONTHS_AHEAD + 1):
         following = datetime(first.year + first.month // 12, first.month % 12 + 1, 1, tzinfo=first.tzinfo)
         name = f"steps_{first:%Y_%m}"
-        await db.execute(
-            text(
-                f"CREATE TABLE IF NOT EXISTS {name} PARTITION OF steps "
-                f"FOR VALUES FROM ('{first.isoformat()}') TO ('{following.isoformat()}')"
-            )
-        )
+        if not (await db.execute(text("SELECT to_regclass(:name) IS NOT NULL"), {"name": name})).scalar():
+            await db.execute(text(f"CREATE TABLE {name} (LIKE steps INCLUDING ALL)"))
+            bounds = f"FROM ('{first.isoformat()}') TO ('{following.isoformat()}')"
+            await db.execute(text(f"ALTER TABLE steps ATTACH PARTITION {name} FOR VALUES {bounds}"))
         first = following
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import NamedTuple
 
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.domain import now
 from app.reports import report
@@ -54,8 +55,8 @@ async def once(engine: AsyncEngine, keeping: Keeping = FOR_EVER) -> None:
 
     And what is older than it is to be kept.
     """
+    await make_partitions(engine)
     async with engine.begin() as db:
-        await partitions.ensure(db, now())
         await credentials.sweep(db)
         await invites.sweep(db)
         await runs.sweep_keys(db)
@@ -71,7 +72,7 @@ async def once(engine: AsyncEngine, keeping: Keeping = FOR_EVER) -> None:
     async with engine.begin() as db:
         await partitions.forget(db, keeping.steps)
     if keeping.steps:
-        await _drop_past(engine)
+        await _unless_held(engine, partitions.drop_past, "old partitions are dropped at the next upkeep")
     more = True
     while more:
         async with engine.begin() as db:
@@ -82,14 +83,20 @@ async def once(engine: AsyncEngine, keeping: Keeping = FOR_EVER) -> None:
             more = await retention.erase_sessions(db, keeping.sessions)
 
 
-async def _drop_past(engine: AsyncEngine) -> None:
+async def make_partitions(engine: AsyncEngine) -> None:
+    """Make those of the coming months: so far ahead that the next time is soon enough when it cannot be now."""
+    await _unless_held(engine, partial(partitions.ensure, moment=now()), "partitions are made at the next upkeep")
+
+
+async def _unless_held(engine: AsyncEngine, work: Callable[[AsyncConnection], Awaitable[None]], told: str) -> None:
+    """Do what locks all of `steps`, in a transaction that does nothing else; not now when others hold it."""
     try:
         async with engine.begin() as db:
-            await partitions.drop_past(db)
+            await work(db)
     except DBAPIError as error:
         if not partitions.is_held(error):
             raise
-        log.info("old partitions are in use; they are dropped at the next upkeep")
+        log.info("steps are in use; %s", told)
 
 
 async def attempt(engine: AsyncEngine, keeping: Keeping) -> float:

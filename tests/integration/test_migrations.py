@@ -18,6 +18,7 @@ from app.domain import now
 from app.store import migrations, partitions, queue
 from app.store.database import asyncpg_url, connect
 from app.store.tables import metadata
+from app.usecases import upkeep
 from tests.conftest import execute, on
 from tests.engines import Engines
 
@@ -103,4 +104,26 @@ async def test_partitions_are_made_ahead_and_making_them_again_changes_nothing(d
         await partitions.ensure(db, now().replace(month=12, day=31))
         found = await db.exec_driver_sql("SELECT count(*) FROM pg_inherits WHERE inhparent = 'steps'::regclass")
         assert 3 <= found.scalar_one() <= 6
+    await engine.dispose()
+
+
+async def test_a_partition_is_made_while_somebody_reads_and_others_write(database_url: str) -> None:
+    engine = connect(database_url)
+    await upkeep.make_partitions(engine)
+    newest = "SELECT max(relname) FROM pg_class WHERE relname ~ '^steps_2\\d{3}_\\d\\d$'"
+    index = "SELECT count(*) FROM pg_index WHERE indisvalid AND indrelid = to_regclass($1)"
+    db = await asyncpg.connect(database_url)
+    name = await db.fetchval(newest)
+    indexes = await db.fetchval(index, name)
+    await db.execute(f"DROP TABLE {name}")
+    async with engine.connect() as reader, engine.connect() as writer:
+        await reader.exec_driver_sql("SELECT count(*) FROM steps")
+        await writer.exec_driver_sql("DELETE FROM steps")
+        async with asyncio.timeout(1):  # less than a lock is waited for
+            await upkeep.make_partitions(engine)
+    assert (await db.fetchval(newest), await db.fetchval(index, name)) == (name, indexes)
+    assert await db.fetchval("SELECT inhparent::regclass::text FROM pg_inherits WHERE inhrelid = $1::regclass", name)
+    attached = "SELECT count(*) FROM pg_inherits i JOIN pg_index x ON x.indexrelid = i.inhrelid WHERE x.indrelid = "
+    assert await db.fetchval(f"{attached}to_regclass($1)", name) == indexes == 2
+    await db.close()
     await engine.dispose()
