@@ -77,13 +77,25 @@ async def unended(db: AsyncConnection, user_id: UUID) -> int:
 
 
 async def move(
-    db: AsyncConnection, id: UUID, *, to: BatchStatus, at: int, since: Sequence[BatchStatus], **changes: Any
+    db: AsyncConnection,
+    id: UUID,
+    *,
+    to: BatchStatus,
+    at: int,
+    since: Sequence[BatchStatus],
+    begun: bool = True,
+    **changes: Any,
 ) -> bool:
-    """Give a batch its next state, in the second `at`; false when it is in none of the states before it."""
+    """Give a batch its next state, in the second `at`; false when it is in none of the states before it.
+
+    Without `begun` also when its requests are being answered, or were: their number is stored when that begins.
+    """
     if to.is_final:
         await accounts.keep_owner(db, batches, id)
     noted = batches.c.times + cast(literal({f"{to}_at": at}, JSONB), JSONB)
     statement = update(batches).where(batches.c.id == id, batches.c.status.in_(since))
+    if not begun:
+        statement = statement.where(batches.c.total == 0)
     statement = statement.values(status=to, times=noted, **changes).returning(batches.c.user_id)
     owner = (await db.execute(statement)).scalar()
     if owner and to.is_final:

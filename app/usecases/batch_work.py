@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing, nullcontext
 from functools import partial
 from typing import Any
@@ -63,7 +63,10 @@ Ask = Callable[[Platform, Principal, str, bytes, str], Awaitable[Answered]]
 
 
 async def validate(platform: Platform, id: UUID) -> None:
-    """Read the file; when all of its lines are requests, have them answered."""
+    """Read the file; when all of its lines are requests, have them answered.
+
+    Another worker may have come so far meanwhile, or this one before it died: what has begun to be answered is not ended here.
+    """
     batch = await _open(platform, id, BatchStatus.VALIDATING, BatchStatus.CANCELLING)
     if batch is None:
         return
@@ -85,8 +88,7 @@ async def validate(platform: Platform, id: UUID) -> None:
         message = error.message if isinstance(error, ContentLost) else "The file was deleted before it was read."
         requests.errors.append({"code": "invalid_input_file", "line": None, "message": message, "param": None})
     if requests.errors:
-        since = (BatchStatus.VALIDATING, BatchStatus.CANCELLING)  # not what another worker has begun meanwhile
-        await _end(platform, batch, BatchStatus.FAILED, since, errors=requests.errors)
+        await _end(platform, batch, BatchStatus.FAILED, errors=requests.errors)
     else:
         await _begin(platform, batch, last)
 
@@ -103,7 +105,7 @@ async def _begin(platform: Platform, batch: Batch, last: int) -> None:
         if moved:
             await batches.add_shards(db, batch.id, shards)
             await jobs.add(db, [Job(new_id(), "batch_shard", batch.user_id, shard) for shard in shards])
-    if not moved:  # cancelled meanwhile, before anything was asked
+    if not moved:  # cancelled meanwhile, or begun by another worker
         await _end(platform, batch, BatchStatus.CANCELLED)
 
 
@@ -303,12 +305,12 @@ def _encoded(line: dict[str, Any]) -> bytes:
     return msgspec.json.encode(line) + b"\n"
 
 
-async def fail(platform: Platform, id: UUID) -> None:
-    """End a batch that cannot go on."""
+async def fail(platform: Platform, id: UUID, *, begun: bool) -> None:
+    """End a batch that cannot go on. Without `begun` one that is being answered does."""
     if batch := await _open(platform, id, *batches.OPEN):
         message = "Every worker that tried this has died, or it failed in the server."
         told = {"code": "server_error", "line": None, "message": message, "param": None}
-        await _end(platform, batch, BatchStatus.FAILED, errors=[told])
+        await _end(platform, batch, BatchStatus.FAILED, begun=begun, errors=[told])
 
 
 # Steps
@@ -328,16 +330,10 @@ async def _principal(platform: Platform, batch: Batch) -> Principal:
     return Principal(user, frozenset({Scope.CHAT}), batch.credential_id, gives_way=True)
 
 
-async def _end(
-    platform: Platform,
-    batch: Batch,
-    to: BatchStatus,
-    since: Sequence[BatchStatus] = batches.OPEN,
-    **changes: object,
-) -> None:
-    """End a batch that has no files, and forget its requests."""
+async def _end(platform: Platform, batch: Batch, to: BatchStatus, *, begun: bool = False, **changes: object) -> None:
+    """End a batch that has no files, and forget its requests; with `begun` also one that has begun to be answered."""
     async with platform.engine.begin() as db:
-        if await batches.move(db, batch.id, to=to, at=_second(), since=since, **changes):
+        if await batches.move(db, batch.id, to=to, at=_second(), since=batches.OPEN, begun=begun, **changes):
             await batches.erase_items(db, batch.id)
 
 
@@ -359,7 +355,10 @@ async def _parts(items: AsyncGenerator[Item, None]) -> AsyncGenerator[list[Item]
         yield part
 
 
-KINDS: Mapping[str, Kind] = {"batch": Kind(validate, fail), "batch_end": Kind(write_files, fail)}
+KINDS: Mapping[str, Kind] = {
+    "batch": Kind(validate, partial(fail, begun=False)),
+    "batch_end": Kind(write_files, partial(fail, begun=True)),
+}
 """What jobs do for batches, but for their requests."""
 
 

@@ -329,7 +329,7 @@ async def test_jobs_of_dead_workers_go_to_others_until_too_many_have_died(
     done = await until(client, batch, "completed")
     platform = llm_house.platform
     async with platform.engine.begin() as db:
-        await db.execute(text("UPDATE batches SET status = 'validating'"))
+        await db.execute(text("UPDATE batches SET status = 'validating', total = 0"))
         owner_id, subject_id = (await db.execute(text("SELECT user_id, id FROM batches"))).one()
         job = Job(new_id(), "batch", owner_id, subject_id)
         await jobs.add(db, [job])
@@ -495,3 +495,60 @@ async def test_a_batch_whose_model_is_away_keeps_no_other_jobs_from_being_done(
             assert (await client.batches.retrieve(batch.id)).status == "in_progress"
             await client.batches.cancel(batch.id)
             await until(client, batch, "cancelled")
+
+
+async def begun(client: AsyncOpenAI) -> tuple[Batch, UUID]:
+    """A batch of which all but one request were answered."""
+    slow = chat("say x [[fault: slow first=8]]")
+    batch = await submit(client, [*(chat(f"say {at}") for at in range(3)), slow])
+    await until_answered(client, batch, 3)
+    return batch, UUID(batch.id.removeprefix("batch_"))
+
+
+async def until_answered(client: AsyncOpenAI, batch: Batch, number: int) -> None:
+    async with asyncio.timeout(20):
+        while (counts := (await client.batches.retrieve(batch.id)).request_counts) is None or counts.completed < number:
+            await asyncio.sleep(0.05)
+
+
+async def test_a_batch_that_another_worker_has_begun_is_not_ended_by_one_that_was_paused(
+    llm_house: House, client: AsyncOpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, paused, goes_on = batch_work._begin, asyncio.Event(), asyncio.Event()
+
+    async def begin(*given: Any) -> None:
+        if not paused.is_set():
+            paused.set()
+            await goes_on.wait()
+        await real(*given)
+
+    monkeypatch.setattr(batch_work, "_begin", begin)
+    batch = await submit(client, [*(chat(f"say {at}") for at in range(3)), chat("say x [[fault: slow first=3]]")])
+    async with asyncio.timeout(20):
+        await paused.wait()
+    await batch_work.validate(llm_house.platform, UUID(batch.id.removeprefix("batch_")))
+    await until_answered(client, batch, 3)
+    goes_on.set()
+    done = await until(client, batch, "completed", "cancelled")
+    assert done.request_counts
+    assert (done.status, done.request_counts.completed) == ("completed", 4)
+    assert len(await lines(client, done.output_file_id)) == 4
+
+
+async def test_a_cancelled_batch_keeps_what_it_has_though_its_file_is_read_again(
+    llm_house: House, client: AsyncOpenAI
+) -> None:
+    batch, id = await begun(client)
+    await client.batches.cancel(batch.id)
+    await batch_work.validate(llm_house.platform, id)  # the job of a worker that died before the job's end
+    assert (await client.batches.retrieve(batch.id)).status == "cancelling"
+    await until_answered(client, batch, 3)
+
+
+async def test_a_batch_goes_on_when_the_job_that_has_begun_it_is_given_up(
+    llm_house: House, client: AsyncOpenAI
+) -> None:
+    batch, id = await begun(client)
+    await batch_work.KINDS["batch"].give_up(llm_house.platform, id)
+    assert (await client.batches.retrieve(batch.id)).status == "in_progress"
+    await until_answered(client, batch, 3)
