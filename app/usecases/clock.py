@@ -58,7 +58,10 @@ async def tick(platform: Platform) -> None:
         async with platform.engine.begin() as db:
             for schedule, is_active in await schedules.due(db):
                 try:
-                    next_at = next_time(schedule.cron, schedule.timezone, now())
+                    after = max(
+                        now(), schedule.next_at or now()
+                    )  # it is due by the database's clock, which may be ahead
+                    next_at = next_time(schedule.cron, schedule.timezone, after)
                 except InvalidInput as error:  # this server's time zones are others
                     await schedules.change(db, schedule.id, {"next_at": None, "error": error.to_dict()})
                     continue

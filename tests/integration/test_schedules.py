@@ -12,6 +12,7 @@ import asyncpg
 import httpx2
 import pytest
 
+from app.domain import now
 from app.errors import InvalidInput
 from app.usecases import clock, schedules
 from app.usecases.clock import next_time
@@ -256,3 +257,16 @@ async def test_schedules_are_listed_by_the_page_and_bounded(house: House, monkey
     assert (await alice.post("/api/v1/schedules", json=YEARLY)).status_code == 429
     page = (await alice.get("/api/v1/schedules", params={"limit": 2, "after": ids[0]})).json()
     assert ([each["id"] for each in page["data"]], page["has_more"]) == (ids[1:3], True)
+
+
+async def test_a_time_comes_once_for_a_server_whose_clock_is_behind_the_databases(
+    house: House, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = await house.user("ann")
+    made = await make(client, cron="0 * * * *")
+    hour = now().replace(minute=0, second=0, microsecond=0)
+    await execute(database_url, "UPDATE schedules SET next_at = $1", hour)
+    monkeypatch.setattr(clock, "now", lambda: hour - timedelta(seconds=0.3))
+    for _ in range(3):
+        await clock.tick(house.platform)
+    assert (await client.get(f"/api/v1/schedules/{made['id']}")).json()["runs"] == 1
