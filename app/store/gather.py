@@ -38,11 +38,13 @@ class Held(TimeoutError):
 class _Caller(Generic[Op, Result]):
     """Who waits for an operation, or left it here to be done."""
 
-    __slots__ = ("deadline", "future", "op")
+    __slots__ = ("deadline", "future", "op", "since")
 
     def __init__(self, op: Op, future: asyncio.Future[Result] | None) -> None:
         self.op = op
         self.future = future
+        self.since = asyncio.get_running_loop().time()
+        """When it came here."""
         self.deadline: float | None = None
         """Until when it is tried again, since it was held for the first time."""
 
@@ -75,8 +77,9 @@ class Gatherer(Generic[Op, Result]):
         """`write` writes a batch in one transaction and gives the outcome of each operation, in order; those that are `Held` are given
         to it again for `seconds`.
 
-        While the database is away it is called again for `seconds`. No two operations of a batch share a claim. `abandoned` is told
-        what was written for a caller that had left.
+        While the database is away it is called again until the first caller of a batch has waited for `seconds`: nobody waits so long
+        for each batch before his. No two operations of a batch share a claim. `abandoned` is told what was written for a caller that
+        had left.
         """
         self._connect = connect
         self._write = write
@@ -143,7 +146,8 @@ class Gatherer(Generic[Op, Result]):
     async def _settle(self, batch: Sequence[_Caller[Op, Result]]) -> None:
         results: Sequence[Result | Exception]
         try:
-            results = await self._persist([caller.op for caller in batch])
+            deadline = min(caller.since for caller in batch) + self._seconds
+            results = await self._persist([caller.op for caller in batch], deadline)
         except Exception as error:
             if len(batch) > 1 and not is_passing(error):
                 middle = len(batch) // 2
@@ -168,10 +172,10 @@ class Gatherer(Generic[Op, Result]):
         caller.deadline = caller.deadline or now + self._seconds
         return now < caller.deadline
 
-    async def _persist(self, ops: Sequence[Op]) -> Sequence[Result | Exception]:
+    async def _persist(self, ops: Sequence[Op], deadline: float) -> Sequence[Result | Exception]:
         """Write; again when the connection broke or a deadlock was ended, for then nothing, or exactly this, is stored."""
-        deadline = asyncio.get_running_loop().time() + self._seconds
         while True:
+            is_new = self._connection is None
             try:
                 if self._connection is None:
                     self._connection = await self._connect()
@@ -180,7 +184,7 @@ class Gatherer(Generic[Op, Result]):
                 if not is_passing(error):
                     raise
                 await self._disconnect()
-                if asyncio.get_running_loop().time() > deadline:
+                if is_new and asyncio.get_running_loop().time() > deadline:  # an old one may have been closed long ago
                     raise
                 await asyncio.sleep(PAUSE)
 
