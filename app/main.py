@@ -279,8 +279,7 @@ async def opened(settings: Settings, database_url: str, metrics: Metrics | None 
         engine = connect(database_url, pooled=pooled)
         stack.push_async_callback(engine.dispose)
         # A worker that starts again while the database is away serves all the same, and says 503 until it is back.
-        keeping = Keeping(settings.session_days, settings.step_days, settings.audit_days)
-        upkeep_in = await upkeep.attempt(engine, keeping)
+        await upkeep.begin(engine)
         tasks = Tasks()
         servers = Servers(mcp_servers(settings, strict=False), tasks)
         agents = await _agents(settings, servers, stack)
@@ -346,7 +345,8 @@ async def opened(settings: Settings, database_url: str, metrics: Metrics | None 
         stack.push_async_callback(platform.tasks.close)
         _keep_going(platform, heart)
         models.keep_going(platform.tasks)
-        platform.tasks.start(upkeep.keep(engine, keeping, upkeep_in), name="upkeep")
+        keeping = Keeping(settings.session_days, settings.step_days, settings.audit_days)
+        platform.tasks.start(upkeep.keep(engine, keeping), name="upkeep")
         yield platform
 
 

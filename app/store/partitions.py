@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
+from typing import NamedTuple
 from uuid import UUID
 
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.store.database import PLANS, encode_json
 
 MONTHS_AHEAD = 2
 LOCK_SECONDS = 2
@@ -17,9 +20,16 @@ PAST = """
 SELECT c.relname FROM pg_inherits i
 JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = 'steps'::regclass
   AND to_date(right(c.relname, 7), 'YYYY_MM') + interval '1 month' < now() - interval '1 day'"""
+LOOKED_AT_ONCE = 2000
+BY_KEY = ", ".join(f"set_config('{name}', '{value}', true)" for name, value in PLANS.items())
+"""A piece is found by the keys, or each would read the whole tables again."""
+LAST = """
+SELECT run_id, seq FROM steps WHERE (run_id, seq) > (:run_id, :seq) AND started_at < now() - make_interval(days => :least)
+ORDER BY run_id, seq OFFSET :offset LIMIT 1"""
 EXPIRED = """
-DELETE FROM steps WHERE started_at < now() - make_interval(days => :days)
-  AND (kind = :kind OR :kind = '*' AND kind <> ALL(:named))
+DELETE FROM steps WHERE (run_id, seq) > (:run_id, :seq) AND (run_id, seq) <= (:last_id, :last)
+  AND started_at < now() - make_interval(days => :least)
+  AND started_at < now() - make_interval(days => coalesce(CAST(:days AS jsonb) ->> kind, CAST(:days AS jsonb) ->> '*')::int)
   AND NOT EXISTS (SELECT FROM runs r WHERE r.id = steps.run_id AND r.ended_at IS NULL) RETURNING scope_id"""
 """What a run that waits for a person has done it must not do again."""
 QUIET = "SELECT id FROM sessions WHERE id = ANY(:scopes) FOR UPDATE SKIP LOCKED"
@@ -49,16 +59,31 @@ async def ensure(db: AsyncConnection, moment: datetime) -> None:
         first = following
 
 
-async def forget(db: AsyncConnection, days: Mapping[str, int]) -> None:
-    """Erase steps that are older than so many days, by kind, and the values of sessions that have none left."""
-    if not days:
-        return
-    scopes: set[UUID] = set()
-    for kind, number in days.items():
-        values = {"days": number, "kind": kind, "named": list(days)}
-        scopes |= set((await db.execute(text(EXPIRED), values)).scalars())
-    quiet = (await db.execute(text(QUIET), {"scopes": list(scopes)})).scalars().all()
-    await db.execute(text(UNUSED), {"scopes": list(quiet)})
+class Place(NamedTuple):
+    """Where the looking at steps has come to, in the order of their key."""
+
+    run_id: UUID = UUID(int=0)
+    seq: int = 0
+
+
+START, END = Place(), Place(UUID(int=2**128 - 1))
+
+
+async def forget(db: AsyncConnection, days: Mapping[str, int], after: Place = START) -> Place | None:
+    """Erase steps that are older than so many days, by kind, and the values of sessions that have none left.
+
+    It looks at so many of the old ones after a place, and gives the place to go on from, if there may be more.
+    """
+    await db.execute(text(f"SELECT {BY_KEY}"))
+    begin = {"run_id": after.run_id, "seq": after.seq, "least": min(days.values())}
+    found = (await db.execute(text(LAST), begin | {"offset": LOOKED_AT_ONCE - 1})).first()
+    last = Place(*found) if found else END
+    values = begin | {"last_id": last.run_id, "last": last.seq, "days": encode_json(days)}
+    scopes = set((await db.execute(text(EXPIRED), values)).scalars())
+    if scopes:
+        quiet = (await db.execute(text(QUIET), {"scopes": list(scopes)})).scalars().all()
+        await db.execute(text(UNUSED), {"scopes": list(quiet)})
+    return last if found else None
 
 
 async def drop_past(db: AsyncConnection) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from functools import partial
 from types import MappingProxyType
 from typing import NamedTuple
@@ -37,6 +37,20 @@ log = logging.getLogger(__name__)
 PAUSE_SECONDS = 3600.0
 AWAY_SECONDS = 1.0
 """How long to wait for a database that is away."""
+FAILED_SECONDS = 600.0
+"""And after an error, such as a statement that took too long: it would soon be no better."""
+SWEEPS = (
+    credentials.sweep,
+    invites.sweep,
+    runs.sweep_keys,
+    creations.sweep,
+    budgets.sweep,
+    jobs.sweep,
+    llm_batches.sweep,
+    memories.sweep,
+    queue.sweep,
+    webhooks.sweep,
+)
 
 
 class Keeping(NamedTuple):
@@ -53,34 +67,48 @@ FOR_EVER = Keeping()
 async def once(engine: AsyncEngine, keeping: Keeping = FOR_EVER) -> None:
     """Make the coming months' partitions, and forget what has ended: tokens, old failed logins, keys, jobs, memories, unused sessions.
 
-    And what is older than it is to be kept.
+    And what is older than it is to be kept. A part that fails keeps no other from being done; their errors come together at the end.
     """
-    await make_partitions(engine)
-    async with engine.begin() as db:
-        await credentials.sweep(db)
-        await invites.sweep(db)
-        await runs.sweep_keys(db)
-        await creations.sweep(db)
-        await budgets.sweep(db)
-        await jobs.sweep(db)
-        await llm_batches.sweep(db)
-        await memories.sweep(db)
-        await queue.sweep(db)
-        await webhooks.sweep(db)
-        if keeping.audit:
-            await audit.sweep(db, keeping.audit)
-    async with engine.begin() as db:
-        await partitions.forget(db, keeping.steps)
+    errors: list[Exception] = []
+    for part in _parts(keeping):
+        try:
+            await part(engine)
+        except Exception as error:
+            errors.append(error)
+    if errors:
+        raise ExceptionGroup("upkeep", errors)
+
+
+def _parts(keeping: Keeping) -> Iterator[Callable[[AsyncEngine], Awaitable[None]]]:
+    yield make_partitions
+    yield from (partial(_all, sweep) for sweep in SWEEPS)
+    if keeping.audit:
+        yield partial(_all, partial(audit.sweep, days=keeping.audit))
     if keeping.steps:
-        await _unless_held(engine, partitions.drop_past, "old partitions are dropped at the next upkeep")
-    more = True
+        yield partial(_forget_steps, days=keeping.steps)
+        yield _drop_past
+    yield partial(_all, ephemeral.sweep)
+    if keeping.sessions:
+        yield partial(_all, partial(retention.erase_sessions, days=keeping.sessions))
+
+
+async def _all(sweep: Callable[[AsyncConnection], Awaitable[bool | None]], engine: AsyncEngine) -> None:
+    """Sweep in pieces, as long as there may be more."""
+    more: bool | None = True
     while more:
         async with engine.begin() as db:
-            more = await ephemeral.sweep(db)
-    more = bool(keeping.sessions)
-    while more:
+            more = await sweep(db)
+
+
+async def _forget_steps(engine: AsyncEngine, days: Mapping[str, int]) -> None:
+    place: partitions.Place | None = partitions.START
+    while place:
         async with engine.begin() as db:
-            more = await retention.erase_sessions(db, keeping.sessions)
+            place = await partitions.forget(db, days, place)
+
+
+async def _drop_past(engine: AsyncEngine) -> None:
+    await _unless_held(engine, partitions.drop_past, "old partitions are dropped at the next upkeep")
 
 
 async def make_partitions(engine: AsyncEngine) -> None:
@@ -99,23 +127,29 @@ async def _unless_held(engine: AsyncEngine, work: Callable[[AsyncConnection], Aw
         log.info("steps are in use; %s", told)
 
 
+async def begin(engine: AsyncEngine) -> None:
+    """Do what nobody can be served without. While the database is away nobody can, and it is done with the rest."""
+    try:
+        await make_partitions(engine)
+    except Exception as error:
+        if not is_passing(error):
+            raise
+
+
 async def attempt(engine: AsyncEngine, keeping: Keeping) -> float:
     """Do it `once`; gives the seconds after which to do it again: soon when the database is away, of which the heart tells."""
     try:
         await once(engine, keeping)
-    except Exception as error:
-        if not is_passing(error):
-            raise
-        return AWAY_SECONDS
+    except ExceptionGroup as group:
+        told = [error for error in group.exceptions if isinstance(error, TimeoutError) or not is_passing(error)]
+        for error in told:
+            report(log, "a part of the upkeep failed; trying again", error)
+        return FAILED_SECONDS if told else AWAY_SECONDS
     return PAUSE_SECONDS
 
 
-async def keep(engine: AsyncEngine, keeping: Keeping, pause: float) -> None:
-    """Do it again and again, the first time after `pause` seconds. Belongs in a task."""
+async def keep(engine: AsyncEngine, keeping: Keeping) -> None:
+    """Do it again and again. Belongs in a task."""
     while True:
+        pause = await attempt(engine, keeping)
         await asyncio.sleep(pause)
-        try:
-            pause = await attempt(engine, keeping)
-        except Exception as error:
-            report(log, "upkeep failed; trying again", error)
-            pause = PAUSE_SECONDS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from typing import Any
 
@@ -144,3 +145,21 @@ async def test_what_was_not_used_for_so_long_is_erased(llm_house: House, databas
     assert kept == values == ({new} if keeping.sessions else {old, new})
     assert spent == 2  # what was used is never forgotten
     assert bool(await acts(llm_house)) is not bool(keeping.audit)
+
+
+async def test_nobody_waits_for_old_sessions_to_be_erased_before_he_is_served(
+    running: Engines, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, goes_on = asyncio.Event(), asyncio.Event()
+
+    async def takes_long(*_: Any, **__: Any) -> bool:
+        begun.set()
+        await goes_on.wait()
+        return False
+
+    monkeypatch.setattr("app.store.retention.erase_sessions", takes_long)
+    async with asyncio.timeout(20), open_house(database_url, redis_url=running.redis_url, session_days=1) as house:
+        opened = await session(house.admin)
+        assert (await send(house.admin, opened, "repeat: x")).json()["content"] == "x"
+        await begun.wait()
+        goes_on.set()

@@ -354,3 +354,51 @@ async def test_steps_are_kept_as_long_as_their_kind_is(here: House) -> None:
     assert "steps_2020_01" not in names
     assert values == 1
     assert (await ann.post(f"/api/v1/runs/{old}/rerun", json={})).status_code == 409
+
+
+async def test_old_steps_are_erased_in_pieces_that_are_kept_when_a_later_one_fails(
+    here: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.store.partitions.LOOKED_AT_ONCE", 2)
+    ann = await here.user("ann")
+    runs = [await said(ann, "say old") for _ in range(5)]
+    engine = here.platform.engine
+    async with engine.begin() as db:
+        await db.execute(text("UPDATE steps SET started_at = now() - interval '3 days'"))
+        await db.execute(text("UPDATE steps SET kind = 'tool' WHERE run_id = :id"), {"id": runs[2]})
+        whole = (await db.execute(text("SELECT count(*) FROM steps"))).scalar_one()
+    assert whole == 5
+    real, pieces = partitions.forget, 0
+
+    async def forget(*given: Any) -> partitions.Place | None:
+        nonlocal pieces
+        pieces += 1
+        if pieces == 3:
+            raise TimeoutError
+        return await real(*given)
+
+    monkeypatch.setattr(partitions, "forget", forget)
+    counted = text("SELECT (SELECT count(*) FROM steps), (SELECT count(DISTINCT scope_id) FROM step_values)")
+    for left, pause in ((2, upkeep.FAILED_SECONDS), (1, upkeep.PAUSE_SECONDS)):
+        assert await upkeep.attempt(engine, Keeping(steps={"llm": 2, "tool": 4})) == pause
+        async with engine.connect() as db:
+            assert tuple((await db.execute(counted)).one()) == (left, left)
+
+
+async def test_a_part_of_the_upkeep_that_takes_too_long_is_told_of_and_keeps_no_other_from_being_done(
+    here: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    ann = await here.user("ann")
+    await said(ann, "say old")
+    engine = here.platform.engine
+    async with engine.begin() as db:
+        await db.execute(text("UPDATE sessions SET updated_at = now() - interval '3 days'"))
+
+    async def takes_long(*_: Any) -> None:
+        raise TimeoutError
+
+    monkeypatch.setattr(partitions, "forget", takes_long)
+    assert await upkeep.attempt(engine, Keeping(sessions=2, steps={"*": 1})) == upkeep.FAILED_SECONDS
+    assert "upkeep failed" in caplog.text
+    async with engine.connect() as db:
+        assert (await db.execute(text("SELECT count(*) FROM sessions"))).scalar_one() == 0
