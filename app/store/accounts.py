@@ -56,9 +56,16 @@ async def keep_owner(db: AsyncConnection, table: Table, id: UUID) -> None:
     await db.execute(owner.with_for_update(read=True, key_share=True, of=users))
 
 
-async def lock_sessions(db: AsyncConnection, user_id: UUID) -> Sequence[UUID]:
-    """The ids of a user's sessions, locked in id order: what is being stored for them is there, and nothing more comes."""
-    query = select(sessions.c.id).where(sessions.c.user_id == user_id).order_by(sessions.c.id).with_for_update()
+async def has_sessions(db: AsyncConnection, user_id: UUID, number: int) -> bool:
+    """Whether a user has so many sessions, or more."""
+    query = select(sessions.c.id).where(sessions.c.user_id == user_id).offset(number - 1).limit(1)
+    return (await db.execute(query)).first() is not None
+
+
+async def lock_sessions(db: AsyncConnection, user_id: UUID, limit: int | None = None) -> Sequence[UUID]:
+    """The ids of a user's sessions, or of the first, locked in id order: what is being stored for them is there, and nothing more comes."""
+    query = select(sessions.c.id).where(sessions.c.user_id == user_id).order_by(sessions.c.id).limit(limit)
+    query = query.with_for_update()
     return (await db.execute(query)).scalars().all()
 
 

@@ -154,6 +154,11 @@ async def erase(
     await db.execute(delete(sessions).where(chosen))
 
 
+async def erase_some(db: AsyncConnection, ids: Sequence[UUID]) -> None:
+    """The same for sessions that are locked."""
+    await erase(db, chosen=sessions.c.id.in_(ids))
+
+
 async def usage(db: AsyncConnection, id: UUID) -> Usage:
     """The sums over the session's runs."""
     columns = [

@@ -23,6 +23,8 @@ from app.usecases.vectors import forget_soon
 FIRST_KEY = "first administrator"
 """The name of the keys that come from the operator's settings or files."""
 NOT_YOURS = "old_password: this is not your password."
+ERASED_AT_ONCE = 1000
+"""How many sessions of a user are erased in one transaction."""
 
 
 async def create_user(
@@ -123,9 +125,11 @@ async def _prove(platform: Platform, id: UUID, password: str) -> str | None:
 async def delete_user(platform: Platform, principal: Principal, id: UUID) -> None:
     """Erase a user with his sessions, messages, runs, steps, files and credentials. The ledger keeps its counts.
 
-    Another replica finds at its next beat that it has lost the runs of his that it conducts, and ends them.
+    Another replica finds at its next beat that it has lost the runs of his that it conducts, and ends them. Of somebody with very many
+    sessions most are erased before he is: when that breaks off, the next call goes on with what is left.
     """
     require_admin(principal)
+    await _erase_ahead(platform, principal, id)
     async with platform.engine.begin() as db:
         await _keep_an_admin(db, id)
         must_exist(await accounts.lock_user(db, id), "user", param="user_id")
@@ -144,6 +148,22 @@ async def delete_user(platform: Platform, principal: Principal, id: UUID) -> Non
         platform.windows.forget(session_id)
     with suppress(Unavailable):  # it is done when the store is back
         await platform.cache.purge(owner=str(id))
+
+
+async def _erase_ahead(platform: Platform, principal: Principal, id: UUID) -> None:
+    """Erase sessions of a user in pieces, where there are too many for one transaction; he is suspended first, so that none come."""
+    async with platform.engine.connect() as db:
+        more = await accounts.has_sessions(db, id, ERASED_AT_ONCE)
+    if more:
+        await update_user(platform, principal, id, status="suspended")
+    while more:
+        async with platform.engine.begin() as db:
+            must_exist(await accounts.lock_user(db, id), "user", param="user_id")
+            erased = await accounts.lock_sessions(db, id, ERASED_AT_ONCE)
+            await sessions.erase_some(db, erased)
+        for session_id in erased:
+            platform.windows.forget(session_id)
+        more = len(erased) == ERASED_AT_ONCE
 
 
 async def existing(db: AsyncConnection, id: UUID) -> User:

@@ -16,7 +16,7 @@ import pytest
 from sqlalchemy import text
 
 from app.domain import BatchStatus
-from app.store import accounts, batches
+from app.store import accounts, batches, sessions
 from tests.engines import Engines
 from tests.house import House, open_house, send, session
 from tests.integration.test_accounts_at_once import count, holding, until_waiting
@@ -173,3 +173,31 @@ async def test_what_one_erasure_has_locked_keeps_nobody_elses_messages_waiting(h
         assert (await send(ben, his, "repeat: x")).json()["content"] == "x"
         assert {going.done(), more.done()} == {False}
     assert ((await going).status_code, (await more).status_code) == (200, 200)
+
+
+async def test_a_user_with_many_sessions_is_erased_in_pieces_and_a_second_call_goes_on_with_the_rest(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.usecases.accounts.ERASED_AT_ONCE", 2)
+    ann, _ = await ann_of(house)
+    ids = [await session(ann) for _ in range(5)]
+    for id in ids[:3]:
+        await send(ann, id, "repeat: x")
+    real, pieces = sessions.erase_some, 0
+
+    async def erase_some(*given: Any) -> None:
+        nonlocal pieces
+        pieces += 1
+        if pieces == 2:
+            raise TimeoutError
+        await real(*given)
+
+    monkeypatch.setattr(sessions, "erase_some", erase_some)
+    assert (await erasing(house, ann)).status_code == 503
+    assert await count(house, "sessions") == 4
+    assert (await ann.post("/ListSessions", json={})).status_code == 401  # nothing new comes
+    assert (await erasing(house, ann)).status_code == 204
+    await none_of_ann_is_left(house)
+    for table in ("messages", "steps", "step_values"):
+        assert await count(house, table) == 0, table
+    assert (await erasing(house, ann)).status_code == 404
