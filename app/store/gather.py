@@ -77,9 +77,9 @@ class Gatherer(Generic[Op, Result]):
         """`write` writes a batch in one transaction and gives the outcome of each operation, in order; those that are `Held` are given
         to it again for `seconds`.
 
-        While the database is away it is called again until the first caller of a batch has waited for `seconds`: nobody waits so long
-        for each batch before his. No two operations of a batch share a claim. `abandoned` is told what was written for a caller that
-        had left.
+        While the database is away it is called again until the last caller of a batch has waited for `seconds`: nobody is given up
+        before, and nobody waits so long for each batch before his. No two operations of a batch share a claim. `abandoned` is told what
+        was written for a caller that had left.
         """
         self._connect = connect
         self._write = write
@@ -146,7 +146,7 @@ class Gatherer(Generic[Op, Result]):
     async def _settle(self, batch: Sequence[_Caller[Op, Result]]) -> None:
         results: Sequence[Result | Exception]
         try:
-            deadline = min(caller.since for caller in batch) + self._seconds
+            deadline = max(caller.since for caller in batch) + self._seconds
             results = await self._persist([caller.op for caller in batch], deadline)
         except Exception as error:
             if len(batch) > 1 and not is_passing(error):
