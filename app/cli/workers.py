@@ -124,9 +124,14 @@ class Workers:
         """Let all finish what they answer, for 30 s at most, or 3 s once `hurried` says so; then kill."""
         workers = [slot.worker for slot in self._slots if slot.worker is not None]
         self._signal(workers, signal.SIGTERM)
-        if not process.wait_until(lambda: hurried() or not _any_alive(workers), QUIET_SECONDS):
-            typer.echo("Answers under way get some seconds to end; Ctrl-C again cuts them off.")
-            process.wait_until(lambda: hurried() or not _any_alive(workers), STOP_SECONDS)
+
+        def is_over() -> bool:
+            return hurried() or not _any_alive(workers)
+
+        if not process.wait_until(is_over, QUIET_SECONDS) and any(worker.ready for worker in workers):
+            with contextlib.suppress(OSError):  # of a terminal that is gone
+                typer.echo("Answers under way get some seconds to end; Ctrl-C again cuts them off.")
+        process.wait_until(is_over, STOP_SECONDS)
         if _any_alive(workers):
             self._signal(workers, signal.SIGINT)  # uvicorn stops waiting for connections
             process.wait_until(lambda: not _any_alive(workers), HURRIED_SECONDS)
