@@ -80,7 +80,7 @@ def test_the_pages_limits_are_those_of_the_code() -> None:
     waits = (5, 5 * 60, 30 * 60, *(hours * 3600 for hours in (2, 5, 10, 14, 20, 24)))
     assert courier.SEND_SECONDS == 10
     assert waits == webhooks.RETRY_SECONDS
-    assert (webhooks.FAILING, webhooks.REST_SECONDS, webhooks.RETRIED_SECONDS // 3600) == (5, 60, 75)
+    assert (hooks.FAILING, webhooks.REST_SECONDS, webhooks.RETRIED_SECONDS // 3600) == (5, 60, 75)
 
 
 def test_the_page_names_every_event() -> None:

@@ -298,7 +298,8 @@ async def test_an_empty_credential_is_refused_without_a_look(header: bytes) -> N
     async def send(message: Any) -> None:
         sent.append(message)
 
-    scope = {"type": "http", "method": "POST", "path": "/SendMessage", "headers": [(b"authorization", header)]}
+    headers = [(b"authorization", header)]
+    scope = {"type": "http", "scheme": "http", "method": "POST", "path": "/SendMessage", "headers": headers}
     await Gate(nothing, platform=nothing)(scope, nothing, send)
     assert sent[0]["status"] == 401
 

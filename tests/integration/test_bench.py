@@ -152,7 +152,7 @@ async def test_a_bench_whose_rows_are_broken_leaves_nothing(
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"agents": [{"id": "nobody"}]}, "agents: nobody: There is no such model."),
+        ({"agents": [{"id": "nobody"}]}, "agents: nobody: There is no such model"),
         ({"agents": [{"id": "fake_echo_agent", "params": {"x": 1}}]}, "agents: fake_echo_agent: "),
         ({"scorers": [{"kind": "python", "path": "none.py"}]}, "scorers: none.py cannot be used"),
         ({"scorers": [{"kind": "json_schema", "schema": {"type": "odd"}}]}, "scorers[0]: the schema: it is no schema"),
