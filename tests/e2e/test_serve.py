@@ -35,6 +35,7 @@ class Slow(Chattable):
     id = "slow"
 
     async def chat(self, message: Message) -> str:
+        print("asleep for", message.content)
         await asyncio.sleep(float(message.content))
         return "at last"
 '''
@@ -141,40 +142,6 @@ def wait_until(condition: Callable[[], bool], seconds: float) -> None:
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One folder for the tests that do not mind what an earlier one left."""
     return tmp_path_factory.mktemp("home of a user") / "my data"
-
-
-PRINTING = '''"""Prints."""
-
-from app.agent import Chattable, Message
-
-
-class Printing(Chattable):
-    id = "printing"
-
-    def chat(self, message: Message) -> str:
-        print("heard:", message.content)
-        return "ok"
-'''
-
-
-def test_what_an_agent_prints_is_seen_at_once_and_the_end_of_a_long_answer_is_announced(
-    tmp_path: Path, data_dir: Path
-) -> None:
-    folder = tmp_path / "agents"
-    folder.mkdir()
-    (folder / "printing.py").write_text(PRINTING)
-    shutil.copy(ROOT / "agents/scripted_agent.py", folder)
-    with serving(tmp_path, data_dir, AGENTS_DIR=str(folder)) as serve:
-        serve.ready()
-        assert serve.say("hello", "printing") == "ok"
-        wait_until(lambda: "heard: hello\n" in serve.output, 20)
-        session = serve.post("CreateSession", agent={"id": "scripted_agent"})["id"]
-        long = threading.Thread(target=lambda: serve.post("SendMessage", session_id=session, content="sleep: 4"))
-        long.start()
-        time.sleep(1)
-        assert serve.end(signal.SIGINT) == 0
-        long.join()
-        assert "Ctrl-C again cuts them off." in serve.output
 
 
 @pytest.mark.parametrize("auth", ["keys", "open"])
@@ -329,18 +296,19 @@ def test_an_application_that_cannot_start_ends_with_its_own_words(tmp_path: Path
         assert serve.output.rstrip().endswith("broken on purpose")
 
 
-def test_an_answer_in_the_making_is_finished_before_the_end(tmp_path: Path, data_dir: Path) -> None:
+def test_an_answer_in_the_making_is_finished_before_the_end_which_is_announced(tmp_path: Path, data_dir: Path) -> None:
     (tmp_path / "agents").mkdir()
     (tmp_path / "agents" / "slow.py").write_text(SLOW_AGENT)
     with serving(tmp_path, data_dir, AGENTS_DIR=str(tmp_path / "agents")) as serve:
         serve.ready()
         said: list[Any] = []
-        asker = threading.Thread(target=lambda: said.append(serve.say("3", "slow")))
+        asker = threading.Thread(target=lambda: said.append(serve.say("4", "slow")))
         asker.start()
-        time.sleep(1)
+        wait_until(lambda: "asleep for 4\n" in serve.output, 20)  # what agents print is seen at once
         assert serve.end() == 0
         asker.join(20)
         assert said == ["at last"]
+        assert "Ctrl-C again cuts them off." in serve.output
 
 
 def test_a_second_ctrl_c_does_not_wait_for_answers(tmp_path: Path, data_dir: Path) -> None:
@@ -350,7 +318,7 @@ def test_a_second_ctrl_c_does_not_wait_for_answers(tmp_path: Path, data_dir: Pat
         session = serve.ready().post("CreateSession", agent={"id": "slow"})["id"]
         asker = threading.Thread(target=swallow, args=(serve, session))
         asker.start()
-        time.sleep(1)
+        wait_until(lambda: "asleep for 60\n" in serve.output, 20)
         begin = time.monotonic()
         serve.popen.send_signal(signal.SIGINT)
         time.sleep(1)
